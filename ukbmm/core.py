@@ -52,8 +52,7 @@ class UkbmmError(Exception):
         self,
         thing: str,  # What is wrong, by its name: a file, a column, a key; never a participant's value
         expected: str | None = None,  # What it should have been; None when `thing` says it all
-        found: str
-        | None = None,  # What it was: a count, a type, a line number; never a participant's value
+        found: str | None = None,  # What it was: a count, a type, a line number; never a participant's value
         remedy: str | None = None,  # What the reader can do now
     ):
         self.thing, self.expected, self.found, self.remedy = thing, expected, found, remedy
@@ -223,9 +222,7 @@ def seed_everything(
     return derived
 
 # %% ../nbs/00_core.ipynb #87e18f2e
-EID_PATTERN = re.compile(
-    r"(?<![\d.,-])[1-6]\d{6}(?![\d,]|\.\d)"
-)  # seven digits, 1,000,000 to 6,999,999
+EID_PATTERN = re.compile(r"(?<![\d.,-])[1-6]\d{6}(?![\d,]|\.\d)")  # seven digits, 1,000,000 to 6,999,999
 
 
 def redact(
@@ -262,7 +259,7 @@ def get_logger(
     root = logging.getLogger("ukbmm")
     if not root.handlers:
         root.addHandler(_CurrentStderr())
-        root.setLevel(logging.INFO)
+        root.setLevel(root.level or logging.INFO)
         root.propagate = False
     return logging.getLogger(name if name.startswith("ukbmm") else f"ukbmm.{name}")
 

@@ -13,7 +13,7 @@ from .dictionary import Field, special_values
 from ..disclosure import show_parts, show_share
 
 # %% auto #0
-__all__ = ['MISSING_KINDS', 'Cleaned', 'Rules', 'rules_for', 'clean', 'missing_table']
+__all__ = ['MISSING_KINDS', 'Cleaned', 'Rules', 'rules_for', 'clean_column', 'missing_table']
 
 # %% ../../nbs/biobank/13_cleaning.ipynb #5808521e
 MISSING_KINDS = (
@@ -64,7 +64,7 @@ def rules_for(
     return Rules(kinds, numbers)
 
 # %% ../../nbs/biobank/13_cleaning.ipynb #6e6f03f7
-def clean(
+def clean_column(
     column: pl.Series,  # Raw values of one column, as the store holds them
     field: Field,  # The column's field
     table: pl.DataFrame | None = None,  # Special values; None takes the shipped ones

@@ -19,7 +19,7 @@ from ..core import LeakageError
 from ..disclosure import show_count
 
 # %% auto #0
-__all__ = ['KNOWN_AT_BIRTH', 'Finding', 'audit', 'refuse_leaks']
+__all__ = ['ALWAYS_KNOWN', 'AT_RECRUITMENT', 'Finding', 'audit', 'refuse_leaks']
 
 # %% ../../nbs/cohort/23_leakage.ipynb #a159e64a
 class Finding(NamedTuple):
@@ -54,7 +54,27 @@ def _withdrawn(biobank: Biobank, cohort: Cohort) -> Finding:
     return Finding("withdrawn", "ok", "nobody in the cohort has withdrawn")
 
 # %% ../../nbs/cohort/23_leakage.ipynb #1334e95d
-KNOWN_AT_BIRTH = {31, 34, 52, 21000, 22000, 22001, 22003, 22005, 22006, 22009, 22019, 22020, 22021, 22027}
+ALWAYS_KNOWN = {
+    31,
+    34,
+    52,
+    21000,
+    22000,
+    22001,
+    22003,
+    22005,
+    22006,
+    22009,
+    22019,
+    22020,
+    22021,
+    22027,
+}  # sex, birth, genes
+AT_RECRUITMENT = {
+    189,
+    21022,
+    22189,
+}  # age and deprivation "at recruitment"; no visit number, but known by visit 0
 
 
 def _outcome(cohort: Cohort, inputs: list[str]) -> Finding:
@@ -74,7 +94,7 @@ def _when(biobank: Biobank, name: str, visit: int) -> str:
     if field.instance_id == 2:
         return "later" if (column.instance or 0) > visit else "ok"
     own = field.source != "UK Biobank"
-    return "ok" if column.field_id in KNOWN_AT_BIRTH or own else "look"
+    return "ok" if column.field_id in ALWAYS_KNOWN | AT_RECRUITMENT or own else "look"
 
 
 def _time(biobank: Biobank, cohort: Cohort, inputs: list[str]) -> Finding:

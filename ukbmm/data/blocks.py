@@ -394,16 +394,31 @@ def present(self: SNPBlock, rows: Tensor) -> Tensor:  # bool [batch]
 
 
 @patch
-def transform(self: SNPBlock, raw: Tensor) -> Tensor:  # float32 [batch, variant]
-    "Unpack and standardise, on the device of `raw`; 0 where a genotype is missing."
+def _codes(self: SNPBlock, raw: Tensor, start: int, stop: int) -> Tensor:
+    "Two-bit codes of variants `start` to `stop`, as uint8 [batch, variant]."
+    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=raw.device)
+    if self._index is None:  # every variant of the panel, in order
+        first = start // 4
+        codes = ((raw[:, first : -(-stop // 4)].unsqueeze(-1) >> shifts) & 3).flatten(1)
+        return codes[:, start - 4 * first : stop - 4 * first]
+    if stop - start == self.n_variants:
+        return ((raw.unsqueeze(-1) >> shifts) & 3).flatten(1).index_select(1, self._index)
+    place = self._index[start:stop]
+    return (raw.index_select(1, place // 4) >> (place % 4 * 2).to(torch.uint8)) & 3
+
+
+@patch
+def transform(
+    self: SNPBlock, raw: Tensor, start: int = 0, stop: int | None = None
+) -> Tensor:  # float32 [batch, variant]
+    "Unpack and standardise variants `start` to `stop` (all of them), on the device of `raw`; 0 where missing."
+    stop = self.n_variants if stop is None else min(stop, self.n_variants)
     if self._mean.device != raw.device:
         self._mean, self._scale = self._mean.to(raw.device), self._scale.to(raw.device)
         self._index = None if self._index is None else self._index.to(raw.device)
-    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=raw.device)
-    codes = ((raw.unsqueeze(-1) >> shifts) & 3).flatten(1)
-    codes = codes[:, : self.n_variants] if self._index is None else codes.index_select(1, self._index)
-    missing = codes == 3
-    return codes.float().sub_(self._mean).mul_(self._scale).masked_fill_(missing, 0.0)
+    codes = self._codes(raw, start, stop)
+    standard = codes.float().sub_(self._mean[start:stop]).mul_(self._scale[start:stop])
+    return standard.masked_fill_(codes == 3, 0.0)
 
 
 @patch

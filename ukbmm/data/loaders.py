@@ -23,7 +23,7 @@ from .batch import MultiModalBatch, check_batch, move, shapes
 from .blocks import Block, OutcomeBlock, PhenotypeBlock, SNPBlock
 
 # %% auto #0
-__all__ = ['epoch_batches', 'MultiModalLoader', 'MultiModalDataLoaders', 'MultiModalDataBlock']
+__all__ = ['epoch_batches', 'MultiModalLoader', 'MultiModalDataLoaders', 'fitted_loaders', 'MultiModalDataBlock']
 
 # %% ../../nbs/data/33_loaders.ipynb #b5fa2e94
 def epoch_batches(
@@ -114,7 +114,7 @@ class MultiModalLoader(DataLoader):
             num_workers,
             additive,
         )
-        self.rows = np.asarray(rows, dtype=np.int64)
+        self.rows = np.ascontiguousarray(rows, dtype=np.int64)
         self.epoch = 0  # Number of the next epoch
         self._reader = _Reader(blocks, outcome, torch.from_numpy(self.rows), additive)
         self._processes: torch.utils.data.DataLoader | None = None
@@ -216,6 +216,23 @@ class MultiModalDataLoaders(DataLoaders):
         return {name: block.rows for name, block in [*self.blocks.items(), ("outcome", self.outcome)]}
 
 # %% ../../nbs/data/33_loaders.ipynb #1b770eda
+def fitted_loaders(
+    blocks: dict[str, Block],  # Fitted blocks by name of the modality
+    outcome: OutcomeBlock,  # Fitted target
+    train: np.ndarray,  # Rows to learn from
+    valid: np.ndarray,  # Rows to check on
+    bs: int = 256,  # Participants in a batch
+    seed: int = 0,  # Decides the order of training batches
+    num_workers: int = 0,  # Processes that read; 0 reads in this one
+    additive: Tensor | None = None,  # float32 [participant, modality, class]: scores of a linear model
+    path: str | Path = ".",  # Where fastai saves models
+    device: torch.device | str | None = None,  # None takes the GPU where there is one
+) -> MultiModalDataLoaders:
+    "Make loaders from blocks that are fitted already."
+    loader = MultiModalLoader(blocks, outcome, train, bs, True, False, seed, num_workers, additive)
+    return MultiModalDataLoaders(loader, loader.new(valid, shuffle=False), path, device)
+
+# %% ../../nbs/data/33_loaders.ipynb #3a392667
 def _named(blocks) -> tuple[dict[str, Block], OutcomeBlock | None]:
     "Sort blocks into modalities by name and the outcome."
     outcomes = [block for block in blocks if isinstance(block, OutcomeBlock)]
@@ -267,8 +284,7 @@ class MultiModalDataBlock:
         for name, block in blocks.items():  # what was read is shared with the next fold
             self.inputs[name] = block.copy()
         outcome = self.outcome.copy().fit(biobank, train)
-        loader = MultiModalLoader(blocks, outcome, train, bs, True, False, seed, num_workers, additive)
-        return MultiModalDataLoaders(loader, loader.new(valid, shuffle=False, drop_last=False), path, device)
+        return fitted_loaders(blocks, outcome, train, valid, bs, seed, num_workers, additive, path, device)
 
 # %% ../../nbs/data/33_loaders.ipynb #e0979904
 def _weight(raw) -> int:

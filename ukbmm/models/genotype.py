@@ -26,6 +26,9 @@ class GenotypeSettings(Settings):
     block: int = Setting(64, ge=1, description="Neighbouring variants in a block")
     channels: int = Setting(4, ge=1, description="Outputs of each block")
     dropout: float = Setting(0.3, ge=0, lt=1, description="Share of block outputs dropped while training")
+    scale: float = Setting(
+        0.05, gt=0, description="How much the blocks may say per training step, beside the score"
+    )
 
 # %% ../../nbs/models/42_genotype.ipynb #86203e89
 @ENCODERS.register("locally_connected")
@@ -43,11 +46,12 @@ class GenotypeEncoder(nn.Module):
         settings = settings or GenotypeSettings()
         self.blocks = LocallyConnected(n_variants, settings.block, settings.channels)
         self.after = nn.Sequential(nn.LayerNorm(self.blocks.width), nn.GELU(), nn.Dropout(settings.dropout))
-        self.project = nn.Linear(self.blocks.width, dim)
+        self.project, self.scale = nn.Linear(self.blocks.width, dim), settings.scale
         self.from_score = nn.Linear(n_outputs, dim, bias=False)
         self.linear = nn.Linear(n_variants, n_outputs)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        for start_at_zero in (self.project, self.linear):
+            nn.init.zeros_(start_at_zero.weight)
+            nn.init.zeros_(start_at_zero.bias)
 
     def additive(self, x: Tensor) -> Tensor:  # [batch, variant] to [batch, class]
         "The linear score over all variants."
@@ -55,7 +59,7 @@ class GenotypeEncoder(nn.Module):
 
     def forward(self, x: Tensor, additive: Tensor) -> Tensor:  # [batch, variant] to [batch, dim]
         "Represent genotypes: what the blocks see, plus the score."
-        return self.project(self.after(self.blocks(x))) + self.from_score(additive)
+        return self.scale * self.project(self.after(self.blocks(x))) + self.from_score(additive)
 
 # %% ../../nbs/models/42_genotype.ipynb #4f619e54
 @patch

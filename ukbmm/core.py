@@ -222,7 +222,7 @@ def seed_everything(
     return derived
 
 # %% ../nbs/00_core.ipynb #87e18f2e
-EID_PATTERN = re.compile(r"(?<![\d.,-])[1-6]\d{6}(?![\d,]|\.\d)")  # seven digits, 1,000,000 to 6,999,999
+EID_PATTERN = re.compile(r"(?<![A-Za-z0-9.,-])[1-6]\d{6}(?![A-Za-z0-9,]|\.\d)")  # 1,000,000 to 6,999,999
 
 
 def redact(

@@ -38,6 +38,10 @@ class Block:
         self.rows: np.ndarray | None = None  # Rows it was fitted on
         self.columns: list[str] = []  # Columns of the Biobank it reads
 
+    def open(self, biobank: Biobank) -> Block:
+        "Look at the Biobank and learn nothing; afterwards `present` works."
+        return self
+
     def fit(self, biobank: Biobank, rows: np.ndarray) -> Block:
         "Look at the Biobank, and learn from `rows` only."
         raise NotImplementedError
@@ -161,8 +165,10 @@ class PhenotypeBlock(Block):
 
 # %% ../../nbs/data/32_blocks.ipynb #28497d60
 @patch
-def _read(self: PhenotypeBlock, biobank: Biobank) -> None:
-    "Read and clean the columns, once for all copies of the block."
+def open(self: PhenotypeBlock, biobank: Biobank) -> PhenotypeBlock:
+    "Read and clean the columns, once for all copies of the block; learn nothing."
+    if self._raw is not None:
+        return self
     chosen = [(choice, columns_of(biobank, choice)) for choice in self.settings.fields]
     self.columns = [name for _, names in chosen for name in names]
     if len(set(self.columns)) < len(self.columns):
@@ -180,25 +186,23 @@ def _read(self: PhenotypeBlock, biobank: Biobank) -> None:
             self.code_names.append(title)
             codes.append(cleaned[names[0]].values)
     matrix = np.stack(numbers, axis=1) if numbers else np.zeros((len(biobank), 0))
-    self._raw = matrix, codes
+    known = ~np.isnan(matrix).all(axis=1) if numbers else np.zeros(len(matrix), dtype=bool)
+    for column in codes:
+        known = known | column.is_not_null().to_numpy()
+    self._raw, self._present = (matrix, codes), torch.from_numpy(known)
+    return self
 
 # %% ../../nbs/data/32_blocks.ipynb #bc2cf9c1
 @patch
 def fit(self: PhenotypeBlock, biobank: Biobank, rows: np.ndarray) -> PhenotypeBlock:
     "Read the fields, and learn means, deviations and levels from `rows`."
-    if self._raw is None:
-        self._read(biobank)
-    numbers, codes = self._raw
+    numbers, codes = self.open(biobank)._raw
     self.rows = np.asarray(rows)
     self.standardiser = Standardiser().fit(numbers, self.rows)
     self.levels = Levels(self.settings.min_count).fit(codes, self.rows)
     half = self.standardiser(numbers).astype(np.float16).view(np.int16)
     level = self.levels(codes) if codes else np.zeros((len(numbers), 0), np.int16)
     self._matrix = torch.from_numpy(np.ascontiguousarray(np.concatenate([half, level], axis=1)))
-    known = ~np.isnan(numbers).all(axis=1) if numbers.shape[1] else np.zeros(len(numbers), dtype=bool)
-    for column in codes:
-        known = known | column.is_not_null().to_numpy()
-    self._present = torch.from_numpy(known)
     return self
 
 
@@ -327,8 +331,10 @@ class SNPBlock(Block):
 
 # %% ../../nbs/data/32_blocks.ipynb #cff495a2
 @patch
-def _open(self: SNPBlock, biobank: Biobank) -> None:
-    "Open the genotypes and choose variants, once for all copies of the block."
+def open(self: SNPBlock, biobank: Biobank) -> SNPBlock:
+    "Open the genotypes and choose variants, once for all copies of the block; learn nothing."
+    if self._store is not None:
+        return self
     self._store = biobank.genotypes(self.settings.store)
     self._chosen = chosen_variants(self._store.variants, self.settings)
     if not len(self._chosen):
@@ -348,13 +354,13 @@ def _open(self: SNPBlock, biobank: Biobank) -> None:
     self._place = place  # Position of each chosen variant among the unpacked codes of a row
     rows = np.arange(len(biobank))
     self._sample = torch.from_numpy(self._store.samples(rows))
+    return self
 
 
 @patch
 def fit(self: SNPBlock, biobank: Biobank, rows: np.ndarray) -> SNPBlock:
     "Open the genotypes, and count alleles over `rows`."
-    if self._store is None:
-        self._open(biobank)
+    self.open(biobank)
     self.rows = np.asarray(rows)
     counts = self._store.code_counts(self.rows)[self._chosen]
     frequency = np.nan_to_num(a1_frequency(counts), nan=0.0)

@@ -5,13 +5,13 @@
 # %% ../../nbs/models/45_fusion.ipynb #9d90e21b
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from pydantic import Field as Setting
+from pydantic import field_validator
 from torch import Tensor, nn
 
 from ..config import Settings
+from ..core import did_you_mean
 from .layers import FUSIONS, mlp
 
 # %% auto #0
@@ -21,9 +21,18 @@ __all__ = ['FusionSettings', 'ConcatFusion', 'GatedFusion']
 class FusionSettings(Settings):
     "How modalities are combined."
 
-    kind: Literal["concat", "gated"] = Setting("gated", description="Name of the fusion")
+    kind: str = Setting("gated", description="Name of a registered fusion, such as concat or gated")
     dim: int = Setting(32, ge=1, description="Width of each modality's representation, and of the fused one")
     dropout: float = Setting(0.2, ge=0, lt=1, description="Share of hidden values dropped while training")
+
+    @field_validator("kind")
+    @classmethod
+    def _registered(cls, name: str) -> str:
+        if name not in FUSIONS:
+            raise ValueError(
+                f"expected one of {', '.join(FUSIONS.names())}, found {name!r}. {did_you_mean(name, FUSIONS.names())}"
+            )
+        return name
 
 # %% ../../nbs/models/45_fusion.ipynb #9d6ff61a
 class _Fusion(nn.Module):

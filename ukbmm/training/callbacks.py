@@ -5,6 +5,7 @@
 # %% ../../nbs/training/60_callbacks.ipynb #e88f2b5a
 from __future__ import annotations
 
+import copy
 from typing import Literal
 
 import torch
@@ -14,7 +15,7 @@ from fastai.learner import CancelStepException
 from ..core import UkbmmError, seed_everything
 
 # %% auto #0
-__all__ = ['Precision', 'MixedPrecision', 'BestWeights', 'SeedFit']
+__all__ = ['Precision', 'MixedPrecision', 'beats', 'BestWeights', 'SeedFit']
 
 # %% ../../nbs/training/60_callbacks.ipynb #e5f8ccfb
 Precision = Literal["no", "bf16", "fp16"]
@@ -95,6 +96,17 @@ class MixedPrecision(Callback):
         self.stepped = True
 
 # %% ../../nbs/training/60_callbacks.ipynb #2c66e7e8
+def beats(
+    before: torch.Tensor,  # [batch]: losses of participants before
+    after: torch.Tensor,  # [batch]: losses of the same participants after
+    margin: float = 1.0,  # Standard errors
+) -> bool:
+    "Is the mean loss lower by more than `margin` standard errors of the paired difference?"
+    gain = (before - after).double()
+    error = gain.std(correction=1) / len(gain) ** 0.5 if len(gain) > 1 else torch.zeros(())
+    return bool(gain.mean() > margin * error)
+
+# %% ../../nbs/training/60_callbacks.ipynb #31be6e02
 class BestWeights(Callback):
     "Keep the weights of the epoch with the lowest validation loss, the untrained state counting as epoch 0."
 
@@ -102,10 +114,10 @@ class BestWeights(Callback):
 
     def __init__(
         self,
-        patience: int = 5,  # Epochs without a better one after which training stops
-        least: float = 0.0,  # Relative improvement of the loss that counts as better
+        patience: int = 10,  # Epochs without a lower loss after which training stops
+        margin: float = 1.0,  # Standard errors by which an epoch must beat the untrained state
     ):
-        self.patience, self.least = patience, least
+        self.patience, self.margin = patience, margin
         self.losses: list[float] = []  # Validation loss before training and after each epoch
         self.active = False
 
@@ -117,40 +129,40 @@ class BestWeights(Callback):
         "Before the first epoch, measure and keep the untrained state."
         if self.active or hasattr(self.learn, "lr_finder"):
             return
-        self.active, self.losses, self.total, self.count = True, [], 0.0, 0
+        self.active, self.losses, self.parts = True, [], []
+        self.each = copy.copy(self.learn.loss_func)
+        self.each.reduction = "none"
         self.learn.model.eval()
         with torch.no_grad():
             for *inputs, target in self.learn.dls.valid:
-                loss = self.learn.loss_func(self.learn.model(*inputs), target)
-                self._count(loss, len(target))
+                self.parts.append(self.each(self.learn.model(*inputs), target).float().flatten(1).mean(1))
         self.learn.model.train()
         self._close_epoch()
 
-    def _count(self, loss: torch.Tensor, size: int) -> None:
-        self.total, self.count = self.total + loss.detach().float() * size, self.count + size
-
     def _close_epoch(self) -> None:
         "Note an epoch's validation loss, and keep its weights if it is the best."
-        loss = float(self.total) / max(self.count, 1)
-        self.total, self.count = 0.0, 0
+        now, self.parts = torch.cat(self.parts), []
+        loss = float(now.double().mean())
         self.losses.append(loss)
-        if len(self.losses) == 1 or loss < self.best_loss * (
-            1 - self.least if self.best_loss > 0 else 1 + self.least
-        ):
-            self.best_loss, self.best_epoch = loss, len(self.losses) - 1
-            self.weights = {name: value.clone() for name, value in self.learn.model.state_dict().items()}
+        if len(self.losses) == 1:
+            self.start = now
+        elif not (loss < self.best_loss and (self.best_epoch > 0 or beats(self.start, now, self.margin))):
+            return
+        self.best_loss, self.best_epoch = loss, len(self.losses) - 1
+        self.weights = {name: value.clone() for name, value in self.learn.model.state_dict().items()}
 
-    def after_batch(self) -> None:
-        "Add up the validation loss."
+    def after_pred(self) -> None:
+        "Note the validation participants' losses."
         if self.active and not self.learn.training:
-            self._count(self.learn.loss, len(self.learn.yb[0]))
+            self.parts.append(self.each(self.learn.pred, *self.learn.yb).float().flatten(1).mean(1))
 
     def after_epoch(self) -> None:
         "Close the epoch, and stop where there was nothing better for a while."
         if not self.active:
             return
         self._close_epoch()
-        if len(self.losses) - 1 - self.best_epoch >= self.patience:
+        lowest = self.losses.index(min(self.losses))
+        if len(self.losses) - 1 - lowest >= self.patience:
             raise CancelFitException()
 
     def after_fit(self) -> None:

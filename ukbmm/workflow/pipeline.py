@@ -135,8 +135,11 @@ def _epochs(learn, fold: int, number: int, seconds: float) -> list[tuple]:
     "A network's losses by epoch; epoch 0 is before training."
     losses, values = learn.best_weights.losses, learn.recorder.values
     each = seconds / max(1, len(losses) - 1)
-    rows = [(fold, number, 0, None, losses[0], 0.0)]
-    return rows + [(fold, number, i, float(values[i - 1][0]), losses[i], each) for i in range(1, len(losses))]
+    kept = learn.best_weights.best_epoch
+    rows = [(fold, number, 0, None, losses[0], kept == 0, 0.0)]
+    return rows + [
+        (fold, number, i, float(values[i - 1][0]), losses[i], kept == i, each) for i in range(1, len(losses))
+    ]
 
 
 @patch
@@ -196,6 +199,7 @@ HISTORY = {
     "epoch": pl.Int64,
     "train_loss": pl.Float64,
     "valid_loss": pl.Float64,
+    "kept": pl.Boolean,
     "seconds": pl.Float64,
 }
 

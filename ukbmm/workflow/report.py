@@ -144,7 +144,7 @@ def _differences(metrics: dict, names: list[str]) -> list[dict]:
 
 def _training(history: pl.DataFrame, plan: dict) -> list[str]:
     "Say how training went."
-    best = history.sort("valid_loss").group_by("fold", "network").first()
+    best = history.filter(pl.col("kept"))
     start, networks = int((best["epoch"] == 0).sum()), best.height
     seconds = history["seconds"].sum() if "seconds" in history.columns else 0.0
     lines = [
@@ -155,7 +155,7 @@ def _training(history: pl.DataFrame, plan: dict) -> list[str]:
             "Epoch 0 is the ridge regression that each network starts from; while it trains it is shown scores by models that did not see the participant."
         )
     lines.append(
-        f"In {start} of them no epoch was better than the start."
+        f"In {start} of them no epoch was better than the start by more than chance, so they stayed there."
         if start
         else "Every network improved on its start."
     )

@@ -1,0 +1,27 @@
+"""Fixtures that several tests share: a small synthetic biobank with a known truth."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from ukbmm.biobank.store import Biobank  # noqa: E402
+from ukbmm.biobank.synthetic import synthetic_biobank  # noqa: E402
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    "The root of the checkout."
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def biobank(tmp_path_factory: pytest.TempPathFactory) -> Biobank:
+    "400 invented people in families, with phenotypes and 200 variants; do not write into it."
+    return synthetic_biobank(
+        tmp_path_factory.mktemp("shared") / "small.biobank", participants=400, variants=200, seed=1
+    )

@@ -175,15 +175,7 @@ def schema(
 # %% ../nbs/90_cli.ipynb #c94786df
 def _results(run: Any) -> None:
     "Print a table of every model's metrics."
-    from ukbmm.evaluation.metrics import METRICS
-    from ukbmm.workflow.report import number
-
-    def shown(found: dict) -> str:
-        return f"{number(found['value'])} ({number(found['ci95'][0])} to {number(found['ci95'][1])})"
-
-    rows = [{"model": model, **{METRICS[name].title: shown(found) for name, found in of_model.items()}}
-            for model, of_model in run.metrics()["models"].items()]  # fmt: skip
-    _show(rows)
+    _show(run.results().reset_index().to_dict("records"))
 
 
 @app.command()

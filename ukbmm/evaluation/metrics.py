@@ -14,7 +14,7 @@ import polars as pl
 from ..core import Registry, UkbmmError
 
 # %% auto #0
-__all__ = ['PREFIX', 'METRICS', 'EvaluationError', 'model_names', 'check_predictions', 'Metric', 'metrics_for']
+__all__ = ['PREFIX', 'METRICS', 'EvaluationError', 'model_names', 'check_predictions', 'Metric', 'metrics_for', 'number']
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #7af65ba9
 PREFIX = "prediction_"
@@ -165,3 +165,10 @@ def _brier(target: np.ndarray, prediction: np.ndarray, weights: np.ndarray) -> n
 def _log_loss(target: np.ndarray, prediction: np.ndarray, weights: np.ndarray) -> np.ndarray:
     chance = np.clip(prediction, 1e-15, 1 - 1e-15)
     return _mean(weights, -np.where(target > 0.5, np.log(chance), np.log1p(-chance)))
+
+# %% ../../nbs/evaluation/50_metrics.ipynb #c0c2d51d
+def number(
+    value: float,  # A metric's value
+) -> str:
+    "Write a number with three decimals, or with one from ten on."
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from .. import __version__
 from ..core import duration, write_text
 from ..disclosure import assert_publishable, show_count
-from ..evaluation.metrics import METRICS, PREFIX, metrics_for, model_names
+from ..evaluation.metrics import METRICS, PREFIX, metrics_for, model_names, number
 from ukbmm.evaluation.plots import (
     plot_calibration,
     plot_differences,
@@ -34,16 +34,9 @@ from ukbmm.evaluation.plots import (
 from .run import Run
 
 # %% auto #0
-__all__ = ['number', 'compare', 'verdict', 'picture', 'draw_figures', 'report_values', 'write_report']
+__all__ = ['compare', 'verdict', 'picture', 'draw_figures', 'report_values', 'write_report']
 
 # %% ../../nbs/workflow/75_report.ipynb #5db130b9
-def number(
-    value: float,  # A metric's value
-) -> str:
-    "Write a number with three significant decimals, or three decimals below one."
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
-
-
 def compare(
     comparison: dict,  # One entry of `comparisons` in metrics.json
 ) -> str:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import polars as pl
 from fastcore.basics import patch
 
@@ -26,6 +27,7 @@ from .. import __version__
 from ..biobank.store import Biobank
 from ..config import to_yaml
 from ..core import RunError, atomic_file, get_logger, write_text
+from ..evaluation.metrics import METRICS, number
 from .spec import Spec
 
 # %% auto #0
@@ -165,6 +167,22 @@ def predictions(self: Run) -> pl.DataFrame:
 def metrics(self: Run) -> dict:
     "Every metric of every model."
     return json.loads(self._finished("metrics.json").read_text())
+
+
+@patch
+def results(self: Run) -> pd.DataFrame:  # A row for each model; values with their 95% intervals
+    "Every metric of every model, to be read."
+    return pd.DataFrame(
+        {
+            model: {
+                METRICS[
+                    name
+                ].title: f"{number(found['value'])} ({number(found['ci95'][0])} to {number(found['ci95'][1])})"
+                for name, found in metrics.items()
+            }
+            for model, metrics in self.metrics()["models"].items()
+        }
+    ).T.rename_axis("model")
 
 
 @patch

@@ -1,0 +1,270 @@
+"The dictionary agrees with what is known of UK Biobank's fields."
+
+import polars as pl
+import pytest
+from shared_data import shared_data
+
+from ukbmm.biobank.dictionary import (
+    DTYPES,
+    VALUE_TYPES,
+    Dictionary,
+    Field,
+    describe_field,
+    load_dictionary,
+    replaced,
+    save_dictionary,
+    special_values,
+)
+from ukbmm.core import DictionaryError
+
+D = Dictionary.builtin()
+
+
+def test_the_shipped_schema_has_every_field_once():
+    assert len(D) == 11_821
+    assert all(field_id == field.field_id for field_id, field in D.fields.items())
+    assert repr(D) == "Dictionary of 11,821 fields, labels of 0 codings"
+
+
+# title, type, units, coding, instanced, arrayed, kind of occasion; from the public showcase
+KNOWN = {
+    31: ("Sex", "categorical_single", None, 9, False, False, 0),
+    34: ("Year of birth", "integer", "years", None, False, False, 0),
+    50: ("Standing height", "continuous", "cm", None, True, False, 2),
+    53: ("Date of attending assessment centre", "date", None, None, True, False, 2),
+    54: ("UK Biobank assessment centre", "categorical_single", None, 10, True, False, 2),
+    1070: ("Time spent watching television (TV)", "integer", "hours/day", 100329, True, False, 2),
+    4080: ("Systolic blood pressure, automated reading", "integer", "mmHg", None, True, True, 2),
+    20002: ("Non-cancer illness code, self-reported", "categorical_multiple", None, 6, True, True, 2),
+    20116: ("Smoking status", "categorical_single", None, 90, True, False, 2),
+    21001: ("Body mass index (BMI)", "continuous", "Kg/m2", None, True, False, 2),
+    21003: ("Age when attended assessment centre", "integer", "years", None, True, False, 2),
+    22009: ("Genetic principal components", "continuous", "Units", None, False, True, 0),
+    30750: ("Glycated haemoglobin (HbA1c)", "continuous", "mmol/mol", None, True, False, 2),
+    30760: ("HDL cholesterol", "continuous", "mmol/L", None, True, False, 2),
+    40000: ("Date of death", "date", None, None, True, False, 9000001),
+    40001: ("Underlying (primary) cause of death: ICD10", "categorical_single", None, 19, True, False, 9000001),
+    41270: ("Diagnoses - ICD10", "categorical_multiple", None, 19, False, True, 0),
+    41280: ("Date of first in-patient diagnosis - ICD10", "date", None, None, False, True, 0),
+    131286: (
+        "Date I10 first reported (essential (primary) hypertension)", "date", None, 819, False, False, 0,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field_id", KNOWN)
+def test_well_known_fields_are_as_the_showcase_has_them(field_id):
+    f = D[field_id]
+    found = (f.title, f.value_type, f.units, f.coding, f.instanced, f.arrayed, f.instance_id)
+    assert found == KNOWN[field_id]
+
+
+def test_visits_and_arrays_are_counted_from_zero():
+    assert (D[50].instance_max, D[4080].array_max, D[40006].instance_max) == (3, 1, 21)
+    assert (D[41270].array_max, D[41280].array_max) == (258, 258)  # one date for each diagnosis
+    assert D[22009].array_max == 40  # from 1 to 40
+
+
+@pytest.mark.parametrize(
+    ("field_id", "dtype"),
+    [(31, pl.Int32), (34, pl.Int64), (50, pl.Float64), (53, pl.Date), (20002, pl.Int32), (41270, pl.String),
+     (40001, pl.String), (4080, pl.Int64), (20216, pl.String)],
+)  # fmt: skip
+def test_values_are_held_in_the_type_of_the_field(field_id, dtype):
+    assert D[field_id].dtype == dtype
+
+
+def test_numbers_and_categories_are_told_apart():
+    assert [D[i].is_number for i in (31, 34, 50, 53, 41270)] == [False, True, True, False, False]
+    assert [D[i].is_category for i in (31, 34, 50, 53, 41270)] == [True, False, False, False, True]
+
+
+def test_every_field_has_a_title_a_known_type_and_a_date():
+    for field in D.fields.values():
+        assert field.title.strip(), field.field_id
+        assert field.value_type in VALUE_TYPES.values() and field.value_type in DTYPES
+        assert len(field.version) == 10 and "2000" < field.version < "2027", field.field_id
+        assert field.instance_max >= 0 and field.array_max >= 0 and field.coding != 0
+        assert field.units != ""
+
+
+def test_the_dictionary_agrees_with_the_listing_of_464_fields():
+    listing = pl.read_csv(
+        shared_data("ukb_metadata/synthetic_fields.tsv"), separator="\t", infer_schema=False, quote_char=None
+    )
+    words = {"cat1": "categorical_single", "catM": "categorical_multiple", "int": "integer", "cont": "continuous",
+             "comp": "compound"}  # fmt: skip
+    assert listing.height == 464
+    for row in listing.iter_rows(named=True):
+        f = D[int(row["field_id"])]
+        expected = (
+            row["title"], words.get(row["value_type"], row["value_type"]), int(row["encoding"] or 0) or None,
+            row["units"], int(row["instance_id"]), int(row["inst_max"]), int(row["arr_max"]),
+        )  # fmt: skip
+        found = (f.title, f.value_type, f.coding, f.units, f.instance_id, f.instance_max, f.array_max)
+        assert found == expected, f.field_id
+
+
+def test_an_unknown_field_is_an_error_with_numbers_one_digit_away():
+    with pytest.raises(DictionaryError, match=r"field 2101: .*Similar numbers: 2100 \(Seen a psychiatrist"):
+        D[2101]
+    with pytest.raises(DictionaryError, match="--fields"):
+        D[987654321]
+    assert 21001 in D and 2101 not in D
+
+
+def test_search_finds_all_words_in_any_order_and_case():
+    found = [field.field_id for field in D.search("PRESSURE systolic automated")]
+    by_hand = [
+        i
+        for i in sorted(D.fields)
+        if all(w in D[i].title.lower() for w in ("pressure", "systolic", "automated"))
+    ]
+    assert 4080 in found and found == by_hand
+    assert D.search("no such words anywhere") == []
+
+
+@pytest.mark.parametrize(
+    ("field_id", "when"),
+    [(31, "once"), (50, "assessment visits 0 to 3"), (4080, "assessment visits 0 to 3, up to 2 values each"),
+     (40000, "occasions of kind 9000001 0 to 1"), (41270, "once, up to 259 values each")],
+)  # fmt: skip
+def test_a_field_says_when_it_was_measured(field_id, when):
+    assert describe_field(D[field_id])["measured"] == when
+
+
+def test_html_of_a_field_is_escaped():
+    shown = Field(1, "a<b> & c", "integer", units='"x"')._repr_html_()
+    assert "<b>" not in shown and "a&lt;b&gt; &amp; c" in shown
+
+
+def test_special_values_are_unique_and_of_known_kinds():
+    from ukbmm.biobank.cleaning import MISSING_KINDS
+
+    table = special_values()
+    assert table.height == 481
+    assert table.select("coding", "value").is_unique().all()
+    assert set(table["kind"]) <= {*MISSING_KINDS[2:], "number"}
+    assert (table["number"].is_not_null() == (table["kind"] == "number")).all()
+
+
+def tsv(path, *rows):
+    path.write_text("\n".join("\t".join(row) for row in rows) + "\n", encoding="utf-8")
+    return path
+
+
+OLD = ("FieldID", "Field", "ValueType", "Units", "Coding", "Instances", "Array")
+
+
+def test_own_fields_are_added_and_stand_before_the_shipped_ones(tmp_path):
+    fields = tsv(
+        tmp_path / "own.tsv", OLD, ("990100", 'The "own" field', "Integer", "days", "", "1", "1"),
+        ("50", "Body length", "Continuous", "mm", "", "1", "2"), ("990500", "", "Categorical (multiple)", "", "12", "4", "3"),
+    )  # fmt: skip
+    own = D.overlay(fields)
+    assert len(own) == 11_821 + 2 and len(D) == 11_821
+    assert own[990100] == Field(990100, 'The "own" field', "integer", "days", source="own.tsv")
+    assert own[50].title == "Body length" and not own[50].instanced and own[50].array_max == 1
+    assert own[990500] == Field(
+        990500, "Field 990500", "categorical_multiple", None, 12, True, True, 2, 3, 2, source="own.tsv"
+    )  # four occasions are numbered 0 to 3
+    assert [field.field_id for field in replaced(own, D)] == [50]
+
+
+@pytest.mark.parametrize(
+    ("word", "kind"),
+    [("Integer", "integer"), ("11", "integer"), ("Categorical single", "categorical_single"), ("21", "categorical_single"),
+     ("Categorical (single)", "categorical_single"), ("categorical multiple", "categorical_multiple"), ("CONTINUOUS", "continuous"),
+     ("Text", "text"), ("Date", "date"), ("61", "time"), ("Compound", "compound")],
+)  # fmt: skip
+def test_value_types_are_read_as_words_or_numbers(tmp_path, word, kind):
+    fields = tsv(tmp_path / "own.tsv", OLD[:3], ("90100", "x", word))
+    assert D.overlay(fields)[90100].value_type == kind
+
+
+def test_fields_in_the_new_layout_of_the_showcase_are_read(tmp_path):
+    names = ("field_id", "title", "value_type", "base_type", "units", "instanced", "arrayed", "encoding_id", "instance_id",
+             "instance_max", "array_max", "version")  # fmt: skip
+    row = ("990500", "Own codes", "22", "41", "", "1", "1", "19", "2", "3", "9", "2025-01-02")
+    field = D.overlay(tsv(tmp_path / "field.txt", names, row))[990500]
+    assert field.dtype == pl.String and field.coding == 19 and field.array_max == 9
+    assert field.source == "field.txt" and field.version == "2025-01-02"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([("90100", "x", "Number")], r"own.tsv, line 2, column ValueType.*'Number'"),
+        ([("90100", "x", "Integer"), ("x", "y", "Integer")], "own.tsv, line 3.*whole numbers in FieldID"),
+        ([("", "y", "Integer")], "own.tsv, line 2.*whole numbers in FieldID"),
+    ],
+)
+def test_a_bad_row_of_own_fields_is_named_by_its_line(tmp_path, rows, message):
+    with pytest.raises(DictionaryError, match=message):
+        D.overlay(tsv(tmp_path / "own.tsv", OLD[:3], *rows))
+
+
+def test_missing_columns_and_files_are_named(tmp_path):
+    with pytest.raises(DictionaryError, match="own.tsv.*no column ValueType"):
+        D.overlay(tsv(tmp_path / "own.tsv", ("FieldID", "Field"), ("1", "x")))
+    with pytest.raises(DictionaryError, match="nowhere.tsv.*nothing at that place"):
+        D.overlay(codings=tmp_path / "nowhere.tsv")
+    with pytest.raises(DictionaryError, match="nowhere.tsv.*nothing at that place"):
+        D.overlay(
+            tmp_path / "nowhere.tsv"
+        )  # BUG: FileNotFoundError, the file is opened before it is looked for
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: path.write_text(""),
+        lambda path: path.write_bytes("FieldID\tField\tValueType\n1\té\tInteger\n".encode("latin-1")),
+        lambda path: path.write_text("FieldID\tField\tValueType\n1\ta\tInteger\textra\tmore\n"),
+    ],
+    ids=["empty", "not UTF-8", "ragged"],
+)
+def test_a_damaged_file_of_own_fields_is_a_dictionary_error(tmp_path, make):
+    make(tmp_path / "own.tsv")
+    with pytest.raises(DictionaryError, match="own.tsv"):
+        D.overlay(tmp_path / "own.tsv")
+
+
+@pytest.mark.parametrize("number", ["x", ""])
+def test_a_coding_that_is_no_number_is_a_dictionary_error(tmp_path, number):
+    codings = tsv(tmp_path / "codings.tsv", ("Coding", "Value", "Meaning"), (number, "1", "one"))
+    with pytest.raises(DictionaryError, match="codings.tsv"):  # BUG: ValueError or TypeError
+        D.overlay(codings=codings)
+
+
+def test_a_number_that_is_none_in_the_new_layout_is_a_dictionary_error(tmp_path):
+    names = ("field_id", "title", "value_type", "base_type", "units", "instanced", "arrayed", "encoding_id", "instance_id",
+             "instance_max", "array_max", "version")  # fmt: skip
+    row = ("990500", "x", "many", "0", "", "0", "0", "0", "0", "0", "0", "2025-01-02")
+    with pytest.raises(DictionaryError, match="field.txt"):  # BUG: a polars error
+        D.overlay(tsv(tmp_path / "field.txt", names, row))
+
+
+def test_labels_are_kept_by_coding_and_code(tmp_path):
+    codings = tsv(
+        tmp_path / "c.tsv", ("Coding", "Value", "Meaning"), ("90001", "1", 'the "first"'), ("90001", "-3", "b"), ("7", "A", "c")
+    )  # fmt: skip
+    own = D.overlay(codings=codings)
+    assert own.labels == {90001: {"1": 'the "first"', "-3": "b"}, 7: {"A": "c"}} and D.labels == {}
+
+
+def test_a_dictionary_is_the_same_after_writing_and_reading(tmp_path):
+    fields = tsv(tmp_path / "own.tsv", OLD, ("90100", "x", "Integer", "", "5", "2", "1"))
+    codings = tsv(tmp_path / "c.tsv", ("Coding", "Value", "Meaning"), ("5", "1", "one"))
+    own = D.overlay(fields, codings)
+    save_dictionary(own, tmp_path / "d.parquet")
+    again = load_dictionary(tmp_path / "d.parquet")
+    assert again.fields == own.fields and again.labels == own.labels
+
+
+def test_the_dictionary_of_the_mice_describes_their_own_fields():
+    folder = shared_data("hs_mice")
+    own = D.overlay(folder / "extra_fields.tsv", folder / "extra_codings.tsv")
+    assert [own[i].source for i in range(90100, 90106)] == ["extra_fields.tsv"] * 6
+    assert own[90100].units == "days" and own[90103].coding == 90001
+    assert own.labels[90001]["2"] == "albino"

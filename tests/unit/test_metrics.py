@@ -1,0 +1,191 @@
+"""Metrics and calibration against scikit-learn and scipy, degenerate cases included."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import scipy.stats
+import sklearn.metrics as reference
+from sklearn.calibration import calibration_curve
+from sklearn.linear_model import LinearRegression, LogisticRegression
+
+from ukbmm.evaluation.calibration import calibration_groups, calibration_line, roc_points
+from ukbmm.evaluation.metrics import METRICS, EvaluationError, check_predictions, metrics_for
+from ukbmm.evaluation.uncertainty import evaluate
+
+BINARY = {
+    "auc": reference.roc_auc_score,
+    "average_precision": reference.average_precision_score,
+    "brier": reference.brier_score_loss,
+    "log_loss": reference.log_loss,
+}
+NUMBERS = {
+    "pearson_r": lambda y, p, sample_weight=None: (
+        np.cov(y, p, aweights=sample_weight)[0, 1]
+        / np.sqrt(np.cov(y, aweights=sample_weight) * np.cov(p, aweights=sample_weight))
+    ),
+    "r2": reference.r2_score,
+    "mae": reference.mean_absolute_error,
+    "rmse": reference.root_mean_squared_error,
+}
+
+
+def binary_case(seed: int):
+    "A random case: rare or common, tied or not."
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(20, 400))
+    case = (rng.random(n) < rng.choice([0.1, 0.5, 0.9])).astype(float)
+    case[:2] = 0, 1
+    chance = np.clip(0.3 * case + 0.7 * rng.random(n), 0, 1)
+    return case, np.round(chance, int(rng.choice([1, 2, 9]))), rng.integers(0, 4, n).astype(float)
+
+
+@pytest.mark.parametrize("seed", range(15))
+@pytest.mark.parametrize("name", BINARY)
+def test_a_binary_metric_equals_scikit_learns_with_ties_and_weights(name, seed):
+    case, chance, weight = binary_case(seed)
+    weight[:2] = 1
+    assert METRICS[name](case, chance) == pytest.approx(BINARY[name](case, chance), rel=1e-9)
+    weighted = METRICS[name](case, chance, np.stack([weight, np.ones_like(weight)]))
+    expected = [BINARY[name](case, chance, sample_weight=w) for w in (weight, None)]
+    assert weighted == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("level", [0.0, 1e6])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_metric_of_a_quantity_equals_scikit_learns_far_from_zero_too(name, level):
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        y = level + rng.normal(size=80)
+        p, weight = level + 0.5 * (y - level) + rng.normal(size=80), rng.integers(1, 4, 80).astype(float)
+        assert METRICS[name](y, p) == pytest.approx(NUMBERS[name](y, p), rel=1e-6)
+        expected = NUMBERS[name](y, p, sample_weight=weight)
+        assert METRICS[name](y, p, weight[None])[0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_pearson_equals_scipys():
+    rng = np.random.default_rng(0)
+    y, p = rng.normal(size=50), rng.normal(size=50)
+    assert METRICS["pearson_r"](y, p) == pytest.approx(scipy.stats.pearsonr(y, p).statistic)
+
+
+def test_a_prediction_that_says_the_same_of_everybody():
+    y, case, flat = np.arange(6.0), np.array([0.0, 0, 0, 1, 1, 1]), np.full(6, 0.3)
+    assert METRICS["pearson_r"](y, flat) == 0.0
+    assert METRICS["r2"](y, np.full(6, 2.5)) == pytest.approx(0)
+    assert METRICS["auc"](case, flat) == 0.5
+    assert METRICS["average_precision"](case, flat) == pytest.approx(0.5)  # the share of cases
+    assert METRICS["brier"](case, flat) == pytest.approx(0.29)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_one_class_has_no_auc_and_no_warning(value, recwarn):
+    case, chance = np.full(5, value), np.linspace(0.1, 0.9, 5)
+    assert np.isnan(METRICS["auc"](case, chance))
+    assert METRICS["average_precision"](case, chance) == pytest.approx(1.0) or value == 0
+    assert np.isnan(METRICS["average_precision"](np.zeros(5), chance))
+    assert METRICS["log_loss"](case, chance) == pytest.approx(reference.log_loss(case, chance, labels=[0, 1]))
+    assert not recwarn.list
+
+
+def test_a_draw_that_holds_one_class_only_is_nan_and_the_others_are_not():
+    case, chance = np.array([1.0, 0, 1, 0]), np.array([0.9, 0.1, 0.4, 0.6])
+    weights = np.array([[1.0, 0, 1, 0], [1, 1, 1, 1]])
+    found = METRICS["auc"](case, chance, weights)
+    assert np.isnan(found[0]) and found[1] == pytest.approx(reference.roc_auc_score(case, chance))
+
+
+def test_a_sure_mistake_costs_what_scikit_learn_says_and_stays_finite():
+    case, chance = np.array([1.0, 0.0]), np.array([0.0, 1.0])
+    assert METRICS["log_loss"](case, chance) == pytest.approx(-np.log(1e-15), rel=0.05)
+
+
+def test_every_kind_is_compared_by_its_first_metric():
+    assert [m.name for m in metrics_for("regression")] == ["pearson_r", "r2", "mae", "rmse"]
+    assert [m.name for m in metrics_for("binary")] == ["auc", "average_precision", "brier", "log_loss"]
+    better = {m.name for m in METRICS.entries.values() if m.greater_is_better}
+    assert better == {"pearson_r", "r2", "auc", "average_precision"}
+
+
+def table(**changes) -> pl.DataFrame:
+    n = 60
+    rng = np.random.default_rng(0)
+    columns = {"row": np.arange(n), "family": np.arange(n) // 2, "fold": np.arange(n) % 3,
+               "target": (rng.random(n) < 0.5).astype(float), "prediction_net": rng.random(n)}  # fmt: skip
+    return pl.DataFrame({**columns, **changes})
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (table().drop("fold"), "no fold"),
+        (table().drop("prediction_net"), "no prediction column"),
+        (table(prediction_net=np.full(60, np.nan)), "prediction_net.*missing or infinite"),
+        (table(target=pl.Series([None] + [1.0] * 59)), "target.*missing or infinite"),
+        (table(target=np.arange(60.0)), "target: expected 0 and 1"),
+        (table(prediction_net=np.linspace(-1, 2, 60)), "prediction_net: expected probabilities"),
+    ],
+)
+def test_a_table_that_cannot_be_scored_is_refused(broken, message):
+    with pytest.raises(EvaluationError, match=message):
+        check_predictions(broken, "binary")
+
+
+def test_a_pandas_table_is_scored_alike():
+    frame = pd.DataFrame(table().to_dict(as_series=False))
+    assert evaluate(frame, "binary", draws=100) == evaluate(table(), "binary", draws=100)
+
+
+def test_a_fold_of_one_class_leaves_metrics_that_json_can_hold():
+    found = evaluate(table(target=(np.arange(60) % 3 == 0).astype(float)), "binary", draws=100)
+    # BUG: the AUC of such a fold is written as NaN, which JSON does not know
+    json.loads(json.dumps(found), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_roc_points_equal_scikit_learns_curve():
+    for seed in range(10):
+        case, chance, _ = binary_case(seed)
+        grid, sensitivity = roc_points(case, chance, points=51)
+        alarms, hits, _ = reference.roc_curve(case, chance, drop_intermediate=False)
+        inside = ~np.isin(grid, alarms)  # at a jump the curve has two values
+        np.testing.assert_allclose(sensitivity[inside], np.interp(grid, alarms, hits)[inside], atol=1e-12)
+        assert (sensitivity[0] >= 0) and sensitivity[-1] == 1
+    with pytest.raises(EvaluationError, match="cases and controls"):
+        roc_points(np.ones(4), np.arange(4.0))
+
+
+def test_calibration_groups_equal_scikit_learns_curve():
+    rng = np.random.default_rng(0)
+    chance = rng.random(1000)
+    case = (rng.random(1000) < chance).astype(float)
+    groups = calibration_groups(case, chance)
+    observed, predicted = calibration_curve(case, chance, n_bins=10, strategy="quantile")
+    assert groups["n"].to_list() == [100] * 10
+    np.testing.assert_allclose(groups["observed"], observed, atol=0.02)  # a group's edge may differ by one
+    np.testing.assert_allclose(groups["predicted"], predicted, atol=0.005)
+    inside = (groups["low"] <= groups["predicted"]) & (groups["predicted"] <= groups["high"])
+    assert inside.sum() >= 8
+
+
+def test_no_calibration_group_is_smaller_than_may_be_shown():
+    for n in (10, 11, 23, 49, 52):
+        assert calibration_groups(np.arange(float(n)), np.arange(float(n)))["n"].min() >= 5
+    with pytest.raises(EvaluationError, match="at least 10 people"):
+        calibration_groups(np.arange(9.0), np.arange(9.0))
+
+
+def test_the_calibration_line_equals_scikit_learns():
+    rng = np.random.default_rng(0)
+    p = rng.normal(10, 2, 300)
+    y = 3 + 0.6 * p + rng.normal(size=300)
+    line = LinearRegression().fit(p[:, None], y)
+    assert calibration_line(y, p, "regression") == pytest.approx((line.coef_[0], line.intercept_))
+    chance = rng.random(500).clip(0.01, 0.99)
+    case = (rng.random(500) < chance**2).astype(float)
+    odds = np.log(chance / (1 - chance))[:, None]
+    logistic = LogisticRegression(C=1e10, tol=1e-10).fit(odds, case)
+    expected = (logistic.coef_[0, 0], logistic.intercept_[0])
+    assert calibration_line(case, chance, "binary") == pytest.approx(expected, abs=1e-4)
+    assert calibration_line(y, np.full(300, 2.0), "regression") == pytest.approx((0, y.mean()))

@@ -1,0 +1,190 @@
+"""Ridge regression against scikit-learn, and the honesty of cross-fitted scores."""
+
+from functools import cached_property
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from ukbmm.cohort.cohort import define_cohort
+from ukbmm.cohort.outcomes import BinaryOutcome, RegressionOutcome, read_outcome
+from ukbmm.cohort.splits import KFold, split_cohort
+from ukbmm.core import DataError
+from ukbmm.data.blocks import OutcomeBlock, PhenotypeBlock, SNPBlock
+from ukbmm.models.ridge import calibrate, cross_fit, shifted_cg
+
+PENALTIES = (0.3, 3.0, 30.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    "Small products are slower on many threads."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Study:
+    "Fitted blocks, the rows to learn from, their inner folds, and the rows to test on."
+
+    def __init__(self, biobank, definition):
+        outcome = read_outcome(biobank, definition)
+        split = split_cohort(define_cohort(biobank, outcome), biobank, KFold(folds=4, inner=3), 0)
+        self.rows, self.test = split.development(0), split.test(0)
+        self.inner = [split.valid(0, i) for i in range(3)]
+        blocks = {"lifestyle": PhenotypeBlock([31, 21003, 21001, 20116]), "blood": PhenotypeBlock([30690, 30870]),
+                  "snps": SNPBlock()}  # fmt: skip
+        self.blocks = {name: block.fit(biobank, self.rows) for name, block in blocks.items()}
+        self.target = OutcomeBlock(outcome).fit(biobank, self.rows)
+        self.y = self.target.batch(torch.from_numpy(self.rows))[:, 0].double().numpy()
+
+    @cached_property
+    def matrix(self) -> tuple[np.ndarray, np.ndarray]:
+        "Standardised columns of training and tested rows; each modality divided by its mean row length."
+        parts = []
+        for block in self.blocks.values():
+            both = []
+            for rows in (self.rows, self.test):
+                index = torch.from_numpy(rows)
+                x = block.transform(block.batch(index))
+                if isinstance(x, tuple):
+                    numbers, levels = (part.numpy() for part in x)
+                    hot = [levels[:, [i]] == np.arange(n) for i, n in enumerate(block.levels.sizes)]
+                    x = np.concatenate([np.nan_to_num(numbers), np.isnan(numbers), *hot], axis=1)
+                there = block.present(index).numpy()[:, None]
+                both.append((np.asarray(x, dtype=np.float64), there))
+            (train, have), (test, have_test) = both
+            mean, spread = train[have[:, 0]].mean(0), train[have[:, 0]].std(0)
+            scale = np.divide(1, spread, out=np.zeros_like(spread), where=spread > 1e-6)
+            scale = np.ones_like(spread) if isinstance(block, SNPBlock) else scale
+            train, test = (train - mean) * scale * have, (test - mean) * scale * have_test
+            size = np.sqrt((train**2).sum(1).mean())
+            parts.append((train / size, test / size))
+        return np.concatenate([a for a, _ in parts], 1), np.concatenate([b for _, b in parts], 1)
+
+
+@pytest.fixture(scope="module")
+def study(biobank):
+    return Study(biobank, RegressionOutcome(field=30750))
+
+
+@pytest.fixture(scope="module")
+def binary(biobank):
+    return Study(biobank, BinaryOutcome(field=30750, above=36))
+
+
+@pytest.mark.parametrize(("method", "penalty"), [("dual", 0.3), ("dual", 30.0), ("cg", 30.0)])
+def test_predictions_equal_scikit_learns_ridge(study, method, penalty):
+    train, test = study.matrix
+    reference = Ridge(alpha=penalty).fit(train, study.y)
+    model = cross_fit(study.blocks, study.target, study.rows, study.inner, (penalty,), method)
+    for rows, x in ((study.rows, train), (study.test, test)):
+        np.testing.assert_allclose(
+            model.predict(study.blocks, rows)[:, 0], reference.predict(x), rtol=0, atol=3e-3
+        )
+
+
+def test_the_penalty_is_that_of_the_smallest_error_over_the_inner_folds(study):
+    train, _ = study.matrix
+    place = {row: i for i, row in enumerate(study.rows.tolist())}
+    errors = []
+    for penalty in PENALTIES:
+        scores = np.empty(len(study.rows))
+        for fold in study.inner:
+            out = np.array([place[row] for row in fold.tolist()])
+            inside = np.setdiff1d(np.arange(len(study.rows)), out)
+            scores[out] = Ridge(alpha=penalty).fit(train[inside], study.y[inside]).predict(train[out])
+        errors.append(np.mean((scores - study.y) ** 2))
+    model = cross_fit(study.blocks, study.target, study.rows, study.inner, PENALTIES)
+    assert model.penalty == PENALTIES[int(np.argmin(errors))]
+    np.testing.assert_allclose(model.errors, errors, rtol=0.01)  # fold means of the outcome are taken apart
+
+
+def test_streaming_gives_the_same_model(study):
+    one, other = (
+        cross_fit(study.blocks, study.target, study.rows, study.inner, (10.0, 100.0), method)
+        for method in ("dual", "cg")
+    )
+    assert one.penalty == other.penalty
+    torch.testing.assert_close(one.cross_fitted, other.cross_fitted, rtol=0, atol=3e-3)
+    for name in study.blocks:
+        torch.testing.assert_close(one.weights[name], other.weights[name], rtol=0, atol=1e-3)
+
+
+def test_a_cross_fitted_score_does_not_depend_on_ones_own_outcome(study):
+    before = cross_fit(study.blocks, study.target, study.rows, study.inner, (3.0,))
+    changed = study.target.copy()
+    changed._values = study.target._values.clone()
+    someone, place = int(study.inner[1][3]), study.rows.tolist().index(int(study.inner[1][3]))
+    changed._values[someone] += 40
+    after = cross_fit(study.blocks, changed, study.rows, study.inner, (3.0,))
+    torch.testing.assert_close(after.cross_fitted[place], before.cross_fitted[place], rtol=0, atol=1e-5)
+    moved = (after.cross_fitted - before.cross_fitted).abs().sum((1, 2))
+    fold = np.isin(study.rows, study.inner[1])
+    assert (moved[fold] < 1e-4).all() and (moved[~fold] > 1e-3).float().mean() > 0.9
+
+
+def test_somebody_without_a_modality_gets_no_score_from_it(study):
+    model = cross_fit(study.blocks, study.target, study.rows, study.inner, (3.0,))
+    absent = ~study.blocks["snps"].present(torch.from_numpy(study.rows))
+    assert absent.any() and (model.scores(study.blocks, study.rows)[absent, 2] == 0).all()
+    assert (model.cross_fitted[absent, 2].abs() < 0.2).all()
+
+
+def test_scores_add_up_to_the_prediction(study):
+    model = cross_fit(study.blocks, study.target, study.rows, study.inner, (3.0,))
+    total = model.scores(study.blocks, study.test).sum(1).numpy() + model.intercept
+    np.testing.assert_allclose(model.predict(study.blocks, study.test), total, rtol=1e-5, atol=1e-6)
+    assert model.intercept == pytest.approx(study.y.mean())
+
+
+def test_conjugate_gradients_solve_every_shift():
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(40, 25))
+    kernel, y = root @ root.T, rng.normal(size=40)
+    shifts = np.array([0.5, 2.0, 50.0, 1e4])
+    exact = np.stack([np.linalg.solve(kernel + s * np.eye(40), y) for s in shifts], axis=1)
+    k = torch.from_numpy(kernel)
+    found = shifted_cg(lambda v: k @ v, torch.from_numpy(y), torch.from_numpy(shifts), tolerance=1e-10)
+    np.testing.assert_allclose(found, exact, atol=1e-7)
+    nothing = shifted_cg(
+        lambda v: k @ v, torch.zeros(40, dtype=torch.float64), torch.from_numpy(shifts), tolerance=1e-10
+    )
+    assert nothing.abs().max() == 0
+
+
+def test_a_yes_or_no_is_calibrated_as_a_logistic_regression_would(binary):
+    model = cross_fit(binary.blocks, binary.target, binary.rows, binary.inner, (3.0,))
+    raw = model.cross_fitted.sum(1).numpy()
+    reference = LogisticRegression(C=1e8, tol=1e-10).fit(raw, binary.y)
+    assert reference.coef_[0, 0] == pytest.approx(1, abs=0.02)  # the slope is in the score already
+    assert reference.intercept_[0] == pytest.approx(model.intercept, abs=0.02)
+    chance = model.predict(binary.blocks, binary.test)
+    assert ((chance > 0) & (chance < 1)).all()
+
+
+def test_calibration_equals_scikit_learn_and_survives_separation():
+    rng = np.random.default_rng(1)
+    score = rng.normal(5, 0.1, 400)
+    case = (rng.random(400) < 1 / (1 + np.exp(-10 * (score - 5)))).astype(float)
+    reference = LogisticRegression(C=1e10, tol=1e-12, max_iter=5000).fit((score[:, None] - 5) * 10, case)
+    intercept, slope = calibrate(score, case)
+    assert slope == pytest.approx(reference.coef_[0, 0] * 10, rel=1e-2)
+    assert intercept + 5 * slope == pytest.approx(reference.intercept_[0], abs=1e-2)
+    apart = calibrate(np.array([0.0, 0, 1, 1]), np.array([0.0, 0, 1, 1]))
+    assert np.isfinite(apart).all() and apart[1] > 5
+    flat = calibrate(np.full(10, 3.0), np.array([1.0] * 4 + [0] * 6))
+    assert flat[0] + 3 * flat[1] == pytest.approx(np.log(0.4 / 0.6), abs=0.01)
+
+
+@pytest.mark.parametrize("folds", ["missing", "twice", "foreign"])
+def test_inner_folds_that_do_not_fit_are_refused(study, folds):
+    inner = {
+        "missing": study.inner[:2],
+        "twice": [*study.inner, study.inner[0]],
+        "foreign": [*study.inner[:2], study.test],
+    }[folds]
+    with pytest.raises(DataError, match="each row of the training rows in one of them"):
+        cross_fit(study.blocks, study.target, study.rows, inner, (1.0,))

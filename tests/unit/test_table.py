@@ -1,0 +1,340 @@
+"A text table becomes typed columns in order of the participants, or an error says where it is wrong."
+
+import csv
+import datetime
+import io
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from shared_data import shared_data
+
+from ukbmm.biobank import table as table_module
+from ukbmm.biobank.dictionary import Dictionary, Field
+from ukbmm.biobank.table import count_rows, read_layout, read_table
+from ukbmm.core import TableError
+
+D = Dictionary.builtin()
+TEXT = 990001  # a field of free text
+OWN = Dictionary({**D.fields, TEXT: Field(TEXT, "Free text", "text", instanced=True)})
+NAMES = [
+    "eid",
+    "31-0.0",
+    "21003-0.0",
+    "21001-0.0",
+    "22189-0.0",
+    "53-0.0",
+    "40001-0.0",
+    f"{TEXT}-0.0",
+    "20002-0.0",
+    "20002-0.1",
+]
+
+
+def read(tmp_path, data, **options):
+    "The summary, identifiers and columns of a table given as text or bytes."
+    path = tmp_path / "a.csv"
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    summary, eids = read_table(path, OWN, tmp_path / "out" / "t", **options)
+    parts = [pl.read_parquet(tmp_path / "out" / part) for part in summary.parts]
+    return summary, eids.to_list(), pl.concat(parts, how="horizontal")
+
+
+def random_rows(n, seed):
+    "Rows of text cells as an extract holds them, with gaps, quotes, delimiters and line breaks."
+    rng = np.random.default_rng(seed)
+    words = [
+        "plain",
+        "a, b",
+        'he said "no, never", twice',
+        "two\nlines",
+        "tab\there",
+        "  spaces  ",
+        "é ü 漢",
+        '"',
+        ",",
+        "",
+    ]
+    cells = {
+        "eid": rng.permutation(np.arange(1_000_000, 1_000_000 + 7 * n, 7)).astype(str),
+        "31-0.0": rng.choice(["0", "1", "", "NA"], n),
+        "21003-0.0": rng.choice(["40", "69", "", "NA", "-3"], n),
+        "21001-0.0": np.where(rng.random(n) < 0.2, "", (rng.normal(27, 5, n)).astype(str)),
+        "22189-0.0": rng.choice(["-1.25", "3e-1", "0", "NA", "12"], n),
+        "53-0.0": rng.choice(["2006-03-13", "2010-02-28", "", "NA"], n),
+        "40001-0.0": rng.choice(["I10", "E119", "", "NA"], n),
+        f"{TEXT}-0.0": rng.choice(words, n),
+        "20002-0.0": rng.choice(["1065", "1473", "", "NA"], n),
+        "20002-0.1": rng.choice(["1111", ""], n),
+    }
+    return list(map(list, zip(*(cells[name].tolist() for name in NAMES), strict=True)))
+
+
+def as_text(rows, delimiter=",", end="\n", quoting=csv.QUOTE_MINIMAL, bom=False):
+    stream = io.StringIO()
+    csv.writer(stream, delimiter=delimiter, lineterminator=end, quoting=quoting).writerows([NAMES, *rows])
+    return ("\ufeff" if bom else "").encode() + stream.getvalue().encode()
+
+
+LAYOUTS = {
+    "comma": {},
+    "tab": {"delimiter": "\t"},
+    "crlf": {"end": "\r\n"},
+    "all quoted": {"quoting": csv.QUOTE_ALL},
+    "byte order mark": {"bom": True},
+    "all of it": {"delimiter": "\t", "end": "\r\n", "quoting": csv.QUOTE_ALL, "bom": True},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_random_table_is_read_as_pandas_reads_it(tmp_path, layout, seed):
+    data = as_text(random_rows(300, seed), **LAYOUTS[layout])
+    summary, eids, found = read(tmp_path, data)
+    expected = pd.read_csv(
+        io.BytesIO(data), sep=LAYOUTS[layout].get("delimiter", ","), dtype=str, keep_default_na=False,
+        na_values=["", "NA"], encoding="utf-8-sig",
+    )  # fmt: skip
+    expected = expected.assign(eid=expected["eid"].astype(int)).sort_values("eid").reset_index(drop=True)
+    assert eids == expected["eid"].tolist() and summary.n_rows == 300
+    columns = {"p31": "31-0.0", "p21003_i0": "21003-0.0", "p21001_i0": "21001-0.0", "p22189": "22189-0.0"}
+    for name, source in columns.items():
+        numbers = expected[source].astype(float).to_numpy()
+        assert np.array_equal(found[name].cast(pl.Float64).to_numpy(), numbers, equal_nan=True), name
+    dates = [None if pd.isna(day) else datetime.date.fromisoformat(day) for day in expected["53-0.0"]]
+    assert found["p53_i0"].to_list() == dates
+    for name, source in {"p40001_i0": "40001-0.0", f"p{TEXT}_i0": f"{TEXT}-0.0"}.items():
+        assert found[name].to_list() == [None if pd.isna(text) else text for text in expected[source]], name
+    pieces = expected[["20002-0.0", "20002-0.1"]].to_numpy()
+    lists = [[int(code) for code in row if not pd.isna(code)] or None for row in pieces]
+    assert found["p20002_i0"].to_list() == lists
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 2, 3, 7, 64, 1 << 20])
+def test_rows_are_counted_the_same_whatever_the_chunk(tmp_path, chunk_bytes):
+    rows = random_rows(60, 3)
+    for number, options in enumerate(LAYOUTS.values()):
+        path = tmp_path / f"{number}.csv"
+        path.write_bytes(as_text(rows, **options))
+        assert count_rows(read_layout(path), chunk_bytes) == 60
+
+
+def test_types_come_from_the_dictionary_and_not_from_the_values(tmp_path):
+    _, _, found = read(tmp_path, "eid,31-0.0,21001-0.0,40001-0.0,53-0.0,20002-0.0\n1000001,,20,100,NA,\n")
+    assert found.schema == {
+        "p31": pl.Int32, "p21001_i0": pl.Float64, "p40001_i0": pl.String, "p53_i0": pl.Date,
+        "p20002_i0": pl.List(pl.Int32),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("cell", ["[1065,1473]", "1065|1473", '["1065", "1473"]', "[1065, 1473]"])
+@pytest.mark.parametrize("name", ["p20002_i0", "participant.p20002_i0"])
+def test_a_multiple_choice_in_one_cell_is_a_list(tmp_path, cell, name):
+    stream = io.StringIO()
+    csv.writer(stream).writerows(
+        [["eid", name, "p41270"], ["1000001", cell, '["I10","E119"]'], ["1000002", "", ""]]
+    )
+    _, _, found = read(tmp_path, stream.getvalue())
+    assert found["p20002_i0"].to_list() == [[1065, 1473], None]
+    assert found["p41270"].to_list() == [["I10", "E119"], None]
+
+
+def test_a_multiple_choice_under_its_title_is_a_list(tmp_path):
+    title = "Non-cancer illness code, self-reported | Instance 0"
+    _, _, found = read(
+        tmp_path, f'eid,"{title}"\n1000001,1065|1473\n'
+    )  # BUG: hyphens in a title count as positions
+    assert found["p20002_i0"].to_list() == [[1065, 1473]]
+
+
+def test_an_empty_multiple_choice_is_missing(tmp_path):
+    _, _, found = read(tmp_path, 'eid,p20002_i0\n1000001,[]\n1000002,"[1065]"\n')  # BUG: "[]" is refused
+    assert found["p20002_i0"].to_list() == [None, [1065]]
+
+
+def test_whole_numbers_written_with_decimals_are_read_and_reported(tmp_path):
+    summary, _, found = read(tmp_path, "eid,31-0.0,21003-0.0\n1000001,1.0,40\n1000002,,41.00\n1000003,0,NA\n")
+    assert found["p31"].to_list() == [1, None, 0] and found["p31"].dtype == pl.Int32
+    assert found["p21003_i0"].to_list() == [40, 41, None] and found["p21003_i0"].dtype == pl.Int64
+    assert summary.decimals == ["21003-0.0", "31-0.0"]
+
+
+def test_infinite_and_undefined_numbers_are_missing(tmp_path):
+    _, _, found = read(tmp_path, "eid,21001-0.0\n1,inf\n2,nan\n3,-Inf\n4,1e3\n5,-0.5\n")
+    assert found["p21001_i0"].to_list() == [None, None, None, 1000.0, -0.5]
+
+
+def test_times_are_read_with_a_space_or_a_t(tmp_path):
+    times = Dictionary({1: Field(1, "When", "time")})
+    (tmp_path / "a.csv").write_text("eid,1-0.0\n5,2006-02-01T10:00:05\n6,2006-02-01 10:00:05.5\n7,\n")
+    read_table(tmp_path / "a.csv", times, tmp_path / "t")
+    found = pl.read_parquet(tmp_path / "t-0.parquet")["p1"].to_list()
+    assert found == [
+        datetime.datetime(2006, 2, 1, 10, 0, 5),
+        datetime.datetime(2006, 2, 1, 10, 0, 5, 500_000),
+        None,
+    ]
+
+
+def test_unknown_columns_are_left_out_and_listed(tmp_path):
+    summary, _, found = read(tmp_path, "shoe,eid,999999-0.0,31-0.0,\na,1000001,3,1,\n")
+    assert summary.unknown == ["shoe", "999999-0.0", ""] and found.columns == ["p31"]
+    assert (summary.file, summary.spellings, summary.n_dropped) == ("a.csv", ["ukbconv"], 0)
+
+
+def test_two_unknown_columns_of_one_name_are_left_out_too(tmp_path):
+    summary, _, found = read(tmp_path, "eid,31-0.0,foo,foo\n1000001,1,2,3\n")  # BUG: a polars SchemaError
+    assert summary.unknown == ["foo", "foo"] and found["p31"].to_list() == [1]
+
+
+def test_rows_with_a_negative_identifier_are_dropped_where_that_is_wanted(tmp_path):
+    text = "eid,31-0.0\n1000002,1\n-1,0\n1000001,0\n-1,1\n"
+    summary, eids, found = read(tmp_path, text, drop_negative=True)
+    assert (eids, found["p31"].to_list(), summary.n_dropped) == ([1000001, 1000002], [0, 1], 2)
+
+
+def test_a_table_of_withdrawn_people_only_is_refused(tmp_path):
+    with pytest.raises(TableError):  # BUG: it becomes a Biobank of nobody
+        read(tmp_path, "eid,31-0.0\n-1,0\n-2,1\n", drop_negative=True)
+
+
+def test_columns_in_several_parts_are_the_same_as_in_one(tmp_path, monkeypatch):
+    data = as_text(random_rows(200, 4))
+    (tmp_path / "one").mkdir()
+    _, eids, whole = read(tmp_path / "one", data)
+    monkeypatch.setattr(table_module, "GROUP_CELLS", 400)  # two columns at a time
+    summary, again, parts = read(tmp_path, data)
+    assert len(summary.parts) == 4 and again == eids
+    assert parts.select(whole.columns).equals(whole)
+
+
+# what is wrong, the text, and what the message must say: where, and what to do
+BAD = {
+    "a repeated participant": (
+        "eid,31-0.0\n5000001,1\n5000001,0\n",
+        r"a.csv, column eid.*first at line 3\. Merge or remove",
+    ),
+    "a short line": ("eid,31-0.0\n5000001,1\n5000002\n", r"a.csv, line 3: expected 2 fields.*found 1.*again"),
+    "a long line": ("eid,31-0.0\n5000001,1,2\n", r"a.csv, line 2: expected 2 fields.*found 3.*again"),
+    "a blank line": ("eid,31-0.0\n5000001,1\n\n5000002,1\n", r"a.csv, line 3: .*a blank line.*again"),
+    "text in a number": (
+        "eid,31-0.0,50-0.0\n5000001,1,9\n5000002,1,tall\n5000003,1,short\n",
+        r"a.csv: .*50-0.0 \(2 rows, first at line 3, expected numbers\).*--fields",
+    ),
+    "a fraction in a whole number": (
+        "eid,21003-0.0\n5000001,40.5\n",
+        r"21003-0.0 \(1 rows, first at line 2, expected whole",
+    ),
+    "a day before its month": (
+        "eid,53-0.0\n5000001,13/03/2006\n",
+        r"53-0.0 \(1 rows, first at line 2, expected dates.*yyyy-mm-dd",
+    ),
+    "a day that is none": ("eid,53-0.0\n5000001,2006-02-30\n", r"53-0.0 \(1 rows, first at line 2"),
+    "a negative identifier": (
+        "eid,31-0.0\n5000001,1\n-1,1\n",
+        r"a.csv, column eid.*first at line 3.*--drop-negative-eids",
+    ),
+    "identifier zero": ("eid,31-0.0\n0,1\n", r"a.csv, column eid.*line 2.*--drop-negative-eids"),
+    "an identifier of letters": ("eid,31-0.0\n5000001,1\nabc,1\n", r"a.csv: .*eid \(1 rows, first at line 3"),
+    "an identifier with decimals": ("eid,31-0.0\n5000001.0,1\n", r"a.csv: .*eid \(1 rows, first at line 2"),
+    "an empty identifier": ("eid,31-0.0\n5000001,1\n,1\n", r"a.csv, column eid.*first at line 3"),
+    "no identifier column": ("31-0.0\n1\n", r"found 0 such columns.*Export the table with its eid"),
+    "two identifier columns": ("eid,f.eid,31-0.0\n5000001,5000001,1\n", r"found 2 such columns"),
+    "one column twice": ("eid,31-0.0,p31\n5000001,1,1\n", r"column p31: .*31-0.0, p31\. Remove"),
+    "no known field": ("eid,999999-0.0\n5000001,1\n", r"a.csv: .*no column of a known field"),
+    "a header alone": ("eid,31-0.0\n", r"a.csv: .*no rows"),
+    "nothing": ("", r"a.csv: .*an empty file"),
+    "a byte of latin-1": ("eid,31-0.0,40001-0.0\n5000001,1,é\n".encode("latin-1"), r"a.csv: .*UTF-8.*iconv"),
+    "a header in latin-1": ("eid,31-0.0,é\n5000001,1,2\n".encode("latin-1"), r"a.csv: .*UTF-8.*iconv"),
+    "utf-16": ("eid,31-0.0\n5000001,1\n".encode("utf-16"), r"a.csv: .*UTF-8.*iconv"),
+    "an open quote": (
+        'eid,31-0.0\n5000001,1\n5000002,"1\n5000003,0\n',
+        r"a.csv, line 3: expected a closing quote.*again",
+    ),
+    "a zero byte": (b"eid,31-0.0\n5000001,1\x00\n", r"a.csv: .*31-0.0 \(1 rows, first at line 2"),
+    # BUG: a polars error that shows the value
+    "a number beyond the type": (
+        "eid,31-0.0\n5000001,99999999999\n",
+        r"a.csv: .*31-0.0 \(1 rows, first at line 2",
+    ),
+    # BUG: the message names no column
+    "text in a list": (
+        'eid,p20002_i0\n5000001,"[1065,x]"\n',
+        r"a.csv: .*p20002_i0 \(1 rows, first at line 2",
+    ),
+    # BUG: the file is not named
+    "no identifier in a named file": ("31-0.0\n1\n", r"a.csv"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_a_table_error_that_says_where_and_leaves_nothing(tmp_path, what):
+    data, message = BAD[what]
+    with pytest.raises(TableError, match=message) as caught:
+        read(tmp_path, data)
+    assert "500000" not in str(caught.value)  # no identifier
+    for value in ("tall", "13/03", "40.5", "2006-02-30", "99999999999"):
+        assert value not in str(caught.value)  # no participant's value
+    assert [path for path in (tmp_path / "out").rglob("*")] == []
+
+
+def test_bad_cells_in_many_columns_are_counted(tmp_path):
+    names = [f"p30{i}0_i0" for i in (60, 61, 62, 63, 64, 65, 66, 67)]
+    with pytest.raises(TableError, match=r"and 3 more columns") as caught:
+        read(tmp_path, f"eid,{','.join(names)}\n1000001{',x' * 8}\n")
+    assert str(caught.value).count("first at line 2") == 5
+
+
+def test_lines_are_counted_as_an_editor_does_below_a_cell_of_two_lines(tmp_path):
+    head = f'eid,31-0.0,{TEXT}-0.0\n1000001,1,"two\nlines"\n'
+    with pytest.raises(TableError, match="line 4"):
+        read(tmp_path, head + "1000002,1\n")
+    with pytest.raises(TableError, match="line 4"):  # BUG: line 3; rows are counted, not lines
+        read(tmp_path, head + "1000002,x,\n")
+
+
+def test_a_cut_off_last_line_is_found_and_a_missing_last_line_break_is_not_one(tmp_path):
+    _, eids, _ = read(tmp_path, "eid,31-0.0\n1000001,1\n1000002,0")
+    assert eids == [1000001, 1000002]
+    with pytest.raises(TableError, match="line 3"):
+        read(tmp_path, "eid,31-0.0\n1000001,1\n1000002")
+
+
+def test_blank_lines_at_the_end_are_no_rows(tmp_path):
+    assert read(tmp_path, "eid,31-0.0\n1000001,1\n\n\n")[1] == [1000001]
+    assert read(tmp_path, "eid,31-0.0\r\n1000001,1\r\n\r\n")[1] == [1000001]
+
+
+def test_a_file_that_is_absent_or_a_folder_is_refused(tmp_path):
+    for path in (tmp_path / "a.csv", tmp_path):
+        with pytest.raises(TableError, match="nothing at that place"):
+            read_table(path, D, tmp_path / "out" / "t")
+
+
+def test_a_gzipped_table_is_refused_as_what_it_is(tmp_path):
+    import gzip
+
+    with pytest.raises(TableError, match="(?i)gzip|compressed"):  # BUG: advice to change the encoding
+        read(tmp_path, gzip.compress(b"eid,31-0.0\n1000001,1\n"))
+
+
+def test_the_mice_are_read_as_pandas_reads_them(tmp_path):
+    folder = shared_data("hs_mice")
+    own = D.overlay(folder / "extra_fields.tsv", folder / "extra_codings.tsv")
+    summary, eids = read_table(folder / "phenotypes.csv", own, tmp_path / "t")
+    found = pl.read_parquet(tmp_path / summary.parts[0])
+    expected = pd.read_csv(folder / "phenotypes.csv").sort_values("eid").reset_index(drop=True)
+    assert eids.to_list() == expected["eid"].tolist() and found.shape == (1814, 25)
+    assert summary.unknown == ["90530-0.0", "90520-0.0", "90510-0.0"]  # described by no dictionary
+    sources = [name for name in expected.columns[1:] if name not in summary.unknown]
+    for name, source in zip(summary.columns, sources, strict=True):
+        if found[name].dtype.is_numeric():
+            assert np.array_equal(
+                found[name].cast(pl.Float64).to_numpy(), expected[source].to_numpy(float), equal_nan=True
+            )
+        else:
+            assert (
+                found[name].cast(pl.String).fill_null("").to_list()
+                == expected[source].fillna("").astype(str).tolist()
+            )

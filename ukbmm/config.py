@@ -103,7 +103,13 @@ class Document:
         path = Path(path)
         if not path.is_file():
             raise ConfigError([Problem("", "error: no such file", file=path.name)])
-        return cls(path.read_text(encoding="utf-8"), path.name)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ConfigError(
+                [Problem("", "error: not UTF-8; save the file as UTF-8", file=path.name)]
+            ) from None
+        return cls(text, path.name)
 
     def plain(self) -> dict:
         "The document as plain Python values."
@@ -145,6 +151,20 @@ def _split_assignment(assignment: str) -> tuple[list[str], Any]:
     return path.strip().split("."), _parse(value, f"--set {assignment}") if value.strip() else None
 
 
+def _put(node: Any, part: str, value: Any, assignment: str) -> None:
+    "Put a value into a mapping, or in the place of an item of a list."
+    if isinstance(node, dict):
+        node[part] = value
+    elif isinstance(node, list) and part.isdecimal() and int(part) < len(node):
+        node[int(part)] = value
+    else:
+        what = (
+            f"a list of {len(node)}, whose items count from 0" if isinstance(node, list) else "a single value"
+        )
+        message = f"error: {part!r} can't be set here: this is {what}"
+        raise ConfigError([Problem("", message, file=f"--set {assignment}")])
+
+
 def override(
     document: Document,  # Changed in place
     assignments: tuple[str, ...] | list[str],  # Such as ["outcome.field=21001"]
@@ -156,10 +176,10 @@ def override(
         for part in path[:-1]:
             step = _step(node, part)
             if step is None or step[0] is None:
-                node[part] = CommentedMap()
-                step = (node[part], None)
+                _put(node, part, CommentedMap(), assignment)
+                step = _step(node, part)
             node = step[0]
-        node[int(path[-1]) if isinstance(node, list) else path[-1]] = value
+        _put(node, path[-1], value, assignment)
         document.overridden[tuple(path)] = f"--set {assignment}"
     return document
 

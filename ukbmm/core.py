@@ -222,7 +222,7 @@ def seed_everything(
     return derived
 
 # %% ../nbs/00_core.ipynb #87e18f2e
-EID_PATTERN = re.compile(r"(?<![A-Za-z0-9.,-])[1-6]\d{6}(?![A-Za-z0-9,]|\.\d)")  # 1,000,000 to 6,999,999
+EID_PATTERN = re.compile(r"(?<![A-Za-z0-9.-])[1-6]\d{6}(?![A-Za-z0-9]|\.(?!0\b)\d)")  # 1,000,000 to 6,999,999
 
 
 def redact(
@@ -232,12 +232,11 @@ def redact(
     return EID_PATTERN.sub("[eid]", text)
 
 # %% ../nbs/00_core.ipynb #eb28a5f3
-class _Redact(logging.Filter):
-    "Redact a record's message, once its arguments are in it."
+class _Redact(logging.Formatter):
+    "Redact what is about to be written, tracebacks too."
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = redact(record.getMessage()), None
-        return True
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
 
 
 class _CurrentStderr(logging.StreamHandler):
@@ -245,7 +244,7 @@ class _CurrentStderr(logging.StreamHandler):
 
     def __init__(self):
         super().__init__(sys.stderr)
-        self.addFilter(_Redact())
+        self.setFormatter(_Redact())
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -304,7 +303,7 @@ def duration(
     seconds: float,  # A time span
 ) -> str:  # Such as "3.2 s", "4 min 10 s", "2 h 5 min"
     "Write a time span as a person would say it."
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

@@ -44,18 +44,30 @@ def show_parts(
 ) -> list[str]:  # One text for each count
     "Write the parts of a known total so that no count of 1 to 4 can be computed from the others."
     hidden = {i for i, count in enumerate(counts) if is_small(count)}
-    if sum(counts[i] for i in hidden) < MIN_COUNT and hidden:
-        others = [i for i, count in enumerate(counts) if i not in hidden and count > 0]
-        hidden |= {min(others, key=lambda i: counts[i])} if others else set()
-    return [_range(count) if i in hidden else show_count(count) for i, count in enumerate(counts)]
+    others = [i for i, count in enumerate(counts) if i not in hidden and count > 0]
+    told = _gives_away(len(hidden), sum(counts[i] for i in hidden))
+    if told and others:
+        hidden.add(min(others, key=lambda i: counts[i]))
+    few = (
+        f"<{2 * MIN_COUNT}" if told and not others else f"<{MIN_COUNT}"
+    )  # nothing else to hide: say less of each
+    return [
+        few if is_small(count) else _range(count) if i in hidden else show_count(count)
+        for i, count in enumerate(counts)
+    ]
+
+
+def _gives_away(n_small: int, total: int) -> bool:
+    "Does the sum of some counts of 1 to 4, which follows from the others, tell one of them or a group of 1 to 4?"
+    largest = MIN_COUNT - 1
+    return n_small == 1 or is_small(total) or (n_small > 0 and total in (n_small, largest * n_small))
 
 
 def _range(count: int) -> str:
-    "Write a hidden count as a range of at least five values that holds it."
-    if count < MIN_COUNT:
-        return f"<{MIN_COUNT}"
-    low = max(MIN_COUNT, count // 10 * 10)
-    return f"{low:,}-{count // 10 * 10 + 9:,}"
+    "Write a count of 5 and more as a range that holds it with three to spare on either side."
+    spare = MIN_COUNT - 2
+    low, high = (count - spare) // 10 * 10, (count + spare) // 10 * 10 + 9
+    return f"{low:,}-{high:,}" if low > 0 else f"<{high + 1}"
 
 # %% ../nbs/02_disclosure.ipynb #a0749a0e
 def show_share(
@@ -65,10 +77,10 @@ def show_share(
     "Write a share in whole percent, so that it does not give away a small count."
     if total == 0 or count == 0 or count == total:
         return "-" if total == 0 else f"{100 * count // total}%"
-    low = max(1, -(-100 * (MIN_COUNT - 1) // total))  # no share that fewer than five people could make
+    low = 100 * (MIN_COUNT - 1) // total + 1  # above every share that fewer than five people could make
     percent = round(100 * count / total)
     if percent < low or is_small(count):
-        return f"<{max(low, 1)}%"
+        return f"<{low}%"
     if 100 - percent < low or is_small(total - count):
         return f">{100 - low}%"
     return f"{percent}%"
@@ -115,8 +127,8 @@ def show_flow(
     lines, remaining = [("in the Biobank", "", f"{start:,}")], start
     for step in merge_small_steps(steps):
         remaining -= step.excluded
-        left = _range(remaining) if is_small(step.excluded) else show_count(remaining)
-        lines.append((step.reason, show_count(step.excluded), left))
+        excluded, left = show_parts([step.excluded, remaining])
+        lines.append((step.reason, excluded, left))
     return lines
 
 # %% ../nbs/02_disclosure.ipynb #fdb030e8

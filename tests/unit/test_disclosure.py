@@ -77,11 +77,12 @@ def test_parts_that_are_shown_are_true():
 
 def test_no_small_part_is_written_out():
     for parts in SMALL_TABLES:
-        assert all(text == "<5" for n, text in zip(parts, show_parts(parts), strict=True) if 0 < n < 5)
+        assert all(
+            text in ("<5", "<10") for n, text in zip(parts, show_parts(parts), strict=True) if 0 < n < 5
+        )
 
 
 def test_a_total_never_reveals_a_hidden_part():
-    # BUG: 1,810 and 1 are shown as 1,810-1,819 and <5: of 1,811 people the second can only be 1
     revealed = [
         (parts, show_parts(parts))
         for parts in [(1811, 3), (1810, 1), (1819, 4), *SMALL_TABLES]
@@ -118,7 +119,7 @@ def test_shares_are_true_to_half_a_percent():
             else abs(percent - number) <= 0.5
         )
         wrong += [] if true else [(n, total, text)]
-    assert not wrong, wrong[:5]  # BUG: 4 of 100 is shown as "<4%"
+    assert not wrong, wrong[:5]
 
 
 def test_a_share_never_reveals_a_small_count():
@@ -174,11 +175,11 @@ def flow_reveals(start, steps):
 @pytest.mark.parametrize("start", [1810, 1811, 1814, 1819, 500])
 def test_a_flow_reveals_no_excluded_few(start):
     revealed = [lines for lines in (flow_reveals(start, steps) for steps in FLOWS) if lines]
-    assert not revealed, revealed[0]  # BUG: 1,811 less "<5" leaves "1,810-1,819": it was 1
+    assert not revealed, revealed[0]
 
 
 def test_a_flow_reveals_no_remaining_few():
-    assert flow_reveals(100, [Step("no outcome", 97)]) is None  # BUG: 100 less 97 leaves "<5"
+    assert flow_reveals(100, [Step("no outcome", 97)]) is None
 
 
 def test_the_numbers_of_a_flow_add_up():
@@ -210,9 +211,9 @@ def test_the_description_of_a_biobank_shows_no_count_of_one_to_four(n):
     [
         f"eid {EID}", f"0  {EID}  27.1", f"{EID}\t1", f"| {EID} | 3 |", f"'{EID}'", f"<td>{EID}</td>",
         f"{EID}.nii.gz", "6999999",
-        f"{EID},27.1,0",  # BUG: a row of a csv is not found
-        f"[{EID}, 2345678]\n[{EID}, 3]",  # BUG: nor are all lists
-        f"{EID}.0   27.1",  # BUG: nor is a pandas column that holds gaps
+        f"{EID},27.1,0",
+        f"[{EID}, 2345678]\n[{EID}, 3]",
+        f"{EID}.0   27.1",
     ],
 )  # fmt: skip
 def test_the_scanner_finds_identifiers_on_every_line(text):

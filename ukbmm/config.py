@@ -9,6 +9,7 @@ import io
 import json
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +23,7 @@ from .core import UkbmmError, did_you_mean, nearest, write_text
 
 # %% auto #0
 __all__ = ['SomeSettings', 'Settings', 'Problem', 'ConfigError', 'Document', 'locate', 'override', 'problem_at', 'keys_at',
-           'validate', 'load_settings', 'to_yaml', 'write_schema']
+           'validate', 'load_settings', 'to_yaml', 'also', 'write_schema']
 
 # %% ../nbs/01_config.ipynb #70a449d3
 class Settings(BaseModel):
@@ -294,6 +295,20 @@ def to_yaml(
     writer.default_flow_style, writer.sort_base_mapping_type_on_output = False, False
     writer.dump(values, stream)
     return stream.getvalue()
+
+
+def also(
+    **short: Any,  # JSON Schema of the short form, such as type="integer"
+) -> Callable[[dict], None]:  # For a setting's `json_schema_extra`
+    "Let the JSON Schema of a setting accept a short form that a validator spells out."
+
+    def accept(schema: dict) -> None:
+        form = {
+            key: schema.pop(key) for key in list(schema) if key not in ("title", "description", "default")
+        }
+        schema["anyOf"] = [form, short]
+
+    return accept
 
 
 def write_schema(

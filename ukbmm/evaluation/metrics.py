@@ -168,7 +168,9 @@ def _log_loss(target: np.ndarray, prediction: np.ndarray, weights: np.ndarray) -
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #c0c2d51d
 def number(
-    value: float,  # A metric's value
+    value: float | None,  # A metric's value; None where it is not defined
 ) -> str:
     "Write a number with three decimals, or with one from ten on."
+    if value is None:
+        return "not defined"
     return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"

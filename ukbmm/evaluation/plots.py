@@ -97,6 +97,8 @@ def plot_models(
     names = list(metrics["models"])
     for i, name in enumerate(names):
         found = metrics["models"][name][metric]
+        if found["value"] is None:
+            continue
         colour = "C0" if name == "fusion" else "0.35"
         axis.plot(found["ci95"], [i, i], color=colour, lw=2)
         axis.plot(found["value"], i, "o", color=colour)
@@ -111,7 +113,7 @@ def plot_differences(
     metric: str,  # Name of the metric
 ) -> Any:
     "Draw paired differences from the reference model, positive where it is better."
-    shown = [c for c in metrics["comparisons"] if c["metric"] == metric]
+    shown = [c for c in metrics["comparisons"] if c["metric"] == metric and c["difference"] is not None]
     for i, found in enumerate(shown):
         axis.plot(found["ci95"], [i, i], color="C0", lw=2)
         axis.plot(found["difference"], i, "o", color="C0")

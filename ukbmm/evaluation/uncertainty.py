@@ -53,18 +53,23 @@ def bootstrap(
 
 
 def interval(
-    values: np.ndarray,  # [draw]
-) -> list[float]:  # Low and high
+    values: np.ndarray,  # [draw]; NaN where the metric is not defined
+) -> list[float | None]:  # Low and high; None where no draw is defined
     "Take the middle 95% of draws."
-    low, high = np.nanpercentile(values, [2.5, 97.5])
-    return [float(low), float(high)]
+    values = values[np.isfinite(values)]
+    return [float(edge) for edge in np.percentile(values, [2.5, 97.5])] if len(values) else [None, None]
 
 # %% ../../nbs/evaluation/53_uncertainty.ipynb #1df96390
-def _per_fold(metric: Metric, table: pl.DataFrame, name: str) -> list[float]:
-    "The metric in each fold."
+def _defined(value: float) -> float | None:
+    "A metric's value, None where it is not defined: JSON knows no NaN."
+    return float(value) if np.isfinite(value) else None
+
+
+def _per_fold(metric: Metric, table: pl.DataFrame, name: str) -> list[float | None]:
+    "The metric in each fold; None in a fold where it is not defined, such as an AUC without cases."
     values = []
     for _, part in table.group_by("fold", maintain_order=True):
-        values.append(float(metric(part["target"].to_numpy(), part[PREFIX + name].to_numpy())))
+        values.append(_defined(metric(part["target"].to_numpy(), part[PREFIX + name].to_numpy())))
     return values
 
 
@@ -75,7 +80,7 @@ def _difference(
     sign = 1.0 if metric.greater_is_better else -1.0
     low, high = interval(sign * (drawn[first] - drawn[second]))
     return {"metric": metric.name, "first": first, "second": second,
-            "difference": sign * (point[first] - point[second]), "ci95": [low, high]}  # fmt: skip
+            "difference": _defined(sign * (point[first] - point[second])), "ci95": [low, high]}  # fmt: skip
 
 # %% ../../nbs/evaluation/53_uncertainty.ipynb #eebe7330
 def evaluate(
@@ -96,7 +101,7 @@ def evaluate(
         drawn = bootstrap(metric, target, predictions, family, draws, seed)
         for name in predictions:
             models[name][metric.name] = {
-                "value": point[name],
+                "value": _defined(point[name]),
                 "ci95": interval(drawn[name]),
                 "per_fold": _per_fold(metric, table, name),
             }

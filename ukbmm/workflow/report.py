@@ -42,6 +42,9 @@ def compare(
 ) -> str:
     "Say whether the first model is better than the second."
     low, high = comparison["ci95"]
+    if comparison["difference"] is None:
+        title = METRICS[comparison["metric"]].title
+        return f"The {comparison['first']} model can't be compared with {comparison['second']}: a {title} is not defined."
     size = f"by {number(abs(comparison['difference']))} ({number(low)} to {number(high)})"
     first, second, metric = comparison["first"], comparison["second"], METRICS[comparison["metric"]].title
     if low > 0:
@@ -63,6 +66,8 @@ def verdict(
     found = metrics["models"]["fusion"][main.name]
     low, high = found["ci95"]
     first = f"The fusion network predicts {outcome} with {main.title} {number(found['value'])} ({number(low)} to {number(high)})."
+    if found["value"] is None:
+        return [f"The {main.title} of the fusion network is not defined: it predicts the same for everybody."]
     if main.null is not None and low <= main.null <= high:
         first += f" That is within noise of {main.null:g}, which is what knowing nothing gives."
     return [first, *[compare(c) for c in metrics["comparisons"] if c["metric"] == main.name]]

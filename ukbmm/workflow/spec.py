@@ -10,19 +10,21 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from fastcore.basics import patch
 from pydantic import Field, field_validator
 
 from ..biobank.names import parse_name
 from ..biobank.store import Biobank
 from ..cohort.cohort import CohortSettings
-from ..cohort.outcomes import OutcomeSettings
+from ..cohort.outcomes import OutcomeSettings, read_outcome
 from ..cohort.splits import KFold, ValidationSettings
 from ukbmm.config import (
     ConfigError,
     Document,
     Problem,
     Settings,
+    also,
     override,
     problem_at,
     to_yaml,
@@ -30,7 +32,15 @@ from ukbmm.config import (
     write_schema,
 )
 from ..core import UkbmmError
-from ..data.blocks import Block, PhenotypeBlock, PhenotypeSettings, SNPBlock, SNPSettings, columns_of
+from ukbmm.data.blocks import (
+    Block,
+    PhenotypeBlock,
+    PhenotypeSettings,
+    SNPBlock,
+    SNPSettings,
+    chosen_variants,
+    columns_of,
+)
 from ..models.fusion import FusionSettings
 from ..models.genotype import GenotypeSettings
 from ..models.multimodal import ModelSettings
@@ -95,7 +105,11 @@ class Spec(Settings):
         min_length=1, description="Kinds of input, each under a name of your own"
     )
     outcome: OutcomeSettings = Field(description="What is predicted")
-    fusion: FusionSettings = Field(FusionSettings(), description="How modalities are combined")
+    fusion: FusionSettings = Field(
+        FusionSettings(),
+        description="How modalities are combined, or the kind alone",
+        json_schema_extra=also(type="string"),
+    )
     head: HeadSettings = Field(HeadSettings(), description="The last layers")
     validation: ValidationSettings = Field(KFold(), description="How it is tested")
     train: TrainSettings = Field(TrainSettings(), description="How networks are trained")
@@ -239,6 +253,11 @@ def _try(document: Document, path: tuple, work) -> tuple[Any, list[Problem]]:
         return None, [problem_at(document, path, str(error))]
 
 
+def _variants(modality: SNPModality, biobank: Biobank) -> np.ndarray:
+    "Positions of a modality's variants; reads no genotypes."
+    return chosen_variants(biobank.genotypes(modality.store).variants, modality)
+
+
 def _against(spec: Spec, document: Document, biobank: Biobank) -> Iterator[Problem]:
     "What does not fit the Biobank."
     for name, modality in spec.modalities.items():
@@ -248,11 +267,8 @@ def _against(spec: Spec, document: Document, biobank: Biobank) -> Iterator[Probl
             yield from problems
             yield from _too_late(columns or [], path, spec, document, biobank)
         if isinstance(modality, SNPModality):
-            yield from _try(document, ("modalities", name), lambda m=modality: biobank.genotypes(m.store))[1]
-    outcome = spec.outcome
-    yield from _try(
-        document, ("outcome", "field"), lambda: biobank.column(outcome.field, outcome.instance, outcome.array)
-    )[1]
+            yield from _try(document, ("modalities", name), lambda m=modality: _variants(m, biobank))[1]
+    yield from _try(document, ("outcome", "field"), lambda: read_outcome(biobank, spec.outcome))[1]
     for part in ("include", "exclude"):
         for i, c in enumerate(getattr(spec.cohort, part)):
             yield from _try(

@@ -1,0 +1,249 @@
+"""The command line as a user meets it: a real process, an exit code, a message, and nothing half-written."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ukbmm.biobank.synthetic import write_extract
+
+STUDY = """\
+version: 1
+name: study
+modalities:
+  lifestyle: {kind: phenotype, fields: [31, 21003, 21001]}
+  snps: {kind: snps}
+outcome: {kind: regression, field: 30750}
+validation: {kind: kfold, folds: 2, inner: 2}
+train: {epochs: 2, networks: 1, batch_size: 64}
+baselines: [ridge]
+evaluation: {draws: 100}
+"""
+
+
+def ukbmm(*words, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    "Run the command line in a process of its own."
+    command = [sys.executable, "-m", "ukbmm", *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300)
+
+
+def refused(done: subprocess.CompletedProcess, *words: str) -> str:
+    "Check that a command was refused as bad input should be; returns the message."
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr, done.stderr
+    assert not re.search(r"\b[1-6]\d{6}\b", done.stderr + done.stdout)  # no identifier
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def extract(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("extract")
+    write_extract(folder, participants=120, variants=40, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ingested(extract, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("biobanks") / "small.biobank"
+    done = ukbmm("ingest", extract / "extract.csv", "--relatedness", extract / "relatedness.dat",
+                 "--genotypes", extract / "genotypes", "--out", out)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture
+def copy(extract, tmp_path) -> Path:
+    "A copy of the extract that a test may damage."
+    return Path(shutil.copytree(extract, tmp_path / "extract"))
+
+
+def ingest_of(folder: Path, *more) -> tuple[subprocess.CompletedProcess, Path]:
+    out = folder.parent / "out.biobank"
+    return ukbmm("ingest", folder / "extract.csv", "--relatedness", folder / "relatedness.dat",
+                 "--genotypes", folder / "genotypes", "--out", out, *more), out  # fmt: skip
+
+
+def lines_of(folder: Path) -> list[str]:
+    return (folder / "extract.csv").read_text().splitlines()
+
+
+def write_lines(folder: Path, lines: list[str]) -> None:
+    (folder / "extract.csv").write_text("\n".join(lines) + "\n")
+
+
+def test_ingest_prints_the_folder_last_and_describe_and_verify_read_it(ingested):
+    shown = ukbmm("describe", ingested)
+    assert shown.returncode == 0 and "120 participants" in shown.stdout
+    assert json.loads(ukbmm("describe", ingested, "--json").stdout)["participants"] == 120
+    assert ukbmm("verify", ingested).returncode == 0
+
+
+def test_help_names_every_verb_and_comes_without_torch():
+    shown = ukbmm("--help")
+    for verb in ("ingest", "describe", "check", "run", "report", "demo"):
+        assert verb in shown.stdout
+    code = "import sys, ukbmm.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# ---- bad extracts -----------------------------------------------------------------------------------------------
+
+
+def duplicate(lines):
+    return [*lines, lines[1]]
+
+
+def ragged(lines):
+    return [*lines[:5], lines[5].rsplit(",", 1)[0], *lines[6:]]
+
+
+def text_in_a_number(lines):
+    place = lines[0].split(",").index('"21001-0.0"') if '"21001-0.0"' in lines[0] else None
+    names = [name.strip('"') for name in lines[0].split(",")]
+    place = next(
+        i for i, name in enumerate(names) if re.fullmatch(r"(p21001_i0|21001-0\.0|f\.21001\.0\.0)", name)
+    )
+    cells = lines[7].split(",")
+    cells[place] = "heavy"
+    return [*lines[:7], ",".join(cells), *lines[8:]]
+
+
+def negative(lines):
+    cells = lines[3].split(",", 1)
+    return [*lines[:3], "-1," + cells[1], *lines[4:]]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (duplicate, ["extract.csv", "twice"]),
+        (ragged, ["extract.csv, line 6"]),
+        (text_in_a_number, ["extract.csv", "line 8", "21001"]),
+        (negative, ["extract.csv", "--drop-negative-eids"]),
+    ],
+)
+def test_a_damaged_extract_is_refused_and_leaves_nothing(copy, damage, words):
+    write_lines(copy, damage(lines_of(copy)))
+    done, out = ingest_of(copy)
+    message = refused(done, *words)
+    assert "heavy" not in message  # what a participant's cell holds is not shown
+    assert sorted(path.name for path in copy.parent.iterdir()) == ["extract"]
+
+
+def test_negative_identifiers_are_dropped_where_asked(copy):
+    write_lines(copy, negative(lines_of(copy)))
+    done, out = ingest_of(copy, "--drop-negative-eids")
+    assert done.returncode == 0 and "119 participants" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("first_bytes", "cut", "words"),
+    [
+        (b"\x6c\x1b\x01", 7, ["genotypes.bed"]),
+        (b"BGEN", 0, ["genotypes.bed"]),
+        (b"\x6c\x1b\x00", 0, ["genotypes.bed", "sample"]),
+    ],
+    ids=["truncated", "wrong magic", "sample-major"],
+)
+def test_a_damaged_bed_is_refused_and_leaves_nothing(copy, first_bytes, cut, words):
+    path = copy / "genotypes.bed"
+    data = path.read_bytes()
+    path.write_bytes(first_bytes + data[len(first_bytes) : len(data) - cut])
+    done, _ = ingest_of(copy)
+    refused(done, *words)
+    assert sorted(path.name for path in copy.parent.iterdir()) == ["extract"]
+
+
+def rename_people(folder: Path, keep: int) -> None:
+    "Give all but the first `keep` people of the .fam other identifiers."
+    lines = [line.split() for line in (folder / "genotypes.fam").read_text().splitlines()]
+    for i, cells in enumerate(lines):
+        if i >= keep:
+            cells[0] = cells[1] = str(6_900_000 + i)
+    (folder / "genotypes.fam").write_text("\n".join(" ".join(cells) for cells in lines) + "\n")
+
+
+def test_a_fam_of_other_people_is_refused_and_one_of_some_is_reported(copy):
+    rename_people(copy, keep=50)
+    done, out = ingest_of(copy)
+    assert done.returncode == 0 and re.search(r"\b50 (of|participants)", done.stdout), done.stdout
+    shutil.rmtree(out)
+    rename_people(copy, keep=0)
+    done, _ = ingest_of(copy)
+    refused(done, "genotypes")
+    assert sorted(path.name for path in copy.parent.iterdir()) == ["extract"]
+
+
+def test_an_output_folder_that_exists_is_left_alone(copy):
+    out = copy.parent / "out.biobank"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    done, _ = ingest_of(copy)
+    refused(done, "out.biobank")
+    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+
+
+# ---- bad specs --------------------------------------------------------------------------------------------------
+
+
+def run(tmp_path, ingested, text, *more):
+    (tmp_path / "study.yaml").write_text(text)
+    return ukbmm("run", tmp_path / "study.yaml", "--biobank", ingested, "--out", tmp_path / "runs", *more)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("train: {epochs", "train: {epoch", ["study.yaml:8:", "epoch", "epochs"]),
+        ("21001]", "21001, 99999]", ["study.yaml:4:", "99999"]),
+        ("21001]", "21001, 50]", ["study.yaml:4:", "50"]),
+        ("21001]", "21001, 30750]", ["study.yaml:4:", "outcome"]),
+        ("kind: snps", "kind: volumes", ["study.yaml:5:", "volumes"]),
+    ],
+    ids=["unknown key", "no such field", "not in the Biobank", "outcome among inputs", "not built yet"],
+)
+def test_a_wrong_spec_is_refused_with_its_place_and_writes_nothing(tmp_path, ingested, old, new, words):
+    refused(run(tmp_path, ingested, STUDY.replace(old, new)), *words)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["study.yaml"]
+
+
+def test_every_mistake_is_listed_at_once(tmp_path, ingested):
+    text = STUDY.replace("epochs", "epoch").replace("networks: 1", "networks: none").replace("ridge", "rigde")
+    message = refused(run(tmp_path, ingested, text))
+    assert len(re.findall(r"study\.yaml:\d+:\d+: error", message)) == 3
+
+
+def test_nobody_left_is_refused(tmp_path, ingested):
+    done = run(tmp_path, ingested, STUDY + "cohort: {include: [{field: 21003, min: 200}]}\n")
+    refused(done, "cohort")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_fold_without_both_classes_is_refused(tmp_path, ingested):
+    text = STUDY.replace("kind: regression, field: 30750", "kind: binary, field: 30750, above: 75")
+    done = run(tmp_path, ingested, text, "--set", "validation.folds=10")
+    refused(done, "fold")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_set_overrides_a_value_and_a_wrong_one_names_itself(tmp_path, ingested):
+    refused(run(tmp_path, ingested, STUDY, "--set", "outcome.field=99999"), "--set outcome.field=99999")
+    done = run(tmp_path, ingested, STUDY, "--set", "outcome.field=30870")
+    assert done.returncode == 0, done.stderr
+    path = Path(done.stdout.splitlines()[-1])
+    assert path == tmp_path / "runs" / "study-001"  # the last line is the run directory
+    assert "field: 30870" in (path / "plan.yaml").read_text()
+
+
+def test_a_folder_that_is_no_biobank_and_a_run_that_is_none_are_refused(tmp_path):
+    refused(ukbmm("describe", tmp_path), "manifest")
+    refused(ukbmm("report", tmp_path), "run directory")
+    refused(ukbmm("run", tmp_path / "nothing.yaml", "--biobank", tmp_path), "nothing.yaml")

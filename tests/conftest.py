@@ -7,8 +7,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from ukbmm.biobank.store import Biobank  # noqa: E402
-from ukbmm.biobank.synthetic import synthetic_biobank  # noqa: E402
+from ukbmm.biobank.store import Biobank
+from ukbmm.biobank.synthetic import synthetic_biobank
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

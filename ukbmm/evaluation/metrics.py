@@ -173,4 +173,6 @@ def number(
     "Write a number with three decimals, or with one from ten on."
     if value is None:
         return "not defined"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
+    return (
+        f"{round(value, 3) + 0.0:.3f}" if abs(value) < 10 else f"{value:,.1f}"
+    )  # + 0.0: no minus before zero

@@ -35,9 +35,10 @@ clean-check: setup
 	@$(BIN)/python scripts/build_readme.py
 	git diff --exit-code -- nbs ukbmm README.md
 
+# One thread for each of two notebooks: threads of two programs on two cores wait for each other.
 notebooks: setup
 	@echo "== every notebook runs"
-	@$(BIN)/nbdev_test --n_workers 2 --timing
+	@OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
 
 unit: setup
 	@echo "== tests"

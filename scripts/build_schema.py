@@ -55,6 +55,8 @@ OTHER_KIND = {  # by (coding, value), from the labels of the showcase, where the
     ("100398", "-2"): "not_applicable",  # does not drink hot drinks
     ("100617", "-2"): "not_applicable",
     ("100479", "7"): "not_applicable",  # is not employed
+    ("100338", "3"): "not_applicable",  # did not use a mobile phone two years ago
+    ("100664", "3"): "not_applicable",  # did not use a mobile phone one year ago
     ("7310", "-906"): "do_not_know",
     ("100586", "-4"): "do_not_know",
     ("100599", "-5"): "do_not_know",
@@ -63,6 +65,9 @@ OTHER_KIND = {  # by (coding, value), from the labels of the showcase, where the
     **{("221", value): "do_not_know" for value in ("9", "X")},
     ("100279", "0"): "do_not_know",
 }
+ADDED = [
+    (21, "-1", "do_not_know")
+]  # special values that FUNPACK does not list, from the labels of the showcase
 NOT_MISSING = {("100305", "-7"), ("100658", "-7")}  # "none of the above" is an answer
 NUMBERS = {"-10": 0.5, "-1001": 0.5}  # "less than one": a number, not a missing value
 
@@ -114,7 +119,14 @@ def build_special_values(wheels: Path) -> pl.DataFrame:
         for value, number in zip(raw.split(","), new.split(","), strict=False):
             if value in NUMBERS and number == "0.5":
                 rows.append((int(coding), value, "number", 0.5, "FUNPACK datacodings_recoding"))
-    names = {"coding": pl.Int32, "value": pl.String, "kind": pl.String, "number": pl.Float64, "source": pl.String}
+    rows += [(coding, value, kind, None, "showcase label") for coding, value, kind in ADDED]
+    names = {
+        "coding": pl.Int32,
+        "value": pl.String,
+        "kind": pl.String,
+        "number": pl.Float64,
+        "source": pl.String,
+    }
     return pl.DataFrame(rows, schema=names, orient="row").unique().sort("coding", "value")
 
 

@@ -241,5 +241,4 @@ def test_a_block_that_is_fitted_to_another_biobank_reads_that_one(tmp_path):
         values.append(ingest(tmp_path / f"{number}.csv", tmp_path / f"{number}.biobank"))
     block = PhenotypeBlock([21003]).fit(values[0], np.arange(12))
     block.fit(values[1], np.arange(12))
-    # BUG: what was read from the first Biobank is kept
     assert block.standardiser.mean.tolist() == [65.5]

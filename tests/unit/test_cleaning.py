@@ -18,7 +18,8 @@ LABELS = {
     "do_not_know": "not know|unknown|not sure|not remember|cannot remember|not known|uncertain",
     "prefer_not_to_answer": "prefer(red)? not to answer",
     "not_asked": "not asked",
-    "not_applicable": "not applicable|not employed|do not|never went to school|excluded from|ongoing",
+    "not_applicable": "not applicable|not employed|do not|never went to school|excluded from|ongoing"
+    "|didn't use",
     "not_measured": "not performed|not completed|cannot be measured|abandoned|problem|invalid|could not|not pressed"
     "|miscellaneous|varied",
     "number": "less than",
@@ -34,7 +35,6 @@ def labels():
 
 @pytest.mark.parametrize("kind", LABELS)
 def test_every_special_value_has_a_label_that_says_so(labels, kind):
-    # BUG: "I didn't use a mobile phone one year ago" (codings 100338, 100664) is not_measured, where it is not_applicable
     table = special_values().filter(pl.col("kind") == kind)
     known = {key: labels[key] for key in table.select("coding", "value").iter_rows() if labels.get(key)}
     assert len(known) >= {"not_asked": 2, "not_applicable": 10, "number": 11, "not_measured": 20}.get(
@@ -45,7 +45,6 @@ def test_every_special_value_has_a_label_that_says_so(labels, kind):
 
 
 def test_no_negative_code_labelled_as_unanswered_is_taken_for_a_value(labels):
-    # BUG: -1 of coding 21 is "unknown" and is taken for a value
     special = set(special_values().select("coding", "value").iter_rows())
     used = {field.coding for field in D.fields.values()}
     said = re.compile(r"(do not know|prefer not to answer|unknown|not known)( \(group .\))?", re.I)

@@ -248,8 +248,8 @@ DAMAGE = {
     "long fam line": (".fam", lambda p: p.write_text("1 1 0 0 1 -9 7\n"), "a.fam, line 1: expected six columns"),
     "text position": (".bim", lambda p: p.write_text("1 rs1 0 here A G\n"), "a.bim, line 1: expected a base-pair position"),
     "blank line": (".fam", lambda p: p.write_text("1 1 0 0 1 -9\n\n2 2 0 0 1 -9\n"), "a.fam, line 2"),
-    "empty fam": (".fam", lambda p: p.write_text(""), "a.fam"),  # BUG: a polars error
-    "fam of bytes": (".fam", lambda p: p.write_bytes(b"1 1 0 0 1 \xff\n"), "a.fam"),  # BUG: a polars error
+    "empty fam": (".fam", lambda p: p.write_text(""), "a.fam: .*an empty file"),
+    "fam of bytes": (".fam", lambda p: p.write_bytes(b"1 1 0 0 1 \xff\n"), "a.fam: expected UTF-8 text"),
 }  # fmt: skip
 
 
@@ -392,7 +392,6 @@ def test_an_interrupted_build_goes_on_and_ends_with_the_same_bytes(tmp_path, mon
 def test_an_interrupted_build_with_another_memory_gives_the_same_genotypes(tmp_path):
     copies, rows = killed_build(tmp_path, 2)
     store = build_genotypes([tmp_path / "a"], tmp_path / "s", rows, memory_gib=64 * 12 / 2**30)
-    # BUG: two slabs of 4 people are taken for two of 12, so that people 8 to 23 stay without genotypes
     assert np.array_equal(unpack(store.packed(np.arange(50)), store.variants), copies)
     assert store.verify() == []
 

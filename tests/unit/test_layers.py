@@ -132,7 +132,6 @@ def notebook_name(path: Path) -> str:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=notebook_name)
 def test_no_output_of_a_notebook_shows_an_identifier_or_a_path_of_a_machine(path):
-    # BUG: 41_tabular shows a warning of torch with the path of the file it came from
     assert scan_file(path) == []
     text = ENCODED.sub("", outputs(path))
     assert EID_PATTERN.findall(text) == []

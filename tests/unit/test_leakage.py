@@ -32,7 +32,7 @@ def refused(findings: pl.DataFrame) -> str:
 
 def test_a_clean_study_passes(study):
     findings = audit(*study, ["p31", "p21003_i0", "p21001_i0", "p22189"])
-    assert status(findings) == dict.fromkeys(["families", "withdrawn", "outcome", "time"], "ok")
+    assert status(findings) == dict.fromkeys(["families", "withdrawn", "outcome", "time", "copies"], "ok")
     assert refuse_leaks(findings) is findings
 
 
@@ -88,8 +88,22 @@ def test_a_split_with_the_kinship_that_was_asked_for_is_not_refused(study):
     distant = type("Distant", (), {"relatives": pairs, "withdrawn": biobank.withdrawn, "manifest": biobank.manifest,
                                    "field": biobank.field, "__len__": lambda self: len(biobank)})()  # fmt: skip
     split = split_cohort(cohort, distant, KFold(folds=4, inner=3, kinship=0.1), 0)
-    # BUG: the audit takes third degree whatever `validation.kinship` says
-    assert status(audit(distant, cohort, split, ["p31"]))["families"] != "leak"
+    findings = audit(distant, cohort, split, ["p31"])
+    assert status(findings)["families"] == "look"
+    assert "no family is cut by the split; by pairs of third degree" in findings["detail"][0]
+    same = Split(split.table, split.inner)  # as if the third degree had been asked for
+    assert status(audit(distant, cohort, same, ["p31"]))["families"] == "leak"
+
+
+@pytest.mark.parametrize(("scale", "noise", "expected"), [(1, 0, "look"), (-3, 0, "look"), (1, 0.1, "ok")])
+def test_a_number_that_is_the_outcome_under_another_field_is_looked_at(study, scale, noise, expected):
+    biobank, cohort, split = study
+    weight = biobank.read(["p21001_i0"])["p21001_i0"].cast(pl.Float64).to_numpy()
+    spread = noise * np.nanstd(weight) * np.random.default_rng(0).normal(size=len(weight))
+    other = replace(cohort, outcome=replace(cohort.outcome, values=scale * weight + spread))
+    findings = audit(biobank, other, split, ["p31", "p21001_i0"])
+    assert status(findings)["copies"] == expected
+    assert ("p21001_i0: the same as the outcome" in findings["detail"].to_list()[-1]) == (expected == "look")
 
 
 def test_a_cohort_with_somebody_who_withdrew_is_a_leak(study):

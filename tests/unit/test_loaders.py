@@ -148,7 +148,6 @@ def test_blocks_are_fitted_on_the_training_rows_of_each_fold_anew(recipe, bioban
     }
     assert all(np.array_equal(rows, train[:100]) for rows in second.fitted_rows.values())
     assert first.blocks["snps"]._panel is second.blocks["snps"]._panel  # read once
-    # BUG: the recipe keeps the blocks that were fitted to the first fold
     assert all(block.rows is None for block in recipe.inputs.values())
 
 

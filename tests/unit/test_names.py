@@ -86,6 +86,7 @@ SPELLINGS = {
     "ukbconv basket": lambda f, i, a: f"{f}-{i}.{a}_4411",
     "r": lambda f, i, a: f"f.{f}.{i}.{a}",
     "r x": lambda f, i, a: f"X{f}.{i}.{a}",
+    "r_clean": lambda f, i, a: f"x{f}_{i}_{a}",
     "stata": lambda f, i, a: f"n_{f}_{i}_{a}",
     "stata text": lambda f, i, a: f"s_{f}_{i}_{a}",
     "stata time": lambda f, i, a: f"ts_{f}_{i}_{a}",
@@ -121,7 +122,7 @@ def test_every_spelling_of_every_column_of_a_field_gives_one_rap_name(spelling):
         ("31-0.0", "p31"), ("p31", "p31"), ("p31_i0", "p31"), ("31-1.0", "p31_i1"), ("4080-2.1", "p4080_i2_a1"),
         ("22009-0.40", "p22009_a40"), ("396-0.1", "p396_i0_a1"), ("20002-1.33", "p20002_i1"), ("41270-0.258", "p41270"),
         ("41280-0.0", "p41280_a0"), ("p41280", "p41280"), ("50-0.1", "p50_i0_a1"),
-        ("x50_0_0", "p50_i0"),  # BUG: the spelling of R's clean names is not read
+        ("x50_0_0", "p50_i0"), ("x50_0.0", None), ("x50.0.0", None),
         ("f.50..0.0", None), ("50", None), ("50-0", None), ("p50_a", None), ("P50", None), ("p-50", None), ("", None),
         ("50-0.0.1", None), ("p50_i0_a0_x", None), ("eid", None),
     ],
@@ -193,6 +194,19 @@ def test_headers_that_would_lose_a_column_are_refused(names, message):
         read_header(names, D)
 
 
-def test_a_multiple_choice_given_twice_is_refused():
-    with pytest.raises(TableError, match="p20002_i0"):
-        read_header(["eid", "p20002_i0", "20002-0.0"], D)  # BUG: a cell of lists and its pieces are joined
+@pytest.mark.parametrize(
+    "names", [("p20002_i0", "20002-0.0"), ("20002-0.0_1", "20002-0.0_2"), ("20002-0.1", "n_20002_0_1")]
+)
+def test_a_multiple_choice_given_twice_is_refused(names):
+    with pytest.raises(TableError, match="column p20002_i0"):
+        read_header(["eid", *names], D)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_list"),
+    [("p20002_i0", True), ("participant.p20002_i0", True), ("20002-0.0", False), ("x20002_0_0", False),
+     ("Non-cancer illness code, self-reported | Instance 0", True),
+     ("Non-cancer illness code, self-reported | Instance 0 | Array 1", False)],
+)  # fmt: skip
+def test_a_multiple_choice_without_a_position_is_one_cell_with_a_list(name, is_list):
+    assert read_header(["eid", name, "p31"], D).lists == ({"p20002_i0"} if is_list else set())

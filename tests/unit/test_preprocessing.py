@@ -72,7 +72,6 @@ def test_codes_of_other_rows_change_nothing_that_was_learned():
     assert first.codes == second.codes and 99 not in second.codes[0]
 
 
-# BUG: rare codes of text are multiplied by 0, a TypeError
 @pytest.mark.parametrize("codes", [[1, 2, None, 3], ["C50", "I21", None, "E11"]])
 def test_a_column_of_rare_codes_only_is_unknown_for_all(codes):
     fitted = Levels(min_count=2).fit([pl.Series("a", codes)], np.arange(4))

@@ -78,7 +78,8 @@ def test_a_file_of_no_pairs_gives_none(tmp_path):
             "rel.dat, line 3: expected two identifiers",
         ),
         ("ID1 ID2 Kinship\n1000001 1000002 NA\n", "rel.dat, line 2"),
-        ("", "rel.dat"),  # BUG: a polars error
+        ("ID1 ID2 Kinship\n1000001 1000002 -inf\n", "rel.dat, line 2"),
+        ("", "rel.dat: .*an empty file"),
     ],
 )
 def test_other_files_are_refused_by_line_without_their_identifiers(tmp_path, text, message):
@@ -96,7 +97,7 @@ def test_files_that_are_absent_are_named(tmp_path):
 
 def test_an_infinite_or_undefined_kinship_is_refused(tmp_path):
     text = "ID1 ID2 Kinship\n1000001 1000002 nan\n"
-    with pytest.raises(TableError, match="line 2"):  # BUG: nan is taken as a kinship
+    with pytest.raises(TableError, match="line 2"):
         read_relatedness(written(tmp_path / "rel.dat", text), PEOPLE)
 
 
@@ -132,13 +133,13 @@ def test_a_list_of_something_else_is_refused_by_line(tmp_path, text):
     assert "100000" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["--5\n", "²\n"])
+@pytest.mark.parametrize("text", ["--5\n", "²\n", "-\n", "9" * 20])
 def test_a_line_that_only_resembles_a_number_is_refused(tmp_path, text):
-    with pytest.raises(TableError, match="w1.csv, line 1"):  # BUG: ValueError from int()
+    with pytest.raises(TableError, match="w1.csv, line 1"):
         read_withdrawals([written(tmp_path / "w1.csv", text)])
 
 
 def test_a_list_that_is_not_utf8_is_refused(tmp_path):
     (tmp_path / "w1.csv").write_bytes(b"\xff\xfe1\x000\x00")
-    with pytest.raises(TableError, match="w1.csv"):  # BUG: UnicodeDecodeError
+    with pytest.raises(TableError, match="w1.csv: expected UTF-8 text"):
         read_withdrawals([tmp_path / "w1.csv"])

@@ -216,10 +216,32 @@ def test_a_failing_model_does_not_leave_16_bits_switched_on():
     before = torch.is_autocast_enabled("cpu")
     with learn.no_bar(), learn.no_logging(), pytest.raises(RuntimeError, match="out of memory"):
         learn.fit(1)
-    still = torch.is_autocast_enabled("cpu")
-    if still:
-        learn.mixed_precision._leave()  # for the tests that follow
-    assert not before and not still  # BUG: whoever computes afterwards does so in 16 bits
+    assert not before and not torch.is_autocast_enabled("cpu")
+    assert "forward" not in vars(learn.model)
+
+
+def test_a_failing_loss_does_not_leave_16_bits_switched_on(study):
+    class Broken(RegressionLoss):
+        def __call__(self, output, target):
+            raise RuntimeError("no loss")
+
+    spy = Spy()
+    learn, test, _ = train(study, epochs=1, amp="bf16", cbs=[spy])
+    learn.loss_func = Broken()
+    with learn.no_bar(), learn.no_logging(), pytest.raises(RuntimeError, match="no loss"):
+        learn.fit(1)
+    spy.seen.clear()
+    learn.loss_func = RegressionLoss()
+    predict_rows(learn, test)
+    assert spy.seen == {torch.float32}
+
+
+def test_the_start_is_measured_in_the_precision_of_the_epochs(study):
+    learn, *_ = train(study, epochs=1, amp="bf16", patience=3)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 0.0, wd=0.0)
+    start, after = learn.best_weights.losses
+    assert start == pytest.approx(after, abs=1e-7)
 
 
 def test_a_yes_or_no_is_learned_and_predicted_as_a_probability(study):

@@ -138,7 +138,7 @@ def _builtin_field(row: dict) -> Field:
     "Take one row of the shipped schema as a `Field`."
     return Field(
         field_id=row["field_id"],
-        title=row["title"],
+        title=row["title"].strip(),
         value_type=VALUE_TYPES[row["value_type"]],
         units=row["units"],
         coding=row["encoding_id"] or None,
@@ -211,16 +211,21 @@ def special_values() -> pl.DataFrame:
         return pl.read_csv(stream, separator="\t", schema=types)
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #9ac322ff
-def _read_tsv(path: Path, needed: tuple[str, ...]) -> pl.DataFrame:
+def _read_tsv(path: Path) -> pl.DataFrame:
     "Read a tab-separated table of the showcase's style as text; quotes mean nothing in it."
     if not path.is_file():
         raise DictionaryError(f"the dictionary file {path.name}", "a file", "nothing at that place")
     try:
         table = pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False)
-    except pl.exceptions.PolarsError as error:
+    except pl.exceptions.PolarsError:
         raise DictionaryError(
-            f"the dictionary file {path.name}", "a tab-separated table", "something else"
-        ) from error
+            f"the dictionary file {path.name}", "a tab-separated table in UTF-8", "something else"
+        ) from None
+    return table.with_columns(pl.all().str.strip_chars().replace("", None))
+
+
+def _need(table: pl.DataFrame, path: Path, needed: tuple[str, ...]) -> None:
+    "Raise `DictionaryError` where columns are missing."
     missing = [name for name in needed if name not in table.columns]
     if missing:
         raise DictionaryError(
@@ -229,7 +234,18 @@ def _read_tsv(path: Path, needed: tuple[str, ...]) -> pl.DataFrame:
             found=f"no column {', '.join(missing)}",
             remedy="Use the column names of the showcase's Data_Dictionary_Showcase.tsv or Codings.tsv.",
         )
-    return table.with_columns(pl.all().str.strip_chars().replace("", None))
+
+# %% ../../nbs/biobank/10_dictionary.ipynb #a50ee564
+def _whole_numbers(table: pl.DataFrame, path: Path, names: tuple[str, ...]) -> pl.DataFrame:
+    "Take columns of text as whole numbers; raises `DictionaryError` at the first cell that is none."
+    for name in names:
+        numbers = table[name].cast(pl.Int32, strict=False)
+        if numbers.null_count():
+            line = numbers.is_null().arg_true()[0] + 2
+            where = f"{path.name}, line {line:,}, column {name}"
+            raise DictionaryError(where, "a whole number", "an empty cell or text")
+        table = table.with_columns(numbers)
+    return table
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #87fdd8b5
 def _value_type(word: str | None, path: Path, line: int) -> str:
@@ -283,19 +299,41 @@ INTEGERS = (
     "instance_id",
     "instance_max",
     "array_max",
+    "encoding_id",
 )
 
 
+def _new_layout(table: pl.DataFrame, path: Path) -> list[Field]:
+    "Take the rows of a `field.txt` as fields."
+    _need(table, path, (*INTEGERS, "title", "units", "version"))
+    empty = {"encoding_id": "0", "version": ""}
+    table = table.with_columns(pl.col(name).fill_null(value) for name, value in empty.items())
+    table = table.with_columns(pl.col("title").fill_null("Field " + pl.col("field_id")))
+    table = _whole_numbers(table, path, INTEGERS)
+    for line, number in enumerate(table["value_type"], 2):
+        _value_type(str(number), path, line)
+    return [replace(_builtin_field(row), source=path.name) for row in table.iter_rows(named=True)]
+
+# %% ../../nbs/biobank/10_dictionary.ipynb #c414937d
 def _read_fields(path: Path) -> list[Field]:
     "Read a user's fields, in the old or the new layout of the showcase."
-    if "field_id" in path.open(encoding="utf-8", errors="replace").readline().split("\t"):
-        needed = (*INTEGERS, "title", "units", "encoding_id", "version")
-        table = _read_tsv(path, needed).with_columns(pl.col(*INTEGERS, "encoding_id").cast(pl.Int32))
-        return [replace(_builtin_field(row), source=path.name) for row in table.iter_rows(named=True)]
-    table = _read_tsv(path, ("FieldID", "Field", "ValueType"))
+    table = _read_tsv(path)
+    if "field_id" in table.columns:
+        return _new_layout(table, path)
+    _need(table, path, ("FieldID", "Field", "ValueType"))
     return [_own_field(row, path, line) for line, row in enumerate(table.iter_rows(named=True), 2)]
 
 
+def _read_labels(path: Path) -> dict[int, dict[str, str]]:
+    "Read a user's labels, by coding and code."
+    table, needed = _read_tsv(path), ("Coding", "Value", "Meaning")
+    _need(table, path, needed)
+    labels: dict[int, dict[str, str]] = {}
+    for coding, code, text in _whole_numbers(table, path, needed[:1]).select(needed).iter_rows():
+        labels.setdefault(coding, {})[code] = text
+    return labels
+
+# %% ../../nbs/biobank/10_dictionary.ipynb #b0c9b120
 @patch
 def overlay(
     self: Dictionary,
@@ -304,11 +342,7 @@ def overlay(
 ) -> Dictionary:  # A new dictionary in which the given fields stand before the shipped ones
     "Add a user's fields and labels; a field of the same number replaces the shipped one."
     own = _read_fields(Path(fields)) if fields else []
-    labels = dict(self.labels)
-    if codings:
-        table = _read_tsv(Path(codings), ("Coding", "Value", "Meaning"))
-        for coding, rows in table.group_by("Coding"):
-            labels[int(coding[0])] = dict(zip(rows["Value"], rows["Meaning"], strict=True))
+    labels = {**self.labels, **(_read_labels(Path(codings)) if codings else {})}
     return Dictionary({**self.fields, **{field.field_id: field for field in own}}, labels)
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #8328dee2

@@ -28,8 +28,8 @@ from ukbmm.core import (
 
 # %% auto #0
 __all__ = ['BIM_COLUMNS', 'FAM_COLUMNS', 'CHROMOSOMES', 'MAGIC', 'COPIES', 'CHUNK_BYTES', 'normal_chromosome', 'read_bim',
-           'read_fam', 'BedFile', 'open_bed', 'read_bed', 'write_bed', 'lay_out', 'slab_samples', 'build_genotypes',
-           'GenotypeStore', 'unpack', 'a1_frequency']
+           'read_fam', 'BedFile', 'open_bed', 'read_bed', 'write_bed', 'lay_out', 'slab_samples', 'open_beds',
+           'build_genotypes', 'GenotypeStore', 'unpack', 'a1_frequency', 'verify_file', 'verify_genotypes']
 
 # %% ../../nbs/biobank/15_genotypes.ipynb #3828b485
 BIM_COLUMNS = ("chromosome", "id", "morgans", "position", "a1", "a2")
@@ -37,13 +37,22 @@ FAM_COLUMNS = ("family", "eid", "father", "mother", "sex", "batch")
 CHROMOSOMES = {"23": "X", "24": "Y", "25": "XY", "26": "MT", "M": "MT", "PAR1": "XY", "PAR2": "XY"}
 
 
+def _read_lines(path: Path) -> pl.Series:
+    "The lines of a text file."
+    layout = {"separator": "\x1f", "quote_char": None, "infer_schema": False}
+    try:
+        return pl.read_csv(path, has_header=False, new_columns=["line"], **layout)["line"]
+    except pl.exceptions.NoDataError:
+        raise GenotypeError(path.name, "a line of six columns for each", "an empty file") from None
+    except pl.exceptions.PolarsError:
+        raise GenotypeError(path.name, "UTF-8 text", "bytes that are not UTF-8") from None
+
+# %% ../../nbs/biobank/15_genotypes.ipynb #2d0b9292
 def _read_columns(path: Path, names: tuple[str, ...]) -> pl.DataFrame:
     "Read a table of six columns without a header, separated by any white space."
     if not path.is_file():
         raise GenotypeError(path.name, "a file beside the others of its name", "nothing at that place")
-    lines = pl.read_csv(
-        path, has_header=False, new_columns=["line"], separator="\x1f", quote_char=None, infer_schema=False
-    )["line"]
+    lines = _read_lines(path)
     pattern = r"^\s*" + r"\s+".join(rf"(?<{name}>\S+)" for name in names) + r"\s*$"
     table = lines.str.extract_groups(pattern).struct.unnest()
     bad = table[names[0]].is_null().arg_true()
@@ -236,11 +245,11 @@ def _fill_slab(beds: list[BedFile], placed: pl.DataFrame, start: int, stop: int,
         offset += bed.variants.height
 
 # %% ../../nbs/biobank/15_genotypes.ipynb #842e4825
-def _fingerprint(beds: list[BedFile], rows: np.ndarray, row_bytes: int) -> str:
-    "What a half-built store was built from: sizes, times, people and layout."
+def _fingerprint(beds: list[BedFile], rows: np.ndarray, row_bytes: int, size: int) -> str:
+    "What a half-built store was built from: sizes, times, people, layout and people in a slab."
     parts = [f"{bed.path.name} {bed.path.stat().st_size} {bed.path.stat().st_mtime_ns}" for bed in beds]
     people = hashlib.sha256(rows.tobytes()).hexdigest()
-    return hashlib.sha256("\n".join([*parts, people, str(row_bytes)]).encode()).hexdigest()
+    return hashlib.sha256("\n".join([*parts, people, str(row_bytes), str(size)]).encode()).hexdigest()
 
 
 def _finished_slabs(journal: Path, fingerprint: str) -> list[str]:
@@ -250,7 +259,7 @@ def _finished_slabs(journal: Path, fingerprint: str) -> list[str]:
     state = json.loads(journal.read_text())
     return state["slabs"] if state["fingerprint"] == fingerprint else []
 
-
+# %% ../../nbs/biobank/15_genotypes.ipynb #9327e37e
 def _write_slabs(
     beds: list[BedFile], placed: pl.DataFrame, out: Path, shape: tuple, size: int, mark: str
 ) -> list[str]:
@@ -275,8 +284,10 @@ def _write_slabs(
     return slabs
 
 # %% ../../nbs/biobank/15_genotypes.ipynb #8ec49e55
-def _open_all(prefixes: list[str | Path]) -> list[BedFile]:
-    "Open several PLINK sets of the same people."
+def open_beds(
+    prefixes: list[str | Path],  # PLINK files without their suffix; one set or one a chromosome
+) -> list[BedFile]:
+    "Open PLINK sets; raises `GenotypeError` where they are not of the same people in the same order."
     beds = [open_bed(prefix) for prefix in prefixes]
     for bed in beds[1:]:
         if not bed.samples["eid"].equals(beds[0].samples["eid"]):
@@ -288,7 +299,7 @@ def _open_all(prefixes: list[str | Path]) -> list[BedFile]:
         raise GenotypeError(beds[0].path.name, "people and variants", "none")
     return beds
 
-
+# %% ../../nbs/biobank/15_genotypes.ipynb #bb31e4e5
 def build_genotypes(
     prefixes: list[str | Path],  # PLINK files without their suffix; one set or one a chromosome
     out: str | Path,  # Folder of the store
@@ -297,13 +308,14 @@ def build_genotypes(
     memory_gib: float = 1.5,  # Memory for one slab, in GiB
 ) -> GenotypeStore:
     "Turn PLINK files into a sample-major store in bounded memory; goes on where it was interrupted."
-    out, beds = Path(out), _open_all(prefixes)
+    out, beds = Path(out), open_beds(prefixes)
     placed, row_bytes = lay_out(pl.concat([bed.variants for bed in beds]))
     eids = beds[0].samples["eid"].to_numpy()
     rows = np.where(eids > 0, rows_of_eids(eids), -1).astype(np.int64)
     shape, size = (len(eids), row_bytes), slab_samples(row_bytes, len(eids), memory_gib)
     out.mkdir(parents=True, exist_ok=True)
-    slabs = _write_slabs(beds, placed, out / "geno.u8", shape, size, _fingerprint(beds, rows, row_bytes))
+    mark = _fingerprint(beds, rows, row_bytes, size)
+    slabs = _write_slabs(beds, placed, out / "geno.u8", shape, size, mark)
     samples = pl.DataFrame({"row": rows, "sex": beds[0].samples["sex"]})
     for name, table in (("variants", placed), ("samples", samples)):
         with atomic_file(out / f"{name}.parquet") as path:
@@ -447,23 +459,52 @@ def a1_frequency(
     )
 
 # %% ../../nbs/biobank/15_genotypes.ipynb #fde488c9
+def _verify_slabs(path: Path, meta: dict, name: str) -> list[str]:
+    "Compare the packed genotypes with the checksums of their slabs."
+    (n_samples, row_bytes), size, found = meta["shape"], meta["slab_samples"], []
+    if not path.is_file():
+        return [f"{name} is missing"]
+    if path.stat().st_size != n_samples * row_bytes:
+        return [f"{name}: expected {n_samples * row_bytes:,} bytes, found another number"]
+    with path.open("rb") as stream:
+        for number, expected in enumerate(progress(meta["slabs"], f"verifying {name}")):
+            digest = hashlib.sha256(stream.read(row_bytes * min(size, n_samples - number * size))).hexdigest()
+            found += [] if digest == expected else [f"{name}: slab {number} was changed"]
+    return found
+
+
+def verify_file(
+    path: Path,  # A file
+    sha256: str,  # The checksum that it should have
+    name: str,  # What to call it
+) -> list[str]:  # What is wrong; empty if all is well
+    "Compare a file with its checksum."
+    if not path.is_file():
+        return [f"{name} is missing"]
+    return [] if file_sha256(path) == sha256 else [f"{name} was changed"]
+
+# %% ../../nbs/biobank/15_genotypes.ipynb #bd1cec31
+def verify_genotypes(
+    path: str | Path,  # Folder of a store
+) -> list[str]:  # What is wrong; empty if all is well
+    "Compare a store of genotypes with its checksums."
+    path = Path(path)
+    name = f"genotypes/{path.name}"
+    try:
+        meta = json.loads((path / "meta.json").read_text())
+    except FileNotFoundError:
+        return [f"{name}/meta.json is missing"]
+    except ValueError:
+        return [f"{name}/meta.json was changed"]
+    found = _verify_slabs(path / "geno.u8", meta, f"{name}/geno.u8")
+    for table, sha256 in meta["tables"].items():
+        found += verify_file(path / f"{table}.parquet", sha256, f"{name}/{table}.parquet")
+    return found
+
+
 @patch
 def verify(
     self: GenotypeStore,
 ) -> list[str]:  # What is wrong; empty if all is well
     "Compare the store with its checksums."
-    n_samples, row_bytes = self.meta["shape"]
-    size, name = self.meta["slab_samples"], f"genotypes/{self.path.name}"
-    if (self.path / "geno.u8").stat().st_size != n_samples * row_bytes:
-        return [f"{name}/geno.u8: expected {n_samples * row_bytes:,} bytes, found another number"]
-    found = []
-    with (self.path / "geno.u8").open("rb") as stream:
-        for number, expected in enumerate(progress(self.meta["slabs"], f"verifying {name}")):
-            digest = hashlib.sha256(stream.read(row_bytes * min(size, n_samples - number * size))).hexdigest()
-            found += [] if digest == expected else [f"{name}/geno.u8: slab {number} was changed"]
-    tables = self.meta["tables"].items()
-    return found + [
-        f"{name}/{t}.parquet was changed"
-        for t, sha in tables
-        if file_sha256(self.path / f"{t}.parquet") != sha
-    ]
+    return verify_genotypes(self.path)

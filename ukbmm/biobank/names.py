@@ -33,6 +33,7 @@ SPELLINGS = {
     "rap": re.compile(r"(?:[a-z_0-9]+\.)?p(?P<field>\d+)(?:_i(?P<instance>\d+))?(?:_a(?P<array>\d+))?"),
     "ukbconv": re.compile(r"(?P<field>\d+)-(?P<instance>\d+)\.(?P<array>\d+)(?:_(?P<basket>\w+))?"),
     "r": re.compile(r"(?:f\.|X)(?P<field>\d+)\.(?P<instance>\d+)\.(?P<array>\d+)"),
+    "r_clean": re.compile(r"x(?P<field>\d+)_(?P<instance>\d+)_(?P<array>\d+)"),
     "stata": re.compile(r"(?:n|s|ts)_(?P<field>\d+)_(?P<instance>\d+)_(?P<array>\d+)"),
 }
 EID_NAMES = {
@@ -47,7 +48,7 @@ def is_eid(
     "Is this the column of participant identifiers?"
     return name.strip().lower() in EID_NAMES or name.strip().lower().endswith(".eid")
 
-
+# %% ../../nbs/biobank/11_names.ipynb #1ceda98d
 def parse_name(
     name: str,  # A column name in any spelling but a title
 ) -> tuple[Column, str] | None:  # What it says and its spelling; None where it is of no spelling
@@ -116,6 +117,7 @@ class Header(NamedTuple):
     fields: dict[str, Field]  # Field by canonical name
     unknown: list[str]  # Names that are no field of the dictionary
     spellings: list[str]  # Spellings that occurred
+    lists: frozenset[str] = frozenset()  # Canonical names of multiple choices that are one cell with a list
 
 
 def _find_eid(names: list[str]) -> str:
@@ -139,7 +141,7 @@ def _identify(name: str, dictionary: Dictionary, index: dict[str, list[int]]) ->
         parsed = (column, "titles") if column else None
     return parsed if parsed and parsed[0].field_id in dictionary else None
 
-
+# %% ../../nbs/biobank/11_names.ipynb #a5dfde8e
 def read_header(
     names: Iterable[str],  # Column names of a file
     dictionary: Dictionary,  # What fields there are
@@ -147,7 +149,7 @@ def read_header(
     "Say what each column of a file is; raises `TableError` where two are the same."
     names, index = list(names), titles(dictionary)
     eid = _find_eid(names)
-    columns, fields, unknown, spellings = {}, {}, [], set()
+    columns, fields, arrays, unknown, spellings = {}, {}, {}, [], set()
     for name in names:
         if name == eid:
             continue
@@ -158,17 +160,23 @@ def read_header(
         field = dictionary[identified[0].field_id]
         column = str(canonical(identified[0], field))
         columns.setdefault(column, []).append(name)
+        arrays.setdefault(column, []).append(identified[0].array)
         fields[column] = field
         spellings.add(identified[1])
-    _refuse_duplicates(columns, fields)
-    return Header(eid, columns, fields, unknown, sorted(spellings))
+    multiple = {name for name, field in fields.items() if field.value_type == "categorical_multiple"}
+    _refuse_duplicates(columns, arrays, multiple)
+    lists = frozenset(name for name in multiple if arrays[name] == [None])
+    return Header(eid, columns, fields, unknown, sorted(spellings), lists)
 
 # %% ../../nbs/biobank/11_names.ipynb #22667a37
-def _refuse_duplicates(columns: dict[str, list[str]], fields: dict[str, Field]) -> None:
+def _refuse_duplicates(
+    columns: dict[str, list[str]], arrays: dict[str, list[int | None]], multiple: set[str]
+) -> None:
     "Raise `TableError` where two names of a file are the same column."
     for column, names in columns.items():
-        multiple = fields[column].value_type == "categorical_multiple"
-        if len(names) > 1 and not (multiple and len(set(names)) == len(names)):
+        positions = arrays[column]
+        pieces = column in multiple and None not in positions and len(set(positions)) == len(positions)
+        if len(names) > 1 and not pieces:
             raise TableError(
                 f"column {column}",
                 expected="one column of this field, occasion and position",

@@ -5,6 +5,7 @@
 # %% ../../nbs/biobank/14_relatedness.ipynb #62ca1b06
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,8 @@ import polars as pl
 from ..core import TableError
 
 # %% auto #0
-__all__ = ['DEGREE_LIMITS', 'rows_of', 'degree_of', 'Relatives', 'read_relatedness', 'read_withdrawals']
+__all__ = ['DEGREE_LIMITS', 'EID_LINE', 'rows_of', 'degree_of', 'Relatives', 'related_eids', 'read_relatedness',
+           'read_withdrawals']
 
 # %% ../../nbs/biobank/14_relatedness.ipynb #c40d222a
 def rows_of(
@@ -51,38 +53,56 @@ class Relatives(NamedTuple):
     n_outside: int  # Pairs left out because one of them is no participant of this Biobank
 
 
-def _read_pairs(path: Path) -> pl.DataFrame:
-    "Read a relatedness file as text, checking its columns."
+def _read_lines(path: Path, what: str) -> list[str]:
+    "The lines of a small text file, without blank ones at the end."
     if not path.is_file():
-        raise TableError(path.name, "a relatedness file", "nothing at that place")
-    lines = pl.read_csv(
-        path, has_header=False, new_columns=["line"], separator="\x1f", quote_char=None, infer_schema=False
-    )
-    names = (lines["line"][0] or "").split() if lines.height else []
-    needed = ("ID1", "ID2", "Kinship")
-    if not all(name in names for name in needed):
-        raise TableError(path.name, f"a header with {', '.join(needed)}", f"{len(names)} other words")
-    parts = lines["line"][1:].str.strip_chars().str.replace_all(r"\s+", " ").str.split(" ")
-    ragged = (parts.list.len() != len(names)).arg_true()
-    if len(ragged):
-        raise TableError(
-            f"{path.name}, line {ragged[0] + 2:,}", f"{len(names)} values", "another number of them"
-        )
-    return pl.DataFrame({name: parts.list.get(names.index(name)) for name in needed})
+        raise TableError(path.name, what, "nothing at that place")
+    try:
+        return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except UnicodeDecodeError:
+        remedy = "Convert it, for example with: iconv -f latin1 -t utf-8"
+        raise TableError(path.name, "UTF-8 text", "bytes that are not UTF-8", remedy) from None
 
 # %% ../../nbs/biobank/14_relatedness.ipynb #82cf49c3
+def _read_pairs(path: Path) -> pl.DataFrame:
+    "Read a relatedness file as text, checking its columns."
+    lines = _read_lines(path, "a relatedness file")
+    names, needed = lines[0].split() if lines else [], ("ID1", "ID2", "Kinship")
+    if not all(name in names for name in needed):
+        found = f"{len(names)} other words" if lines else "an empty file"
+        raise TableError(path.name, f"a header with {', '.join(needed)}", found)
+    words = [line.split() for line in lines[1:]]
+    for number, line in enumerate(words, 2):
+        if len(line) != len(names):
+            raise TableError(f"{path.name}, line {number:,}", f"{len(names)} values", f"{len(line)}")
+    places = [names.index(name) for name in needed]
+    rows = [[line[place] for place in places] for line in words]
+    return pl.DataFrame(rows, schema=dict.fromkeys(needed, pl.String), orient="row")
+
+# %% ../../nbs/biobank/14_relatedness.ipynb #67c99865
+def related_eids(
+    path: str | Path,  # A relatedness file of UK Biobank
+) -> pl.DataFrame:  # ID1, ID2 (int64) and Kinship (float64), one row a line
+    "Read related pairs as identifiers; raises `TableError` where the file is not of the expected form."
+    path = Path(path)
+    types = {"ID1": pl.Int64, "ID2": pl.Int64, "Kinship": pl.Float64}
+    numbers = _read_pairs(path).select(
+        pl.col(name).cast(dtype, strict=False) for name, dtype in types.items()
+    )
+    good = pl.all_horizontal(pl.all().is_not_null(), pl.col("Kinship").is_finite())
+    bad = numbers.select(~good.fill_null(False)).to_series().arg_true()
+    if len(bad):
+        where = f"{path.name}, line {bad[0] + 2:,}"
+        raise TableError(where, "two identifiers and a kinship", "something else")
+    return numbers
+
+# %% ../../nbs/biobank/14_relatedness.ipynb #5e6407d1
 def read_relatedness(
     path: str | Path,  # A relatedness file of UK Biobank
     participants: np.ndarray,  # The Biobank's identifiers, sorted
 ) -> Relatives:
     "Read related pairs as rows; raises `TableError` where the file is not of the expected form."
-    path = Path(path)
-    text = _read_pairs(path)
-    types = {"ID1": pl.Int64, "ID2": pl.Int64, "Kinship": pl.Float64}
-    numbers = text.select(pl.col(name).cast(dtype, strict=False) for name, dtype in types.items())
-    bad = numbers.select(pl.any_horizontal(pl.all().is_null())).to_series().arg_true()
-    if len(bad):
-        raise TableError(f"{path.name}, line {bad[0] + 2:,}", "two identifiers and a kinship", "text")
+    numbers = related_eids(path)
     first, second = (rows_of(numbers[name].to_numpy(), participants) for name in ("ID1", "ID2"))
     inside = (first >= 0) & (second >= 0) & (first != second)
     pairs = pl.DataFrame(
@@ -95,19 +115,20 @@ def read_relatedness(
     return Relatives(pairs.unique(["row_a", "row_b"]).sort("row_a", "row_b"), int((~inside).sum()))
 
 # %% ../../nbs/biobank/14_relatedness.ipynb #58333077
+EID_LINE = re.compile(r"-?[0-9]{1,18}")  # an identifier as text; withdrawn people may be numbered -1, -2, ...
+
+
 def read_withdrawals(
     paths: list[str | Path],  # Withdrawal lists; an empty list means that nobody has withdrawn
 ) -> np.ndarray:  # Sorted identifiers
     "Read the participants who have withdrawn, as the union of all lists."
     eids: set[int] = set()
     for path in map(Path, paths):
-        if not path.is_file():
-            raise TableError(path.name, "a withdrawal list", "nothing at that place")
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+        for number, line in enumerate(_read_lines(path, "a withdrawal list"), 1):
             word = line.strip().strip('"')
             if word.lower() in ("", "eid"):
                 continue
-            if not word.lstrip("-").isdigit():
+            if not EID_LINE.fullmatch(word):
                 raise TableError(
                     f"{path.name}, line {number:,}", "one identifier in each line", "something else"
                 )

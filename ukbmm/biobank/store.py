@@ -19,11 +19,18 @@ from fastcore.basics import patch
 from .. import __version__
 from .cleaning import Cleaned, clean_column, missing_table
 from .dictionary import Dictionary, Field, load_dictionary, replaced, save_dictionary
-from .genotypes import GenotypeStore, build_genotypes
+from ukbmm.biobank.genotypes import (
+    GenotypeStore,
+    build_genotypes,
+    open_beds,
+    read_fam,
+    verify_file,
+    verify_genotypes,
+)
 from .names import parse_name
-from .relatedness import read_relatedness, read_withdrawals, rows_of
+from .relatedness import read_relatedness, read_withdrawals, related_eids, rows_of
 from .table import read_table
-from ..core import GenotypeError, StoreError, TableError, atomic_file, file_sha256, get_logger, write_text
+from ..core import GenotypeError, StoreError, UkbmmError, atomic_file, file_sha256, get_logger, write_text
 from ..disclosure import show_count, show_parts
 
 # %% auto #0
@@ -211,7 +218,7 @@ def _mark(paths: Iterable[Path], *options) -> str:
     ]
     return "|".join([*files, *map(str, options)])
 
-
+# %% ../../nbs/biobank/18_store.ipynb #84d9d28a
 class _Journal:
     "Which stages of a folder under construction are finished."
 
@@ -225,16 +232,19 @@ class _Journal:
         if before and before["mark"] == mark:
             get_logger().info("%s: done before", name)
             return before["result"]
+        if self.done.pop(name, None):  # from here on its files are neither the old nor the new ones
+            write_text(self.path, json.dumps(self.done))
         result = work()
         self.done[name] = {"mark": mark, "result": result}
         write_text(self.path, json.dumps(self.done))
         return result
 
-# %% ../../nbs/biobank/18_store.ipynb #84d9d28a
+# %% ../../nbs/biobank/18_store.ipynb #afaea6c8
 def _table_stage(
     table: Path, folder: Path, dictionary: Dictionary, withdrawals: list[Path], drop_negative: bool
 ) -> dict:
     "Read the table and list the participants."
+    shutil.rmtree(folder / "tables", ignore_errors=True)  # an earlier attempt may have made more parts
     summary, eids = read_table(table, dictionary, folder / "tables" / "phenotypes", drop_negative)
     gone = read_withdrawals(withdrawals)
     participants = pl.DataFrame({"eid": eids, "withdrawn": np.isin(eids.to_numpy(), gone)})
@@ -246,7 +256,7 @@ def _table_stage(
     ordered = {name: columns[name] for name in summary.columns}
     return {**vars(summary), "columns": ordered, "n_withdrawn": int(participants["withdrawn"].sum())}
 
-
+# %% ../../nbs/biobank/18_store.ipynb #2c742ed3
 def _relatedness_stage(path: Path | None, folder: Path, eids: np.ndarray) -> dict:
     "Read related pairs; without a file, write none."
     if path is None:
@@ -259,25 +269,26 @@ def _relatedness_stage(path: Path | None, folder: Path, eids: np.ndarray) -> dic
     return {"given": path is not None, "n_pairs": pairs.height, "n_outside": outside}
 
 # %% ../../nbs/biobank/18_store.ipynb #7e4a8878
+def _refuse_strangers(fam: Path, eids: np.ndarray) -> None:
+    "Raise `GenotypeError` where no person of a .fam is a participant; costs nothing before genotypes are turned."
+    people = read_fam(fam)["eid"].to_numpy()
+    if not (rows_of(people[people > 0], eids) >= 0).any():
+        raise GenotypeError(
+            fam.name, "participants of the table", f"none of its {len(people):,} people among them",
+            "Identifiers differ between applications: take the .fam of the same one.",
+        )  # fmt: skip
+
+# %% ../../nbs/biobank/18_store.ipynb #ba01e79e
 def _genotype_stage(
     prefixes: list[Path], folder: Path, eids: np.ndarray, sexes: np.ndarray, build: str, memory_gib: float
 ) -> dict:
     "Turn genotypes round and compare their people with the participants."
-    store = build_genotypes(
-        prefixes,
-        folder / "genotypes" / "array",
-        functools.partial(rows_of, participants=eids),
-        build,
-        memory_gib,
-    )
+    _refuse_strangers(_plink_files(prefixes)[2], eids)
+    out, lookup = folder / "genotypes" / "array", functools.partial(rows_of, participants=eids)
+    store = build_genotypes(prefixes, out, lookup, build, memory_gib)
     samples = pl.read_parquet(store.path / "samples.parquet")
     rows, fam_sex = samples["row"].to_numpy(), samples["sex"].to_numpy()
     shared = rows >= 0
-    if not shared.any():
-        raise GenotypeError(
-            f"{prefixes[0].name}.fam", "participants of the table", f"none of its {len(rows):,} people among them",
-            "Identifiers differ between applications: take the .fam of the same one.",
-        )  # fmt: skip
     coded = np.where(fam_sex == 1, 1, np.where(fam_sex == 2, 0, -1))  # field 31: 0 female, 1 male
     own = sexes[rows[shared]]
     swapped = int(((coded[shared] >= 0) & (own >= 0) & (coded[shared] != own)).sum())
@@ -300,26 +311,35 @@ def _source(path: Path, kind: str) -> dict:
 
 def _finish(folder: Path, out: Path, manifest: dict) -> None:
     "Write the manifest and give the folder its name."
-    (folder / "journal.json").unlink(missing_ok=True)
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and "genotypes" not in path.parts]
-    manifest["files"] = {str(path.relative_to(folder)): file_sha256(path) for path in files}
+    for left in list(folder.rglob(".*")):
+        left.unlink()  # temporary files of an attempt that was killed
+    names = sorted(_names(folder) - {"manifest.json", "journal.json"})
+    names = [name for name in names if not name.endswith(".u8")]
+    manifest["files"] = {name: file_sha256(folder / name) for name in names}
     write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
+    (folder / "journal.json").unlink(missing_ok=True)
     os.rename(folder, out)
 
 
-def _claim(out: Path) -> Path:
-    "Check that `out` is free, and make or find the folder to build it in."
+def _names(folder: Path) -> set[str]:
+    "Every file of a folder, by its path in it."
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+# %% ../../nbs/biobank/18_store.ipynb #effc3375
+def _claim(out: Path) -> tuple[Path, bool]:
+    "Check that `out` is free, and make or find the folder to build it in; was it found?"
     if out.exists():
         raise StoreError(
             f"the folder {out.name}", "a new folder", "one that exists", "Choose another --out, or remove it."
         )
     folder = out.with_name(out.name + ".partial")
-    if folder.exists():
+    was_there = folder.exists()
+    if was_there:
         get_logger().info("%s: going on with an unfinished folder", out.name)
     folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return folder, was_there
 
-# %% ../../nbs/biobank/18_store.ipynb #effc3375
+# %% ../../nbs/biobank/18_store.ipynb #bdb6ea64
 def _paths(given: str | Path | Iterable | None) -> list[Path]:
     return (
         []
@@ -334,7 +354,7 @@ def _plink_files(prefixes: list[Path]) -> list[Path]:
     plain = [Path(str(prefix).removesuffix(".bed")) for prefix in prefixes]
     return [Path(f"{prefix}{suffix}") for prefix in plain for suffix in (".bed", ".bim", ".fam")]
 
-
+# %% ../../nbs/biobank/18_store.ipynb #d80b29ff
 def ingest(
     table: str | Path,  # An extract as text: csv or tab-separated
     out: str | Path,  # Folder of the new Biobank; must not exist
@@ -349,19 +369,30 @@ def ingest(
 ) -> Biobank:
     "Read an extract into a new Biobank folder, whole or not at all; goes on where an earlier attempt stopped."
     out, table, lists, prefixes = Path(out), Path(table), _paths(withdrawals), _paths(genotypes)
-    folder = _claim(out)
+    folder, was_there = _claim(out)
     try:
         given = {"table": [table], "fields": _paths(fields), "codings": _paths(codings), "withdrawals": lists,
                  "relatedness": _paths(relatedness), "genotypes": _plink_files(prefixes)}  # fmt: skip
+        _look_at(given, prefixes)
         manifest = _stages(folder, given, prefixes, (drop_negative, build, memory_gib))
-    except Exception:
-        if not (folder / "journal.json").is_file() and not any(folder.rglob("slabs.json")):
+    except Exception as error:
+        in_input = isinstance(error, UkbmmError) and not was_there
+        if in_input or not (folder / "journal.json").is_file():
             shutil.rmtree(folder, ignore_errors=True)
         raise
     _finish(folder, out, manifest)
     return Biobank(out)
 
 # %% ../../nbs/biobank/18_store.ipynb #da377a77
+def _look_at(given: dict[str, list[Path]], prefixes: list[Path]) -> None:
+    "Open every file but the table; raises a `UkbmmError` for the first that is not what it should be."
+    if prefixes:
+        open_beds(prefixes)
+    for path in given["relatedness"]:
+        related_eids(path)
+    read_withdrawals(given["withdrawals"])
+
+# %% ../../nbs/biobank/18_store.ipynb #b11cb682
 def _stages(folder: Path, given: dict[str, list[Path]], prefixes: list[Path], options: tuple) -> dict:
     "Do every stage that is not done; returns the manifest."
     drop_negative, build, memory_gib = options
@@ -369,22 +400,27 @@ def _stages(folder: Path, given: dict[str, list[Path]], prefixes: list[Path], op
     own = (given[name][0] if given[name] else None for name in ("fields", "codings"))
     dictionary = shipped.overlay(*own)
     described = given["table"] + given["fields"] + given["codings"] + given["withdrawals"]
-    table = journal.stage("table", _mark(described, drop_negative, __version__),
+    mark = _mark(described, drop_negative, __version__)
+    table = journal.stage("table", mark,
                           lambda: _table_stage(given["table"][0], folder, dictionary, given["withdrawals"], drop_negative))  # fmt: skip
     save_dictionary(dictionary, folder / "dictionary.parquet")
     eids = pl.read_parquet(folder / "participants.parquet")["eid"].to_numpy()
     file = given["relatedness"][0] if given["relatedness"] else None
     related = journal.stage(
-        "relatedness", _mark(given["relatedness"]), lambda: _relatedness_stage(file, folder, eids)
+        "relatedness", _mark(given["relatedness"], mark), lambda: _relatedness_stage(file, folder, eids)
     )
-    manifest = {"version": 1, "package": __version__, "n_participants": len(eids), "columns": table.pop("columns"),
-                "table": table, "relatedness": related, "genotypes": {},
+    about = {name: value for name, value in table.items() if name != "columns"}
+    manifest = {"version": 1, "package": __version__, "n_participants": len(eids), "columns": table["columns"],
+                "table": about, "relatedness": related, "genotypes": {},
                 "own_fields": [f.field_id for f in dictionary.fields.values() if f.source != "UK Biobank"],
                 "replaced_fields": [f.field_id for f in replaced(dictionary, shipped)]}  # fmt: skip
     if prefixes:
         sexes = _sexes(folder, manifest["columns"], len(eids))
         work = functools.partial(_genotype_stage, prefixes, folder, eids, sexes, build, memory_gib)
-        manifest["genotypes"]["array"] = journal.stage("genotypes", _mark(given["genotypes"], build), work)
+        marked = _mark(given["genotypes"], build, mark)
+        manifest["genotypes"]["array"] = journal.stage("genotypes", marked, work)
+    else:
+        shutil.rmtree(folder / "genotypes", ignore_errors=True)  # an earlier attempt may have had some
     manifest["sources"] = [_source(path, kind) for kind, paths in given.items() for path in paths]
     return manifest
 
@@ -470,16 +506,25 @@ def verify(
     self: Biobank,
 ) -> list[str]:  # What is wrong; empty if all is well
     "Compare every file of the Biobank with its checksum."
-    found = []
-    for name, expected in self.manifest["files"].items():
-        path = self.path / name
-        if not path.is_file():
-            found.append(f"{name} is missing")
-        elif file_sha256(path) != expected:
-            found.append(f"{name} was changed")
-    for name in self.manifest["genotypes"]:
-        found += GenotypeStore(self.path / "genotypes" / name).verify()
-    return found
+    found, listed = [], {"manifest.json", *self.manifest["files"]}
+    for name, sha256 in self.manifest["files"].items():
+        found += verify_file(self.path / name, sha256, name)
+    for store in self.manifest["genotypes"]:
+        about = verify_genotypes(self.path / "genotypes" / store)
+        found += [line for line in about if line not in found]
+        listed.add(f"genotypes/{store}/geno.u8")
+    extra = sorted(_names(self.path) - listed)
+    return found + [f"{name} is not listed in the manifest" for name in extra]
+
+
+@patch
+def record(
+    self: Biobank,
+    name: str,  # Path in the folder of a file that was written
+) -> None:
+    "Note a file that was added or replaced, with its checksum, in the manifest."
+    self.manifest["files"][name] = file_sha256(self.path / name)
+    write_text(self.path / "manifest.json", json.dumps(self.manifest, indent=1))
 
 # %% ../../nbs/biobank/18_store.ipynb #c9b0bcfd
 @patch
@@ -494,7 +539,6 @@ def withdraw(
     )
     with atomic_file(self.path / "participants.parquet") as path:
         table.with_columns(withdrawn=pl.Series(gone)).write_parquet(path, compression="zstd")
-    self.manifest["files"]["participants.parquet"] = file_sha256(self.path / "participants.parquet")
     self.manifest["table"]["n_withdrawn"] = int(gone.sum())
-    write_text(self.path / "manifest.json", json.dumps(self.manifest, indent=1))
+    self.record("participants.parquet")
     return int(gone.sum())

@@ -294,4 +294,5 @@ def synthetic_biobank(
         biobank = ingest(extract / "extract.csv", out, relatedness=extract / "relatedness.dat",
                          genotypes=[extract / "genotypes"], build="GRCh37")  # fmt: skip
         write_text(biobank.path / "truth.json", (extract / "truth.json").read_text())
+        biobank.record("truth.json")
     return biobank

@@ -6,18 +6,20 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from .dictionary import Dictionary, Field
+from .dictionary import Dictionary
 from .names import Header, read_header
 from ..core import TableError, atomic_file, compiled, get_logger, progress
 
 # %% auto #0
-__all__ = ['STATE', 'MISSING_TEXTS', 'WHAT', 'GROUP_CELLS', 'Layout', 'read_layout', 'count_rows', 'TableSummary', 'read_table']
+__all__ = ['COMPRESSED', 'STATE', 'MISSING_TEXTS', 'EXACT', 'WHAT', 'GROUP_CELLS', 'Layout', 'read_layout', 'count_rows',
+           'TableSummary', 'read_table']
 
 # %% ../../nbs/biobank/12_table.ipynb #2ac8bf8d
 @dataclass(frozen=True)
@@ -29,6 +31,19 @@ class Layout:
     names: list[str]  # The header's names, as in the file
 
 
+COMPRESSED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd"}  # by the first bytes
+
+
+def _refuse_compressed(path: Path) -> None:
+    "Raise `TableError` where a file is compressed."
+    with path.open("rb") as stream:
+        start = stream.read(4)
+    kind = next((kind for magic, kind in COMPRESSED.items() if start.startswith(magic)), None)
+    if kind:
+        remedy = "Decompress it first, for example with: gunzip NAME.csv.gz"
+        raise TableError(path.name, "a text table", f"a {kind}-compressed file", remedy)
+
+# %% ../../nbs/biobank/12_table.ipynb #c8134e48
 def read_layout(
     path: str | Path,  # A text table with a header
 ) -> Layout:
@@ -36,6 +51,7 @@ def read_layout(
     path = Path(path)
     if not path.is_file():
         raise TableError(path.name, "a file", "nothing at that place")
+    _refuse_compressed(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             line = stream.readline()
@@ -54,13 +70,21 @@ def _not_utf8(path: Path) -> TableError:
     return TableError(path.name, "UTF-8 text", "bytes that are not UTF-8", remedy)
 
 # %% ../../nbs/biobank/12_table.ipynb #4b97efc5
-STATE = ("quote", "at_start", "fields", "filled", "line", "start", "rows", "blank", "bad_line", "bad_fields")
+STATE = (
+    *("quote", "at_start", "fields", "filled", "line", "start"),
+    *("rows", "blank", "bad_line", "bad_fields", "wanted"),
+)
 
 
+def _start_state(wanted: int = 0) -> np.ndarray:
+    "The state at the first byte of a file; stops before row `wanted` (1 is the first below the header)."
+    return np.array([0, 1, 1, 0, 1, 1, 0, 0, 0, 0, wanted], dtype=np.int64)
+
+# %% ../../nbs/biobank/12_table.ipynb #7d23ac28
 @compiled
 def _count_lines(chunk, delimiter, expected, state):
     "Go over one chunk of bytes, keeping `state` between chunks; stops at the first bad line."
-    quote, at_start, fields, filled, line, start, rows, blank, bad_line, bad_fields = state
+    quote, at_start, fields, filled, line, start, rows, blank, bad_line, bad_fields, wanted = state
     for byte in chunk:
         if quote == 1:  # inside a quoted field
             quote = 2 if byte == 34 else 1
@@ -83,21 +107,23 @@ def _count_lines(chunk, delimiter, expected, state):
                 rows += 1
             line += 1
             start, fields, filled, at_start = line, 1, 0, 1
+            if rows == wanted:
+                break
         elif byte == delimiter:
             fields, filled, at_start = fields + 1, 1, 1
         elif byte == 34 and at_start:
             quote, filled, at_start = 1, 1, 0
         elif byte != 13:
             filled, at_start = 1, 0
-    state[:] = (quote, at_start, fields, filled, line, start, rows, blank, bad_line, bad_fields)
+    state[:-1] = (quote, at_start, fields, filled, line, start, rows, blank, bad_line, bad_fields)
 
-# %% ../../nbs/biobank/12_table.ipynb #7d23ac28
+# %% ../../nbs/biobank/12_table.ipynb #290dd708
 def count_rows(
     layout: Layout,  # The table to go over
     chunk_bytes: int = 1 << 24,  # Bytes held in memory at a time
 ) -> int:  # Rows below the header
     "Count a table's rows; raises `TableError` at the first line with too few or too many fields."
-    state = np.array([0, 1, 1, 0, 1, 1, 0, 0, 0, 0], dtype=np.int64)
+    state = _start_state()
     expected, delimiter = len(layout.names), ord(layout.delimiter)
     total = -(-layout.path.stat().st_size // chunk_bytes)
     with layout.path.open("rb") as stream:
@@ -113,7 +139,16 @@ def count_rows(
     _refuse_ragged(layout, named)
     return named["rows"] - 1
 
+# %% ../../nbs/biobank/12_table.ipynb #59d5c0a0
+def _line_of(layout: Layout, index: int, chunk_bytes: int = 1 << 24) -> int:
+    "The line on which a row starts; row 0 is the first below the header."
+    state, delimiter = _start_state(wanted=index + 1), ord(layout.delimiter)
+    with layout.path.open("rb") as stream:
+        while state[6] <= index and (chunk := stream.read(chunk_bytes)):
+            _count_lines(np.frombuffer(chunk, np.uint8), delimiter, len(layout.names), state)
+    return int(state[5])
 
+# %% ../../nbs/biobank/12_table.ipynb #ac71a83c
 def _refuse_ragged(layout: Layout, state: dict[str, int]) -> None:
     "Raise `TableError` for what `_count_lines` found."
     name = layout.path.name
@@ -135,17 +170,18 @@ def _refuse_ragged(layout: Layout, state: dict[str, int]) -> None:
 MISSING_TEXTS = ["", "NA"]
 
 
-def _list_of_text(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    "Read RAP's multiple choice, a JSON list or codes joined by |, as a list."
-    codes = column.str.replace_all(r'[\[\]" ]', "").str.replace_all(r"\|", ",").str.split(",")
-    return codes.cast(pl.List(dtype))
+def _list_of_text(column: pl.Expr, dtype: pl.List, strict: bool = True) -> pl.Expr:
+    "Read RAP's multiple choice, a JSON list or codes joined by |, as a list; one of nothing is missing."
+    codes = column.str.replace_all(r'[\[\]" ]', "").str.replace_all(r"\|", ",")
+    return pl.when(codes != "").then(codes).str.split(",").cast(dtype, strict=strict)
 
 
-def _column(name: str, sources: list[str], field_of: Field, floats: set[str]) -> pl.Expr:
+def _column(name: str, header: Header, floats: set[str]) -> pl.Expr:
     "The expression that makes a canonical column from the columns of the file."
+    sources, field_of = header.columns[name], header.fields[name]
+    if name in header.lists:
+        return _list_of_text(pl.col(sources[0]), pl.List(field_of.dtype)).alias(name)
     if field_of.value_type == "categorical_multiple":
-        if len(sources) == 1 and _is_one_cell(sources[0]):
-            return _list_of_text(pl.col(sources[0]), field_of.dtype).alias(name)
         listed = pl.concat_list(sources).list.drop_nulls()
         return pl.when(listed.list.len() > 0).then(listed).alias(name)
     expression = _parsed(pl.col(sources[0]), field_of.dtype)
@@ -155,7 +191,7 @@ def _column(name: str, sources: list[str], field_of: Field, floats: set[str]) ->
         expression = pl.when(expression.is_finite()).then(expression)
     return expression.alias(name)
 
-
+# %% ../../nbs/biobank/12_table.ipynb #d1dcdd63
 def _parsed(text: pl.Expr, dtype: pl.DataType, strict: bool = True) -> pl.Expr:
     "Parse dates and times written in one way only; other types are parsed while the file is read."
     if dtype == pl.Date:
@@ -166,35 +202,34 @@ def _parsed(text: pl.Expr, dtype: pl.DataType, strict: bool = True) -> pl.Expr:
         )
     return text
 
-
-def _is_one_cell(name: str) -> bool:
-    "Is this RAP's spelling of a multiple choice, a name without an array position?"
-    return "_a" not in name and "-" not in name and name.count(".") < 2 and name.count("_") < 2
-
-# %% ../../nbs/biobank/12_table.ipynb #d1dcdd63
+# %% ../../nbs/biobank/12_table.ipynb #507f4a43
 def _target_types(header: Header, names: list[str]) -> dict[str, pl.DataType]:
     "The type that each column of the file shall end as."
     types = dict.fromkeys(names, pl.String)
     types[header.eid] = pl.Int64
     for column, sources in header.columns.items():
-        field_of = header.fields[column]
-        one_cell = field_of.value_type == "categorical_multiple" and _is_one_cell(sources[0])
-        types |= dict.fromkeys(sources, pl.String if one_cell else field_of.dtype)
+        dtype = header.fields[column].dtype
+        types |= dict.fromkeys(sources, pl.List(dtype) if column in header.lists else dtype)
     return types
 
 
 def _file_types(targets: dict[str, pl.DataType], floats: set[str]) -> dict[str, pl.DataType]:
-    "The type to read each column of the file as: dates as text, since a reader would guess their order."
-    types = {name: pl.String if dtype.is_temporal() else dtype for name, dtype in targets.items()}
+    "The type to read each column of the file as: lists and dates as text, since a reader would guess their order."
+    as_text = {name for name, dtype in targets.items() if dtype.is_temporal() or dtype.is_nested()}
+    types = {name: pl.String if name in as_text else dtype for name, dtype in targets.items()}
     return types | dict.fromkeys(floats, pl.Float64)
 
-
+# %% ../../nbs/biobank/12_table.ipynb #a118a2f7
 def _scan(layout: Layout, types: dict[str, pl.DataType], n_rows: int) -> pl.LazyFrame:
-    "Scan a table lazily with the given types."
+    "Scan a table lazily with the given types; columns that are left out may share a name."
+    count = Counter(layout.names)
+    names = [name if count[name] == 1 else f"{name}\n{i}" for i, name in enumerate(layout.names)]
     return pl.scan_csv(
         layout.path,
         separator=layout.delimiter,
-        schema=types,
+        has_header=False,
+        skip_rows=1,
+        schema={key: types[name] for key, name in zip(names, layout.names, strict=True)},
         null_values=MISSING_TEXTS,
         n_rows=n_rows,
         low_memory=True,
@@ -205,51 +240,60 @@ def _parses(text: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     "Does the text parse as `dtype`?"
     if dtype.is_temporal():
         return _parsed(text, dtype, strict=False).is_not_null()
+    if dtype.is_nested():
+        codes = _list_of_text(text, dtype, strict=False)
+        return (codes.list.drop_nulls().list.len() == codes.list.len()).fill_null(True)
     return text.cast(dtype, strict=False).is_not_null()
 
 
-def _whole(text: pl.Expr) -> pl.Expr:
-    "Is the text a whole number, perhaps written with decimals?"
+EXACT = {pl.Int32: 2**31 - 1, pl.Int64: 2**53 - 1}  # up to here a float is the same whole number
+
+
+def _whole(text: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    "Is the text a whole number of this type, perhaps written with decimals?"
     number = text.cast(pl.Float64, strict=False)
-    return number.is_not_null() & (number == number.round()) & ~text.str.contains("[eE]")
+    fits = (number == number.round()) & (number.abs() <= EXACT[dtype])
+    return fits.fill_null(False) & ~text.str.contains("[eE]")
 
-
+# %% ../../nbs/biobank/12_table.ipynb #d3c3d969
 def _misfits(layout: Layout, types: dict[str, pl.DataType], n_rows: int) -> tuple[dict[str, int], set[str]]:
     "Count values that do not parse, by column; and the columns whose misfits are whole numbers with decimals."
     text = _scan(layout, dict.fromkeys(layout.names, pl.String), n_rows)
     typed = {name: dtype for name, dtype in types.items() if dtype != pl.String}
     checks = []
     for name, dtype in typed.items():
-        bad = pl.col(name).is_not_null() & ~_parses(pl.col(name), dtype)
-        checks.append(bad.sum().alias(f"bad:{name}"))
+        given = pl.col(name).is_not_null()
+        checks.append((given & ~_parses(pl.col(name), dtype)).sum().alias(f"bad:{name}"))
         if dtype.is_integer():
-            checks.append((bad & ~_whole(pl.col(name))).sum().alias(f"hopeless:{name}"))
+            checks.append((given & ~_whole(pl.col(name), dtype)).sum().alias(f"hopeless:{name}"))
     counts = text.select(checks).collect(engine="streaming").row(0, named=True)
     bad = {name: counts[f"bad:{name}"] for name in typed if counts[f"bad:{name}"]}
     floats = {name for name in bad if typed[name].is_integer() and not counts[f"hopeless:{name}"]}
     return bad, floats
 
-# %% ../../nbs/biobank/12_table.ipynb #d3c3d969
+# %% ../../nbs/biobank/12_table.ipynb #de4f4379
 WHAT = {
     "i": "whole numbers",
     "f": "numbers",
     "d": "dates written yyyy-mm-dd",
     "t": "times written yyyy-mm-dd hh:mm:ss",
+    "l": "lists of codes written [1,2] or 1|2",
 }
 
 
 def _expected(dtype: pl.DataType) -> str:
-    kind = "i" if dtype.is_integer() else "f" if dtype.is_float() else "d" if dtype == pl.Date else "t"
-    return WHAT[kind]
+    if dtype.is_numeric():
+        return WHAT["i" if dtype.is_integer() else "f"]
+    return WHAT["l" if dtype.is_nested() else "d" if dtype == pl.Date else "t"]
 
 
 def _first_line(layout: Layout, name: str, dtype: pl.DataType, n_rows: int) -> int:
     "The first line whose value does not parse."
     text = _scan(layout, dict.fromkeys(layout.names, pl.String), n_rows).with_row_index("index")
     bad = text.filter(pl.col(name).is_not_null() & ~_parses(pl.col(name), dtype))
-    return bad.select(pl.col("index").first()).collect(engine="streaming").item() + 2
+    return _line_of(layout, bad.select(pl.col("index").first()).collect(engine="streaming").item())
 
-
+# %% ../../nbs/biobank/12_table.ipynb #ef25e72b
 def _refuse_misfits(layout: Layout, types: dict, bad: dict[str, int], n_rows: int) -> None:
     "Raise `TableError` that names the columns whose values do not fit, without the values."
     parts = [
@@ -266,24 +310,28 @@ def _refuse_misfits(layout: Layout, types: dict, bad: dict[str, int], n_rows: in
     )
 
 # %% ../../nbs/biobank/12_table.ipynb #da73c02a
-def _check_eids(eids: pl.Series, name: str, drop_negative: bool) -> None:
-    "Raise `TableError` where identifiers are missing, repeated or negative; speaks of lines, not of identifiers."
-    lines = np.arange(2, len(eids) + 2)
-    missing = eids.is_null().to_numpy()
-    if missing.any():
-        found = f"{missing.sum():,} rows without, first at line {lines[missing][0]:,}"
-        raise TableError(f"{name}, column eid", "an identifier in each row", found)
+def _refuse_rows(layout: Layout, bad: np.ndarray, expected: str, found: str, remedy: str) -> None:
+    "Raise `TableError` where identifiers are bad; speaks of lines, not of identifiers."
+    if bad.any():
+        line = _line_of(layout, int(np.flatnonzero(bad)[0]))
+        found = f"{bad.sum():,} {found}, first at line {line:,}"
+        raise TableError(f"{layout.path.name}, column eid", expected, found, remedy)
+
+
+def _check_eids(eids: pl.Series, layout: Layout, drop_negative: bool) -> None:
+    "Raise `TableError` where identifiers are missing, repeated or negative, or nobody's."
+    remedy = "Remove these rows, or export the table again."
+    _refuse_rows(layout, eids.is_null().to_numpy(), "an identifier in each row", "rows without", remedy)
     repeated = (~eids.is_first_distinct()).to_numpy() & (eids.to_numpy() > 0)
-    if repeated.any():
-        found = f"{repeated.sum():,} repeated, first at line {lines[repeated][0]:,}"
-        raise TableError(
-            f"{name}, column eid", "one row for each participant", found, "Merge or remove the repeated rows."
-        )
+    remedy = "Merge or remove the repeated rows."
+    _refuse_rows(layout, repeated, "one row for each participant", "repeated", remedy)
     negative = eids.to_numpy() < 1
-    if negative.any() and not drop_negative:
-        found = f"{negative.sum():,} that are negative or zero, first at line {lines[negative][0]:,}"
-        remedy = "These participants have withdrawn. Remove their rows, or pass --drop-negative-eids."
-        raise TableError(f"{name}, column eid", "positive identifiers", found, remedy)
+    remedy = "These participants have withdrawn. Remove their rows, or pass --drop-negative-eids."
+    if not drop_negative:
+        _refuse_rows(layout, negative, "positive identifiers", "that are negative or zero", remedy)
+    if negative.all():
+        found, remedy = "only people who have withdrawn", "Export the table of a current release."
+        raise TableError(f"{layout.path.name}, column eid", "participants", found, remedy)
 
 # %% ../../nbs/biobank/12_table.ipynb #e8681c06
 @dataclass
@@ -331,29 +379,54 @@ def _typed(layout: Layout, header: Header, n_rows: int, floats: set[str]) -> pl.
     "The table with canonical names and types."
     targets = _target_types(header, layout.names)
     frame = _scan(layout, _file_types(targets, floats), n_rows)
-    columns = [_column(name, names, header.fields[name], floats) for name, names in header.columns.items()]
+    columns = [_column(name, header, floats) for name in header.columns]
     return frame.select(pl.col(header.eid).alias("eid"), *columns)
 
 
 def _parse_to(raw: Path, layout: Layout, header: Header, n_rows: int) -> list[str]:
     "Parse a table into a parquet file; returns the columns whose whole numbers had decimals."
-    width = len(header.columns) + 1
+    width, floats = len(header.columns) + 1, set()
     try:
-        _sink(_typed(layout, header, n_rows, set()), raw, width)
-        return []
+        _sink(_typed(layout, header, n_rows, floats), raw, width)
     except pl.exceptions.PolarsError as error:
         if "utf-8" in str(error).lower():
             raise _not_utf8(layout.path) from None
-    get_logger().info("%s: some values are not of their field's type; looking at them", layout.path.name)
-    types = _target_types(header, layout.names)
-    bad, floats = _misfits(layout, types, n_rows)
-    hopeless = {name: count for name, count in bad.items() if name not in floats or name == header.eid}
-    if hopeless or not floats:
-        _refuse_misfits(layout, types, hopeless or bad, n_rows)
-    _sink(_typed(layout, header, n_rows, floats), raw, width)
+        floats = _decimals(layout, header, n_rows)
+        _sink(_typed(layout, header, n_rows, floats), raw, width)
     return sorted(floats)
 
 # %% ../../nbs/biobank/12_table.ipynb #f117e6a3
+def _decimals(layout: Layout, header: Header, n_rows: int) -> set[str]:
+    "The columns whose whole numbers have decimals; raises `TableError` where anything else does not fit."
+    get_logger().info("%s: some values are not of their field's type; looking at them", layout.path.name)
+    types = _target_types(header, layout.names)
+    try:
+        bad, floats = _misfits(layout, types, n_rows)
+    except pl.exceptions.PolarsError:
+        raise _stray_quote(layout) from None
+    hopeless = {name: count for name, count in bad.items() if name not in floats or name == header.eid}
+    if hopeless:
+        _refuse_misfits(layout, types, hopeless, n_rows)
+    if not floats:
+        raise _stray_quote(layout)
+    return floats
+
+
+def _stray_quote(layout: Layout) -> TableError:
+    "What to say of a table that has the right number of fields in each line and still cannot be parsed."
+    remedy = 'Write a cell that holds a quote as "5"" nail", in quotes and the quote doubled.'
+    return TableError(layout.path.name, "quotes around whole cells", "a quote within a cell", remedy)
+
+# %% ../../nbs/biobank/12_table.ipynb #62d8d32b
+def _header_of(layout: Layout, dictionary: Dictionary) -> Header:
+    "Say what each column of a file is; an error names the file."
+    try:
+        return read_header(layout.names, dictionary)
+    except TableError as error:
+        thing = f"{layout.path.name}, {error.thing}"
+        raise TableError(thing, error.expected, error.found, error.remedy) from None
+
+# %% ../../nbs/biobank/12_table.ipynb #481fa881
 def read_table(
     path: str | Path,  # A text table: an extract of UK Biobank, or another with its column names
     dictionary: Dictionary,  # Where names and types come from
@@ -362,7 +435,7 @@ def read_table(
 ) -> tuple[TableSummary, pl.Series]:  # What became of it; the participants in order
     "Read a text table into typed parquet files in order of the participants; raises `TableError`."
     layout, out = read_layout(path), Path(out)
-    header = read_header(layout.names, dictionary)
+    header = _header_of(layout, dictionary)
     n_rows = count_rows(layout)
     if n_rows == 0 or not header.columns:
         found = "no rows" if n_rows == 0 else "no column of a known field"
@@ -373,7 +446,9 @@ def read_table(
     try:
         decimals = _parse_to(raw, layout, header, n_rows)
         eids = pl.read_parquet(raw, columns=["eid"])["eid"]
-        _check_eids(eids, layout.path.name, drop_negative)
+        if len(eids) != n_rows:  # polars has joined rows
+            raise _stray_quote(layout)
+        _check_eids(eids, layout, drop_negative)
         parts, kept = _put_in_order(raw, list(header.columns), eids, out)
     finally:
         raw.unlink(missing_ok=True)

@@ -124,7 +124,7 @@ def negative(lines):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (duplicate, ["extract.csv", "twice"]),
+        (duplicate, ["extract.csv", "1 repeated", "line 122"]),
         (ragged, ["extract.csv, line 6"]),
         (text_in_a_number, ["extract.csv", "line 8", "21001"]),
         (negative, ["extract.csv", "--drop-negative-eids"]),

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from ..biobank.names import parse_name
+from ..biobank.relatedness import DEGREE_LIMITS
 from ..biobank.store import Biobank
 from .cohort import Cohort
 from .splits import Split, find_families
@@ -19,20 +20,20 @@ from ..core import LeakageError
 from ..disclosure import show_count
 
 # %% auto #0
-__all__ = ['ALWAYS_KNOWN', 'AT_RECRUITMENT', 'Finding', 'audit', 'refuse_leaks']
+__all__ = ['ALWAYS_KNOWN', 'AT_RECRUITMENT', 'COPY_CORRELATION', 'COPY_ROWS', 'Finding', 'audit', 'refuse_leaks']
 
 # %% ../../nbs/cohort/23_leakage.ipynb #a159e64a
 class Finding(NamedTuple):
     "One thing the audit looked at."
 
-    check: str  # families, withdrawn, outcome, time or fitting
+    check: str  # families, withdrawn, outcome, time, copies or fitting
     status: str  # "ok", "look" or "leak"
     detail: str  # What was found
 
 
-def _families(biobank: Biobank, split: Split) -> Finding:
-    "Does a family stand on both sides of a fold?"
-    family = find_families(len(biobank), biobank.relatives)
+def _families_cut(biobank: Biobank, split: Split, kinship: float) -> int:
+    "Count families, by pairs of `kinship` or more, that stand on both sides of a fold."
+    family = find_families(len(biobank), biobank.relatives, kinship)
     crossing = set()
     for fold in split.folds:
         tested = family[split.test(fold)]
@@ -40,9 +41,19 @@ def _families(biobank: Biobank, split: Split) -> Finding:
         for inner in range(split.inner):
             valid = family[split.valid(fold, inner)]
             crossing |= set(valid[np.isin(valid, family[split.train(fold, inner)])].tolist())
-    if crossing:
-        return Finding("families", "leak", f"{show_count(len(crossing))} families are cut by the split")
+    return len(crossing)
+
+
+def _families(biobank: Biobank, split: Split) -> Finding:
+    "Does the split cut families, by its own limit of kinship or, where that is looser, by the third degree?"
+    cut = _families_cut(biobank, split, split.kinship)
+    if cut:
+        return Finding("families", "leak", f"{show_count(cut)} families are cut by the split")
     note = "" if biobank.manifest["relatedness"]["given"] else "; no relatedness file was ingested"
+    if split.kinship > DEGREE_LIMITS["third degree"]:
+        cut = _families_cut(biobank, split, DEGREE_LIMITS["third degree"])
+        distant = f"; by pairs of third degree below its limit of {split.kinship:g}, {show_count(cut)} are"
+        note += distant if cut else ""
     return Finding("families", "look" if note else "ok", f"no family is cut by the split{note}")
 
 
@@ -112,6 +123,27 @@ def _time(biobank: Biobank, cohort: Cohort, inputs: list[str]) -> Finding:
     dated = "" if cohort.index_date is not None else " (the Biobank has no visit dates)"
     return Finding("time", "ok", f"no input was measured after visit {cohort.visit}{dated}")
 
+# %% ../../nbs/cohort/23_leakage.ipynb #23558782
+COPY_CORRELATION = 0.999  # In either direction
+COPY_ROWS = 20  # Fewer values can follow the outcome by chance
+
+
+def _copies(biobank: Biobank, cohort: Cohort, split: Split, inputs: list[str]) -> Finding:
+    "Is a number among the inputs the outcome under another field?"
+    rows = split.development(split.folds[0])
+    field_id = parse_name(cohort.outcome.column)[0].field_id
+    outcome, same = cohort.outcome.values[rows], []
+    for name in inputs:
+        if biobank.field(name).is_number and parse_name(name)[0].field_id != field_id:
+            values = biobank.clean([name], rows)[name].values.cast(pl.Float64).to_numpy()
+            known = ~np.isnan(values)
+            if known.sum() >= COPY_ROWS and values[known].std() and outcome[known].std():
+                r = np.corrcoef(values[known], outcome[known])[0, 1]
+                same += [name] if abs(r) > COPY_CORRELATION else []
+    if same:
+        return Finding("copies", "look", f"{', '.join(same)}: the same as the outcome, but for its scale")
+    return Finding("copies", "ok", "no number among the inputs is a copy of the outcome")
+
 # %% ../../nbs/cohort/23_leakage.ipynb #96172aaf
 def _fitting(split: Split, fitted: Mapping[int, Mapping[str, np.ndarray]]) -> Finding:
     "Was anything fitted on rows that are tested?"
@@ -142,7 +174,7 @@ def audit(
         _outcome(cohort, inputs),
         _time(biobank, cohort, inputs),
     ]
-    findings += [_fitting(split, fitted)] if fitted else []
+    findings += [_fitting(split, fitted)] if fitted else [_copies(biobank, cohort, split, inputs)]
     return pl.DataFrame(findings, schema=["check", "status", "detail"], orient="row")
 
 

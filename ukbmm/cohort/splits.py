@@ -39,22 +39,28 @@ def find_families(
     return connected_components(graph, directed=False)[1].astype(np.int64)
 
 # %% ../../nbs/cohort/22_splits.ipynb #ce4c98b4
+def _in_order(
+    families: np.ndarray, rng: np.random.Generator, strata: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    "Families, largest first and then by mean outcome, and the family of each participant."
+    names, member = np.unique(families, return_inverse=True)
+    size = np.bincount(member)
+    mean = np.zeros(len(names)) if strata is None else np.bincount(member, strata) / size
+    return np.lexsort((rng.random(len(names)), mean, -size)), member
+
+
 def deal(
     families: np.ndarray,  # int64 [batch]: family of each participant
     folds: int,  # How many folds
-    rng: np.random.Generator,  # Decides among equals
+    rng: np.random.Generator,  # Decides among families that are alike
     strata: np.ndarray | None = None,  # float64 [batch]: what to balance; None balances sizes only
 ) -> np.ndarray:  # int64 [batch]: fold from 0
     "Deal whole families to folds of nearly equal size."
-    names, member = np.unique(families, return_inverse=True)
-    size = np.bincount(member)
-    chance = rng.random(len(names))
-    mean = np.zeros(len(names)) if strata is None else np.bincount(member, strata) / size
-    order = np.lexsort((chance, mean, -size))
-    place = np.arange(len(names))
-    turn, offset = place // folds, place % folds
-    fold = np.empty(len(names), dtype=np.int64)
-    fold[order] = np.where(turn % 2 == 0, offset, folds - 1 - offset)
+    order, member = _in_order(families, rng, strata)
+    turns = -(-len(order) // folds)
+    dealt = rng.permuted(np.tile(np.arange(folds), (turns, 1)), axis=1)  # each row is a turn
+    fold = np.empty(len(order), dtype=np.int64)
+    fold[order] = dealt.ravel()[: len(order)]
     return fold[member]
 
 # %% ../../nbs/cohort/22_splits.ipynb #d62aad0f
@@ -92,6 +98,7 @@ class Split:
 
     table: pl.DataFrame  # row, family, fold, and inner_0, inner_1, ... for each outer fold
     inner: int  # Number of inner folds
+    kinship: float = DEGREE_LIMITS["third degree"]  # Pairs below counted as unrelated
 
     @property
     def folds(self) -> list[int]:
@@ -136,13 +143,23 @@ def train(self: Split, fold: int, inner: int) -> np.ndarray:  # int64 [batch]: r
     return self._rows((inside >= 0) & (inside != inner))
 
 # %% ../../nbs/cohort/22_splits.ipynb #7a094470
+def _hold_out(
+    families: np.ndarray, share: float, rng: np.random.Generator, strata: np.ndarray | None
+) -> np.ndarray:  # bool [batch]
+    "Who is held out."
+    order, member = _in_order(families, rng, strata)
+    n_drawn = max(1, round(len(order) * min(share, 1 - share)))
+    edges = np.arange(n_drawn + 1) * len(order) // n_drawn
+    drawn = np.zeros(len(order), dtype=bool)
+    drawn[order[rng.integers(edges[:-1], edges[1:])]] = True
+    return drawn[member] == (share <= 0.5)  # of a large share the rest is drawn
+
+# %% ../../nbs/cohort/22_splits.ipynb #55835ab2
 def _outer(families: np.ndarray, strata: np.ndarray | None, settings, seed: int) -> np.ndarray:
     "The outer fold of each participant; -1 for those who are never tested."
     if settings.kind == "kfold":
         return deal(families, settings.folds, rng_for(seed, "outer folds"), strata)
-    parts = max(2, round(1 / min(settings.test, 1 - settings.test)))  # deal finely, then take the share
-    fine = deal(families, parts * 10, rng_for(seed, "outer folds"), strata)
-    return np.where(fine < round(settings.test * parts * 10), 0, -1)
+    return np.where(_hold_out(families, settings.test, rng_for(seed, "outer folds"), strata), 0, -1)
 
 
 def split_cohort(
@@ -164,7 +181,7 @@ def split_cohort(
         inner[inside] = deal(family[inside], settings.inner, rng_for(seed, "inner folds", outer),
                              None if strata is None else strata[inside])  # fmt: skip
         table = table.with_columns(pl.Series(f"inner_{outer}", inner))
-    split = Split(table, settings.inner)
+    split = Split(table, settings.inner, settings.kinship)
     _refuse_unusable(split, cohort, settings)
     return split
 
@@ -196,14 +213,28 @@ def save_split(
     path: str | Path,  # A parquet file
 ) -> None:
     "Write a split."
+    table = split.table.with_columns(kinship=pl.lit(split.kinship))
     with atomic_file(path) as temporary:
-        split.table.write_parquet(temporary, compression="zstd")
+        table.write_parquet(temporary, compression="zstd")
 
 
 def load_split(
     path: str | Path,  # A file that `save_split` wrote
+    cohort: Cohort | None = None,  # The cohort it should be of; None does not check
 ) -> Split:
-    "Read a split."
-    table = pl.read_parquet(path)
-    inner = max(table[name].max() for name in table.columns if name.startswith("inner_")) + 1
-    return Split(table, inner)
+    "Read a split; raises `SplitError` where the file holds none, or one of another cohort."
+    name = Path(path).name
+    try:
+        table = pl.read_parquet(path)
+    except pl.exceptions.PolarsError:
+        raise SplitError(f"the file {name}", "a parquet file", "another kind of file") from None
+    inner = [column for column in table.columns if column.startswith("inner_")]
+    missing = sorted({"row", "family", "fold", "kinship"} - set(table.columns))
+    missing += [] if inner else ["inner_0"]
+    if missing or not table.height:
+        found = f"none of {', '.join(missing)}" if missing else "no rows"
+        raise SplitError(f"the file {name}", "a split that `save_split` wrote", found)
+    if cohort is not None and not np.array_equal(table["row"].to_numpy(), cohort.rows):
+        raise SplitError(f"the split {name}", "the rows of this cohort", "others", "Split the cohort anew.")
+    n_inner = max(table[column].max() for column in inner) + 1
+    return Split(table.drop("kinship"), n_inner, table["kinship"][0])

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -25,8 +25,8 @@ from ..core import DataError, compiled, progress
 from .preprocessing import Levels, Standardiser
 
 # %% auto #0
-__all__ = ['Block', 'FieldChoice', 'PhenotypeSettings', 'columns_of', 'PhenotypeBlock', 'SNPSettings', 'chosen_variants',
-           'pack_panel', 'SNPBlock', 'OutcomeBlock']
+__all__ = ['Block', 'FieldChoice', 'PhenotypeSettings', 'columns_of', 'PhenotypeBlock', 'PackedFields', 'SNPSettings',
+           'chosen_variants', 'pack_panel', 'SNPBlock', 'OutcomeBlock']
 
 # %% ../../nbs/data/32_blocks.ipynb #65bf9cf3
 class Block:
@@ -37,6 +37,7 @@ class Block:
     def __init__(self):
         self.rows: np.ndarray | None = None  # Rows it was fitted on
         self.columns: list[str] = []  # Columns of the Biobank it reads
+        self._biobank: Biobank | None = None  # The Biobank it has read
 
     def open(self, biobank: Biobank) -> Block:
         "Look at the Biobank and learn nothing; afterwards `present` works."
@@ -167,7 +168,7 @@ class PhenotypeBlock(Block):
 @patch
 def open(self: PhenotypeBlock, biobank: Biobank) -> PhenotypeBlock:
     "Read and clean the columns, once for all copies of the block; learn nothing."
-    if self._raw is not None:
+    if self._biobank is biobank:
         return self
     chosen = [(choice, columns_of(biobank, choice)) for choice in self.settings.fields]
     self.columns = [name for _, names in chosen for name in names]
@@ -190,9 +191,21 @@ def open(self: PhenotypeBlock, biobank: Biobank) -> PhenotypeBlock:
     for column in codes:
         known = known | column.is_not_null().to_numpy()
     self._raw, self._present = (matrix, codes), torch.from_numpy(known)
+    self._biobank, self.rows = biobank, None  # what was learned from another Biobank does not count
     return self
 
 # %% ../../nbs/data/32_blocks.ipynb #bc2cf9c1
+class PackedFields(NamedTuple):
+    "Fields in their smallest form; each part is contiguous, which makes unpacking fast."
+
+    numbers: Tensor  # float16 [batch, column], standardised, NaN where missing
+    levels: Tensor  # int16 [batch, column], 0 where unknown
+
+    def to(self, device: torch.device | str) -> PackedFields:
+        "Move both to a device."
+        return PackedFields(*(part.to(device, non_blocking=True) for part in self))
+
+
 @patch
 def fit(self: PhenotypeBlock, biobank: Biobank, rows: np.ndarray) -> PhenotypeBlock:
     "Read the fields, and learn means, deviations and levels from `rows`."
@@ -200,16 +213,15 @@ def fit(self: PhenotypeBlock, biobank: Biobank, rows: np.ndarray) -> PhenotypeBl
     self.rows = np.asarray(rows)
     self.standardiser = Standardiser().fit(numbers, self.rows)
     self.levels = Levels(self.settings.min_count).fit(codes, self.rows)
-    half = self.standardiser(numbers).astype(np.float16).view(np.int16)
-    level = self.levels(codes) if codes else np.zeros((len(numbers), 0), np.int16)
-    self._matrix = torch.from_numpy(np.ascontiguousarray(np.concatenate([half, level], axis=1)))
+    half = self.standardiser(numbers).astype(np.float16)
+    self._packed = PackedFields(torch.from_numpy(half), torch.from_numpy(self.levels(codes, len(numbers))))
     return self
 
 
 @patch
-def batch(self: PhenotypeBlock, rows: Tensor) -> Tensor:  # int16 [batch, column]
-    "Read a batch: half-precision numbers and levels, side by side."
-    return self._matrix.index_select(0, rows)
+def batch(self: PhenotypeBlock, rows: Tensor) -> PackedFields:
+    "Read a batch: half-precision numbers and levels."
+    return PackedFields(*(part.index_select(0, rows) for part in self._packed))
 
 
 @patch
@@ -219,10 +231,10 @@ def present(self: PhenotypeBlock, rows: Tensor) -> Tensor:  # bool [batch]
 
 
 @patch
-def transform(self: PhenotypeBlock, raw: Tensor) -> tuple[Tensor, Tensor]:
+def transform(self: PhenotypeBlock, raw: PackedFields) -> tuple[Tensor, Tensor]:
     "Unpack: numbers float32 [batch, column], NaN where missing; levels int64 [batch, column], 0 where unknown."
-    width = len(self.number_names)
-    return raw[:, :width].view(torch.float16).float(), raw[:, width:].long()
+    numbers, levels = raw
+    return numbers.float(), levels.long()
 
 # %% ../../nbs/data/32_blocks.ipynb #a0cb3060
 class SNPSettings(Settings):
@@ -333,9 +345,9 @@ class SNPBlock(Block):
 @patch
 def open(self: SNPBlock, biobank: Biobank) -> SNPBlock:
     "Open the genotypes and choose variants, once for all copies of the block; learn nothing."
-    if self._store is not None:
+    if self._biobank is biobank:
         return self
-    self._store = biobank.genotypes(self.settings.store)
+    self._store, self._panel = biobank.genotypes(self.settings.store), None
     self._chosen = chosen_variants(self._store.variants, self.settings)
     if not len(self._chosen):
         raise DataError(
@@ -354,6 +366,7 @@ def open(self: SNPBlock, biobank: Biobank) -> SNPBlock:
     self._place = place  # Position of each chosen variant among the unpacked codes of a row
     rows = np.arange(len(biobank))
     self._sample = torch.from_numpy(self._store.samples(rows))
+    self._biobank, self.rows = biobank, None  # what was learned from another Biobank does not count
     return self
 
 

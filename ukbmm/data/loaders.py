@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from ..biobank.store import Biobank
-from ..core import DataError, rng_for
+from ..core import DataError, derive_seed
 from .batch import MultiModalBatch, check_batch, move, shapes
 from .blocks import Block, OutcomeBlock, PhenotypeBlock, SNPBlock
 
@@ -35,9 +36,10 @@ def epoch_batches(
     drop_last: bool = False,  # Leave a last, smaller batch out?
 ) -> list[Tensor]:  # int64 positions of each batch
     "Divide an epoch into batches, in an order that (`seed`, `epoch`) decides."
-    order = rng_for(seed, "order", epoch).permutation(n) if shuffle else np.arange(n)
+    chance = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+    order = torch.randperm(n, generator=chance) if shuffle else torch.arange(n)
     stop = n // bs * bs if drop_last else n
-    return list(torch.from_numpy(order[:stop]).split(bs)) if stop else []
+    return list(order[:stop].split(bs)) if stop else []
 
 # %% ../../nbs/data/33_loaders.ipynb #e12e6f06
 class _Reader:
@@ -48,12 +50,16 @@ class _Reader:
     ):
         self.blocks, self.outcome, self.rows, self.additive = blocks, outcome, rows, additive
 
+    @cached_property
+    def present(self) -> Tensor:  # bool [participant of the loader, modality]
+        "Who has what: asked once, not for each batch."
+        return torch.stack([block.present(self.rows) for block in self.blocks.values()], dim=1)
+
     def __getitem__(self, positions: Tensor) -> tuple[dict, Tensor | None]:
         "Read the participants at `positions` among the loader's rows."
         rows = self.rows.index_select(0, positions)
         raw = {name: block.batch(rows) for name, block in self.blocks.items()}
-        raw["present"] = torch.stack([block.present(rows) for block in self.blocks.values()], dim=1)
-        raw["row"] = rows
+        raw["present"], raw["row"] = self.present.index_select(0, positions), rows
         if self.additive is not None:
             raw["additive"] = self.additive.index_select(0, rows)
         return raw, None if self.outcome is None else self.outcome.batch(rows)
@@ -119,12 +125,16 @@ class MultiModalLoader(DataLoader):
         self._reader = _Reader(blocks, outcome, torch.from_numpy(self.rows), additive)
         self._processes: torch.utils.data.DataLoader | None = None
 
+    @property
+    def _leaves(self) -> bool:
+        "Do batches leave the processor?"
+        return self.device is not None and torch.device(self.device).type != "cpu"
+
     def _raw(self, batches: list[Tensor]) -> Iterator:
         "Read batches as the blocks keep them."
         if self.workers:
             return self._from_processes(batches)
-        on_gpu = self.device is not None and torch.device(self.device).type != "cpu"
-        if on_gpu or any(block.reads_disk() for block in self.blocks.values()):
+        if self._leaves or any(block.reads_disk() for block in self.blocks.values()):
             return _read_ahead(self._reader, batches)
         return map(self._reader.__getitem__, batches)
 
@@ -155,7 +165,7 @@ def _from_processes(self: MultiModalLoader, batches: list[Tensor]) -> Iterator:
 @patch
 def unpack(self: MultiModalLoader, raw: dict, target: Tensor | None) -> tuple:
     "Move what was read to the device and let the blocks unpack it there."
-    if self.device is not None:
+    if self._leaves:
         raw = {name: move(value, self.device) for name, value in raw.items()}
         target = None if target is None else move(target, self.device)
     ready = {name: block.transform(raw[name]) for name, block in self.blocks.items()}
@@ -280,9 +290,9 @@ class MultiModalDataBlock:
         device: torch.device | str | None = None,  # None takes the GPU where there is one
     ) -> MultiModalDataLoaders:
         "Fit copies of the blocks on `train` and make loaders."
-        blocks = {name: block.copy().fit(biobank, train) for name, block in self.inputs.items()}
-        for name, block in blocks.items():  # what was read is shared with the next fold
-            self.inputs[name] = block.copy()
+        # The recipe's own blocks are opened and never fitted: what they read serves every fold
+        opened = {name: block.open(biobank) for name, block in self.inputs.items()}
+        blocks = {name: block.copy().fit(biobank, train) for name, block in opened.items()}
         outcome = self.outcome.copy().fit(biobank, train)
         return fitted_loaders(blocks, outcome, train, valid, bs, seed, num_workers, additive, path, device)
 

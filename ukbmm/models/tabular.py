@@ -67,7 +67,7 @@ class TabularEncoder(nn.Module):
         self.embeddings = nn.ModuleList(nn.Embedding(size, embedding_width(size)) for size in sizes)
         width = 2 * n_numbers + sum(map(embedding_width, sizes)) + n_outputs
         self.net = mlp([width, *settings.layers, dim], settings.dropout)
-        self.linear = nn.Linear(2 * n_numbers, n_outputs)
+        self.linear = nn.Linear(max(1, 2 * n_numbers), n_outputs)  # without numbers, one column of zeros
         self.level_scores = nn.Embedding(max(1, sum(sizes)), n_outputs)
         offsets = torch.tensor([sum(sizes[:i]) for i in range(len(sizes))], dtype=torch.long)
         self.register_buffer("offsets", offsets, persistent=False)
@@ -78,6 +78,7 @@ class TabularEncoder(nn.Module):
         "The linear part of the prediction."
         numbers, levels = x
         filled = torch.cat([numbers.nan_to_num(0.0), numbers.isnan().to(numbers.dtype)], dim=1)
+        filled = filled if self.n_numbers else filled.new_zeros(len(filled), 1)
         return self.linear(filled) + self.level_scores(levels + self.offsets).sum(dim=1)
 
     def forward(self, x: tuple[Tensor, Tensor], additive: Tensor) -> Tensor:  # [batch, dim]
@@ -97,7 +98,7 @@ def load_additive(
     "Take the weights of a linear model over `tabular_design` as the additive part."
     count = 2 * self.n_numbers
     with torch.no_grad():
-        self.linear.weight.copy_(weights[:count].T)
+        self.linear.weight[:, :count].copy_(weights[:count].T)
         self.linear.bias.copy_(offset)
         if self.sizes:
             self.level_scores.weight.copy_(weights[count:])

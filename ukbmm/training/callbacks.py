@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import CancelStepException
+from fastcore.basics import patch
 
 from ..core import UkbmmError, seed_everything
 
@@ -32,7 +35,7 @@ class MixedPrecision(Callback):
     ):
         self.precision = precision
         self.scaler: torch.amp.GradScaler | None = None  # Lives on between fits
-        self.context: torch.autocast | None = None
+        self.swapped: tuple | None = None  # A model, and a `forward` of its own if it has one
 
     def before_fit(self) -> None:
         "Find the device's kind and make the scaler."
@@ -48,43 +51,31 @@ class MixedPrecision(Callback):
         if self.precision == "fp16" and self.scaler is None:
             self.scaler = torch.amp.GradScaler("cuda")
 
+    def compute(self, forward: Callable, *inputs, **named) -> torch.Tensor:
+        "Call `forward` in 16 bits; what comes out is 32 bits again, for the loss."
+        with torch.autocast(self.kind, dtype=self.dtype):
+            return forward(*inputs, **named).float()
+
     def before_batch(self) -> None:
-        "Begin to compute in 16 bits."
-        self.context = torch.autocast(self.kind, dtype=self.dtype)
-        self.context.__enter__()
+        "Let the model compute in 16 bits, once: an error in any place leaves nothing switched on."
+        model = self.learn.model
+        own, forward = vars(model).get("forward"), model.forward
 
-    def _leave(self) -> None:
-        if self.context is not None:
-            self.context.__exit__(None, None, None)
-            self.context = None
+        def once(*inputs, **named) -> torch.Tensor:
+            self._restore()
+            return self.compute(forward, *inputs, **named)
 
-    def after_pred(self) -> None:
-        "Go back to 32 bits for the loss."
-        self._leave()
-        self.learn.pred = self.learn.pred.float()
+        self.swapped, model.forward = (model, own), once
+
+    def _restore(self) -> None:
+        if self.swapped is not None:
+            (model, own), self.swapped = self.swapped, None
+            vars(model).pop("forward")
+            vars(model).update({} if own is None else {"forward": own})
 
     def after_cancel_batch(self) -> None:
         "Leave 16 bits when a batch is given up."
-        self._leave()
-
-    def before_backward(self) -> None:
-        "Scale the loss up, in fp16."
-        if self.scaler is not None:
-            self.learn.loss_grad = self.scaler.scale(self.learn.loss_grad)
-
-    def before_step(self) -> None:
-        "Skip the step where scaled gradients overflowed, in fp16."
-        if self.scaler is not None:
-            self.stepped = False
-            self.scaler.step(self)  # calls our `step` unless gradients overflowed
-            if not self.stepped:
-                self.scaler.update()
-                raise CancelStepException()
-
-    def after_step(self) -> None:
-        "Adapt the scale, in fp16."
-        if self.scaler is not None and self.stepped:
-            self.scaler.update()
+        self._restore()
 
     @property
     def param_groups(self) -> list:
@@ -94,6 +85,31 @@ class MixedPrecision(Callback):
     def step(self, *args, **kwargs) -> None:
         "Remember that the scaler let the step through."
         self.stepped = True
+
+# %% ../../nbs/training/60_callbacks.ipynb #785b0fc6
+@patch
+def before_backward(self: MixedPrecision) -> None:
+    "Scale the loss up, in fp16."
+    if self.scaler is not None:
+        self.learn.loss_grad = self.scaler.scale(self.learn.loss_grad)
+
+
+@patch
+def before_step(self: MixedPrecision) -> None:
+    "Skip the step where scaled gradients overflowed, in fp16."
+    if self.scaler is not None:
+        self.stepped = False
+        self.scaler.step(self)  # calls our `step` unless gradients overflowed
+        if not self.stepped:
+            self.scaler.update()
+            raise CancelStepException()
+
+
+@patch
+def after_step(self: MixedPrecision) -> None:
+    "Adapt the scale, in fp16."
+    if self.scaler is not None and self.stepped:
+        self.scaler.update()
 
 # %% ../../nbs/training/60_callbacks.ipynb #2c66e7e8
 def beats(
@@ -132,10 +148,12 @@ class BestWeights(Callback):
         self.active, self.losses, self.parts = True, [], []
         self.each = copy.copy(self.learn.loss_func)
         self.each.reduction = "none"
+        half = next((cb for cb in self.learn.cbs if isinstance(cb, MixedPrecision)), None)
+        model = partial(half.compute, self.learn.model) if half else self.learn.model  # as in all epochs
         self.learn.model.eval()
         with torch.no_grad():
             for *inputs, target in self.learn.dls.valid:
-                self.parts.append(self.each(self.learn.model(*inputs), target).float().flatten(1).mean(1))
+                self.parts.append(self.each(model(*inputs), target).float().flatten(1).mean(1))
         self.learn.model.train()
         self._close_epoch()
 

@@ -252,7 +252,7 @@ def test_the_schema_accepts_the_short_forms_that_the_parser_accepts(schema, shor
     else:
         text += short + "\n"
     Spec.parse(text)
-    # BUG: an editor marks a field by its number, a chromosome by its number and a fusion by its name as errors
+
     assert [error.message for error in schema.iter_errors(Document(text).plain())] == []
 
 
@@ -294,12 +294,12 @@ def test_what_does_not_fit_the_biobank_is_found_before_anything_runs(biobank, ol
 
 def test_an_outcome_that_cannot_be_one_is_found_before_anything_runs(biobank):
     found = checked(MINIMAL.replace("field: 30750", "field: 53"), biobank)
-    assert "a quantity" in found.get("outcome.field", "")  # BUG: found only when the run reads it
+    assert "a quantity" in found.get("outcome.field", "")
 
 
 def test_variants_that_are_not_there_are_found_before_anything_runs(biobank):
     found = checked(MINIMAL.replace("kind: snps", "kind: snps\n    variants: [rs1]"), biobank)
-    assert "rs1" in found.get("modalities.genes", "")  # BUG: found only when the run opens the block
+    assert "rs1" in found.get("modalities.genes", "")
 
 
 def test_a_file_that_is_no_mapping_or_no_yaml_is_refused_with_its_line(tmp_path):

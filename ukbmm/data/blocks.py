@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -20,7 +20,7 @@ from ..biobank.cleaning import Cleaned
 from ..biobank.genotypes import GenotypeStore, a1_frequency
 from ..biobank.store import Biobank
 from ..cohort.outcomes import Outcome
-from ..config import Settings
+from ..config import Settings, also
 from ..core import DataError, compiled, progress
 from .preprocessing import Levels, Standardiser
 
@@ -94,7 +94,7 @@ class PhenotypeSettings(Settings):
     "Fields as inputs."
 
     kind: Literal["phenotype"] = "phenotype"
-    fields: list[FieldChoice] = Setting(
+    fields: list[Annotated[FieldChoice, Setting(json_schema_extra=also(type="integer"))]] = Setting(
         min_length=1, description="Fields by number, or with instance and array"
     )
     min_count: int = Setting(5, ge=1, description="Codes that fewer training rows hold count as unknown")
@@ -243,7 +243,9 @@ class SNPSettings(Settings):
     kind: Literal["snps"] = "snps"
     store: str = Setting("array", description="Which genotypes of the Biobank")
     variants: list[str] | None = Setting(None, min_length=1, description="Names of variants; all if left out")
-    chromosomes: list[str] | None = Setting(None, min_length=1, description="Chromosomes; all if left out")
+    chromosomes: list[Annotated[str, Setting(json_schema_extra=also(type="integer"))]] | None = Setting(
+        None, min_length=1, description="Chromosomes; all if left out"
+    )
     every: int = Setting(1, ge=1, description="Take every n-th variant")
     maf_min: float = Setting(
         0.0, ge=0, lt=0.5, description="Lowest frequency of the rarer allele in the training rows"

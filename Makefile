@@ -1,5 +1,6 @@
 # make demo    set up .venv, make a small synthetic biobank, run the main job on it, print the report's path
 # make test    set up .venv, then everything that CI checks
+# make studies the slow tests: every study of configs/hs_mice, and one on shuffled labels
 # make docs    build the documentation site into _docs/
 # make fix     format, export and clean the notebooks (before a commit)
 
@@ -10,7 +11,7 @@ NEWEST := .venv-newest
 
 export MPLBACKEND = Agg
 
-.PHONY: setup demo test docs fix notebooks clean-check unit newest readme clean
+.PHONY: setup demo test docs fix notebooks clean-check unit studies newest readme clean
 
 setup: $(VENV)/.ready
 
@@ -42,7 +43,11 @@ notebooks: setup
 
 unit: setup
 	@echo "== tests"
-	@$(BIN)/python -m pytest --cov --cov-report=term
+	@$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term
+
+# The studies of real data that CI has no time for: minutes each.
+studies: setup
+	@$(BIN)/python -m pytest -m slow
 
 docs: setup
 	@echo "== documentation site"

@@ -51,8 +51,10 @@ def test_describe_counts_what_the_mice_s_readme_says(mice):
     assert "1,814 participants" in shown and "10,346 variants" in shown
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", REFERENCE)
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "body_length" else pytest.param(name, marks=pytest.mark.slow) for name in REFERENCE],
+)
 def test_ridge_is_as_good_as_an_independent_one_and_the_network_no_worse(name, mice, tmp_path, repository):
     path, metrics = study(name, mice, tmp_path, repository)
     assert metrics["n"]["folds"] == 10
@@ -61,7 +63,6 @@ def test_ridge_is_as_good_as_an_independent_one_and_the_network_no_worse(name, m
     families_stay_together(path, mice)
 
 
-@pytest.mark.slow
 def test_the_network_is_no_worse_than_ridge_on_a_binary_outcome(mice, tmp_path, repository):
     path, metrics = study("high_hdl", mice, tmp_path, repository)
     assert metrics["models"]["ridge"]["auc"]["value"] > 0.75

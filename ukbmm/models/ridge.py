@@ -122,6 +122,7 @@ class DualKernel:
         rows: np.ndarray,  # People [batch]
     ):
         self.kernels, self.size = {}, {}
+        self.rank = sum(of_one.width for of_one in columns.values())
         for name, of_one in columns.items():
             kernel = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=of_one.device)
             for x in _by_columns(of_one, rows):
@@ -134,9 +135,11 @@ class DualKernel:
         at = torch.from_numpy(inside).to(y.device)
         kernel = sum(self.kernels.values())[at][:, at]
         centred = kernel - kernel.mean(0) - kernel.mean(1, keepdim=True) + kernel.mean()
-        values, vectors = torch.linalg.eigh(centred)
-        turned = vectors.T @ (y[at] - y[at].mean())
-        return vectors @ (turned[:, None] / (values.clamp(min=0)[:, None] + penalties))
+        values, vectors = _spectrum(centred, self.rank)
+        target = y[at] - y[at].mean()
+        turned = vectors.T @ target
+        beyond = target - vectors @ turned  # what no column can reach
+        return vectors @ (turned[:, None] / (values[:, None] + penalties)) + beyond[:, None] / penalties
 
     def contributions(self, outside: np.ndarray, inside: np.ndarray, alpha: Tensor) -> Tensor:
         "What each modality adds to the score of people `outside` [person, modality, penalty], 0 on average over `inside`."
@@ -146,6 +149,17 @@ class DualKernel:
             for kernel in self.kernels.values()
         ]
         return torch.stack(scores, dim=1)
+
+
+def _spectrum(kernel: Tensor, rank: int) -> tuple[Tensor, Tensor]:  # [k] and [person, k]
+    "Eigenvalues and vectors of a kernel that so many columns made; the few columns of a table need no full decomposition."
+    if 4 * rank >= len(kernel):
+        values, vectors = torch.linalg.eigh(kernel)
+        return values.clamp(min=0), vectors
+    start = torch.randn(len(kernel), rank, dtype=kernel.dtype, generator=torch.Generator().manual_seed(0))
+    basis, _ = torch.linalg.qr(kernel @ start.to(kernel.device))
+    values, turn = torch.linalg.eigh(basis.T @ kernel @ basis)
+    return values.clamp(min=0), basis @ turn
 
 
 def _by_columns(columns: Columns, rows: np.ndarray) -> Iterator[Tensor]:  # [batch, column]

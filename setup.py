@@ -1,4 +1,5 @@
 "Installation of ukbmm; every value comes from settings.ini, which nbdev reads too."
+
 from configparser import ConfigParser
 from pathlib import Path
 

@@ -188,3 +188,34 @@ def test_the_calibration_line_equals_scikit_learns():
     expected = (logistic.coef_[0, 0], logistic.intercept_[0])
     assert calibration_line(case, chance, "binary") == pytest.approx(expected, abs=1e-4)
     assert calibration_line(y, np.full(300, 2.0), "regression") == pytest.approx((0, y.mean()))
+
+
+def test_people_are_compared_within_folds_and_a_fold_s_level_does_not_count():
+    rng = np.random.default_rng(3)
+    fold, y, p = rng.integers(0, 4, 400), rng.normal(size=400), rng.normal(size=400)
+    p += 0.4 * y
+    case, chance = (y > 0.5).astype(float), 1 / (1 + np.exp(-p))
+    r, auc = METRICS["pearson_r"], METRICS["auc"]
+    means = [[values[fold == one].mean() for one in range(4)] for values in (y, p)]
+    expected = np.corrcoef(y - np.take(means[0], fold), p - np.take(means[1], fold))[0, 1]
+    assert r(y, p, fold=fold) == pytest.approx(expected)
+    assert r(y, p + 9 * fold, fold=fold) == pytest.approx(expected) != r(y, p + 9 * fold)
+    pairs = [(case[fold == one].sum() * (1 - case[fold == one]).sum()) for one in range(4)]
+    areas = [reference.roc_auc_score(case[fold == one], chance[fold == one]) for one in range(4)]
+    assert auc(case, chance, fold=fold) == pytest.approx(np.average(areas, weights=pairs))
+    copies = rng.integers(0, 3, 400)
+    again = np.repeat(np.arange(400), copies)  # a weight is a number of copies
+    for metric, target, predicted in ((r, y, p), (auc, case, chance)):
+        weighted = metric(target, predicted, copies[None], fold)[0]
+        assert weighted == pytest.approx(metric(target[again], predicted[again], fold=fold[again]))
+
+
+def test_a_model_that_knows_nothing_looks_worse_than_nothing_only_across_folds():
+    rng = np.random.default_rng(1)
+    y, fold = rng.normal(size=500), np.arange(500) % 10
+    known = np.array([y[fold != one].mean() for one in range(10)])[
+        fold
+    ]  # the mean of the people it was fitted on
+    guess = known + 1e-3 * rng.normal(size=500)
+    assert METRICS["pearson_r"](y, guess) < -0.1
+    assert abs(METRICS["pearson_r"](y, guess, fold=fold)) < 0.1

@@ -65,17 +65,28 @@ class Metric:
     title: str  # What reports call it
     kind: str  # "regression" or "binary"
     greater_is_better: bool  # Is a larger value a better one?
-    compute: Any  # From target [person], prediction [person], weights [draw, person] to [draw]
+    compute: (
+        Any  # From target [person], prediction [person], weights [draw, person] (and fold [person]) to [draw]
+    )
     null: float | None = None  # Value of a prediction that knows nothing; None where it depends on the data
+    within_folds: bool = False  # Does it compare people, and so those of one fold only?
 
     def __call__(
-        self, target: np.ndarray, prediction: np.ndarray, weights: np.ndarray | None = None
+        self,
+        target: np.ndarray,
+        prediction: np.ndarray,
+        weights: np.ndarray | None = None,  # [draw, person]; None computes one number
+        fold: np.ndarray | None = None,  # [person]; None takes everybody as one fold
     ) -> float | np.ndarray:
         "Compute it: one number, or one for each row of `weights`."
         target, prediction = np.asarray(target, dtype=np.float64), np.asarray(prediction, dtype=np.float64)
         if weights is None:
-            return float(self.compute(target, prediction, np.ones((1, len(target))))[0])
-        return self.compute(target, prediction, np.asarray(weights, dtype=np.float64))
+            return float(self(target, prediction, np.ones((1, len(target))), fold)[0])
+        weights = np.asarray(weights, dtype=np.float64)
+        if not self.within_folds:
+            return self.compute(target, prediction, weights)
+        fold = np.zeros(len(target)) if fold is None else np.asarray(fold)
+        return self.compute(target, prediction, weights, np.unique(fold, return_inverse=True)[1])
 
 
 METRICS = Registry("metric")
@@ -88,11 +99,11 @@ def metrics_for(
     return [metric for metric in METRICS.entries.values() if metric.kind == kind]
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #95368286
-def _add(name: str, title: str, kind: str, greater: bool, null: float | None = None):
+def _add(name: str, title: str, kind: str, greater: bool, null: float | None = None, within: bool = False):
     "Register a function as a metric."
 
     def register(compute):
-        METRICS.entries[name] = Metric(name, title, kind, greater, compute, null)
+        METRICS.entries[name] = Metric(name, title, kind, greater, compute, null, within)
         return compute
 
     return register
@@ -103,15 +114,21 @@ def _mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:  # [draw]
     return weights @ values / weights.sum(axis=1)
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #da81798e
-@_add("pearson_r", "Pearson r", "regression", True, null=0.0)
-def _pearson_r(target: np.ndarray, prediction: np.ndarray, weights: np.ndarray) -> np.ndarray:
+@_add("pearson_r", "Pearson r", "regression", True, null=0.0, within=True)
+def _pearson_r(
+    target: np.ndarray, prediction: np.ndarray, weights: np.ndarray, fold: np.ndarray
+) -> np.ndarray:
+    member = (fold[:, None] == np.arange(fold.max() + 1)).astype(np.float64)  # [person, fold]
     y, p = target - target.mean(), prediction - prediction.mean()
-    mean_y, mean_p = _mean(weights, y), _mean(weights, p)
-    var_y, var_p = _mean(weights, y * y) - mean_y**2, _mean(weights, p * p) - mean_p**2
-    both = np.sqrt(np.maximum(var_y, 0) * np.maximum(var_p, 0))
-    joint = _mean(weights, y * p) - mean_y * mean_p
+    people = np.maximum(weights @ member, 1e-300)
+
+    def moment(first: np.ndarray, second: np.ndarray) -> np.ndarray:  # [draw]
+        in_fold = [weights @ (member * values[:, None]) for values in (first * second, first, second)]
+        return (in_fold[0] - in_fold[1] * in_fold[2] / people).sum(axis=1) / weights.sum(axis=1)
+
+    both = np.sqrt(np.maximum(moment(y, y), 0) * np.maximum(moment(p, p), 0))
     flat = both <= 1e-12 * max(float(np.abs(y).max(initial=0) * np.abs(p).max(initial=0)), 1e-300)
-    return np.where(flat, 0.0, joint / np.where(flat, 1.0, both))
+    return np.where(flat, 0.0, moment(y, p) / np.where(flat, 1.0, both))
 
 
 @_add("r2", "R²", "regression", True, null=0.0)
@@ -138,12 +155,16 @@ def _tied_sums(prediction: np.ndarray, *columns: np.ndarray) -> list[np.ndarray]
     return [np.add.reduceat(column[:, order], starts, axis=1) for column in columns]
 
 
-@_add("auc", "area under the ROC curve", "binary", True, null=0.5)
-def _auc(target: np.ndarray, prediction: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    cases, controls = _tied_sums(prediction, weights * target, weights * (1 - target))
-    below = np.cumsum(controls, axis=1) - controls / 2
-    pairs = cases.sum(axis=1) * controls.sum(axis=1)
-    return np.where(pairs > 0, (cases * below).sum(axis=1) / np.maximum(pairs, 1e-300), np.nan)
+@_add("auc", "area under the ROC curve", "binary", True, null=0.5, within=True)
+def _auc(target: np.ndarray, prediction: np.ndarray, weights: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    won, pairs = np.zeros(len(weights)), np.zeros(len(weights))
+    for number in range(fold.max() + 1):
+        there = fold == number
+        w, y = weights[:, there], target[there]
+        cases, controls = _tied_sums(prediction[there], w * y, w * (1 - y))
+        won += (cases * (np.cumsum(controls, axis=1) - controls / 2)).sum(axis=1)
+        pairs += cases.sum(axis=1) * controls.sum(axis=1)
+    return np.where(pairs > 0, won / np.maximum(pairs, 1e-300), np.nan)
 
 
 @_add("average_precision", "average precision", "binary", True)

@@ -43,12 +43,13 @@ def bootstrap(
     family: np.ndarray,  # [person]
     draws: int = 1000,  # Bootstrap draws
     seed: int = 0,  # Decides the draws
+    fold: np.ndarray | None = None,  # [person]; None takes everybody as one fold
 ) -> dict[str, np.ndarray]:  # [draw] by model: the metric in each draw, the same draws for all
     "Compute a metric of several models in the same draws of families."
     values: dict[str, list[np.ndarray]] = {name: [] for name in predictions}
     for weights in family_draws(family, draws, seed):
         for name, prediction in predictions.items():
-            values[name].append(metric(target, prediction, weights))
+            values[name].append(metric(target, prediction, weights, fold))
     return {name: np.concatenate(parts) for name, parts in values.items()}
 
 
@@ -94,17 +95,22 @@ def evaluate(
     table = check_predictions(table, kind).sort("fold", "row")
     target, family = table["target"].to_numpy().astype(np.float64), table["family"].to_numpy()
     predictions = {name: table[PREFIX + name].to_numpy() for name in model_names(table)}
+    fold = table["fold"].to_numpy()
     models: dict[str, dict] = {name: {} for name in predictions}
     comparisons = []
     for metric in metrics_for(kind):
-        point = {name: float(metric(target, prediction)) for name, prediction in predictions.items()}
-        drawn = bootstrap(metric, target, predictions, family, draws, seed)
+        point = {
+            name: float(metric(target, prediction, fold=fold)) for name, prediction in predictions.items()
+        }
+        drawn = bootstrap(metric, target, predictions, family, draws, seed, fold)
         for name in predictions:
             models[name][metric.name] = {
                 "value": _defined(point[name]),
                 "ci95": interval(drawn[name]),
                 "per_fold": _per_fold(metric, table, name),
             }
+            if metric.within_folds:
+                models[name][metric.name]["pooled"] = _defined(metric(target, predictions[name]))
         if reference is not None:
             others = [name for name in predictions if name != reference]
             comparisons += [_difference(metric, reference, name, point, drawn) for name in others]

@@ -148,10 +148,11 @@ def check(
     "Find everything that is wrong with a spec, before anything runs."
     from ukbmm.biobank.store import Biobank
     from ukbmm.config import Document, override
+    from ukbmm.workflow.pipeline import check_study
     from ukbmm.workflow.spec import check_spec
 
     document = override(Document.read(spec), assignments or [])
-    problems = check_spec(document, Biobank.open(biobank) if biobank else None)
+    problems = check_study(document, Biobank.open(biobank)) if biobank else check_spec(document)
     if as_json:
         print(json.dumps([vars(problem) for problem in problems], indent=1))
     for problem in [] if as_json else problems:
@@ -255,7 +256,8 @@ def main(
         return stop.exit_code
     except UkbmmError as error:
         print(
-            f"error: {redact(str(error))}" if "\n" not in str(error) else redact(str(error)), file=sys.stderr
+            redact(str(error)) if hasattr(error, "problems") else f"error: {redact(str(error))}",
+            file=sys.stderr,
         )
         return 2
     except (KeyboardInterrupt, typer.Abort):

@@ -299,7 +299,7 @@ def to_yaml(
 
 def also(
     **short: Any,  # JSON Schema of the short form, such as type="integer"
-) -> Callable[[dict], None]:  # For a setting's `json_schema_extra`
+) -> Callable[[dict], None]:  # For a setting's json_schema_extra
     "Let the JSON Schema of a setting accept a short form that a validator spells out."
 
     def accept(schema: dict) -> None:

@@ -51,7 +51,7 @@ class UkbmmError(Exception):
     def __init__(
         self,
         thing: str,  # What is wrong, by its name: a file, a column, a key; never a participant's value
-        expected: str | None = None,  # What it should have been; None when `thing` says it all
+        expected: str | None = None,  # What it should have been; None when thing says it all
         found: str | None = None,  # What it was: a count, a type, a line number; never a participant's value
         remedy: str | None = None,  # What the reader can do now
     ):

@@ -207,8 +207,24 @@ def run(tmp_path, ingested, text, *more):
         ("21001]", "21001, 50]", ["study.yaml:4:", "50"]),
         ("21001]", "21001, 30750]", ["study.yaml:4:", "outcome"]),
         ("kind: snps", "kind: volumes", ["study.yaml:5:", "volumes"]),
+        ("snps: {", "keys: {", ["study.yaml:5:", "this name is taken"]),
+        ("snps: {", "array.snps: {", ["study.yaml:5:"]),
+        (
+            "outcome:",
+            "cohort: {include: [{field: 53, instance: 0, min: 5}]}\noutcome:",
+            ["study.yaml:6:", "a quantity"],
+        ),
     ],
-    ids=["unknown key", "no such field", "not in the Biobank", "outcome among inputs", "not built yet"],
+    ids=[
+        "unknown key",
+        "no such field",
+        "not in the Biobank",
+        "outcome among inputs",
+        "not built yet",
+        "a name that torch has",
+        "a name with a dot",
+        "a condition on a date",
+    ],
 )
 def test_a_wrong_spec_is_refused_with_its_place_and_writes_nothing(tmp_path, ingested, old, new, words):
     refused(run(tmp_path, ingested, STUDY.replace(old, new)), *words)
@@ -232,6 +248,22 @@ def test_a_fold_without_both_classes_is_refused(tmp_path, ingested):
     done = run(tmp_path, ingested, text, "--set", "validation.folds=10")
     refused(done, "fold")
     assert not (tmp_path / "runs").exists()
+
+
+def test_check_finds_what_only_the_data_can_show_and_writes_nothing(tmp_path, ingested):
+    (tmp_path / "study.yaml").write_text(STUDY + "cohort: {include: [{field: 21003, min: 200}]}\n")
+    assert ukbmm("check", tmp_path / "study.yaml").returncode == 0  # the spec alone is well formed
+    done = ukbmm("check", tmp_path / "study.yaml", "--biobank", ingested)
+    assert done.returncode == 2 and "cohort" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["study.yaml"]
+
+
+def test_another_outcome_is_not_called_by_the_old_one_s_name(tmp_path, ingested):
+    text = STUDY.replace("field: 30750}", "field: 30750, name: sugar}\nquestion: How much sugar is there?")
+    done = run(tmp_path, ingested, text, "--set", "outcome.field=30870")
+    assert done.returncode == 0, done.stderr
+    report = (Path(done.stdout.splitlines()[-1]) / "report.html").read_text()
+    assert "sugar" not in report and "Triglycerides (field 30870)" in report
 
 
 def test_set_overrides_a_value_and_a_wrong_one_names_itself(tmp_path, ingested):

@@ -33,13 +33,13 @@ class Cleaned(NamedTuple):
     "A column's values and why those that are missing are missing."
 
     values: pl.Series  # The values; null where there is none
-    kinds: pl.Series  # UInt8, position in `MISSING_KINDS`: 0 where there is a value
+    kinds: pl.Series  # UInt8, position in MISSING_KINDS: 0 where there is a value
 
 
 class Rules(NamedTuple):
     "What the special values of one coding mean."
 
-    kinds: dict  # Kind (position in `MISSING_KINDS`) by raw value
+    kinds: dict  # Kind (position in MISSING_KINDS) by raw value
     numbers: dict  # Number by raw value
 
 # %% ../../nbs/biobank/13_cleaning.ipynb #10a8d69d

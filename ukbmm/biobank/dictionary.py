@@ -48,7 +48,7 @@ class Field:
 
     field_id: int  # Number in the showcase
     title: str  # Name in the showcase
-    value_type: str  # One of `VALUE_TYPES`
+    value_type: str  # One of VALUE_TYPES
     units: str | None = None  # Unit of a number; None where it has none
     coding: int | None = None  # Number of the coding its values belong to; None where they are plain values
     instanced: bool = False  # Measured at more than one occasion?
@@ -380,7 +380,7 @@ def save_dictionary(
 
 
 def load_dictionary(
-    path: str | Path,  # A file that `save_dictionary` wrote
+    path: str | Path,  # A file that save_dictionary wrote
 ) -> Dictionary:
     "Read a dictionary back."
     fields = {row["field_id"]: Field(**row) for row in pl.read_parquet(path).iter_rows(named=True)}

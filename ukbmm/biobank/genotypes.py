@@ -102,8 +102,8 @@ class BedFile:
     "A set of PLINK files that were found to belong together."
 
     path: Path  # The .bed
-    samples: pl.DataFrame  # From `read_fam`
-    variants: pl.DataFrame  # From `read_bim`
+    samples: pl.DataFrame  # From read_fam
+    variants: pl.DataFrame  # From read_bim
 
     @property
     def record_bytes(self) -> int:
@@ -143,7 +143,7 @@ def open_bed(
 
 # %% ../../nbs/biobank/15_genotypes.ipynb #900d4b72
 def read_bed(
-    bed: BedFile,  # From `open_bed`
+    bed: BedFile,  # From open_bed
     variants: np.ndarray | slice = slice(None),  # Which variants, by position in the .bim
 ) -> np.ndarray:  # int8 [batch, variant]: copies of A1, -1 where missing; people in the order of the .fam
     "Decode genotypes of everybody at some variants."
@@ -396,8 +396,8 @@ def _unpack(packed, bytes_, shifts, out):
 
 
 def unpack(
-    packed: np.ndarray,  # uint8 [batch, byte] from `GenotypeStore.packed`
-    variants: pl.DataFrame,  # Rows of `GenotypeStore.variants`: which to unpack
+    packed: np.ndarray,  # uint8 [batch, byte] from GenotypeStore.packed
+    variants: pl.DataFrame,  # Rows of GenotypeStore.variants: which to unpack
 ) -> np.ndarray:  # int8 [batch, variant]: copies of A1, -1 where missing
     "Spread packed genotypes into copies of A1."
     out = np.empty((len(packed), variants.height), dtype=np.int8)
@@ -450,7 +450,7 @@ def code_counts(
 
 
 def a1_frequency(
-    counts: np.ndarray,  # int64 [variant, 4] from `code_counts`
+    counts: np.ndarray,  # int64 [variant, 4] from code_counts
 ) -> np.ndarray:  # float64 [variant], 0 to 1; NaN where nobody was genotyped
     "Compute the frequency of allele A1."
     known = counts[:, :3].sum(1)

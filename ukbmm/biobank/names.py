@@ -78,7 +78,7 @@ def titles(
 
 def parse_title(
     name: str,  # A header such as "Sex" or "Pulse rate | Instance 0 | Array 1"
-    index: dict[str, list[int]],  # From `titles`
+    index: dict[str, list[int]],  # From titles
 ) -> Column | None:  # None where no field has this title
     "Read a column name that is a field's title; raises `TableError` where two fields share it."
     match = TITLE_PARTS.fullmatch(name.strip())

@@ -137,7 +137,8 @@ def column(
     else:
         found = f"{len(fits)} columns that fit, of {', '.join(list(of_field)[:8])}"
         remedy = "Say which instance and which array position."
-    raise StoreError(f"field {field_id}{title}", "one column of the Biobank", found, remedy)
+    expected = "one column of the Biobank" if known or of_field else "a field of the data dictionary"
+    raise StoreError(f"field {field_id}{title}", expected, found, remedy)
 
 
 @patch

@@ -45,6 +45,10 @@ def fulfilled(
     "Find who fulfils a condition."
     column = biobank.column(condition.field, condition.instance, condition.array)
     values = biobank.clean([column])[column].values
+    if not values.dtype.is_numeric() and (condition.values or (condition.min, condition.max) != (None, None)):
+        raise CohortError(
+            f"field {condition.field} ({biobank.field(column).title})", "a quantity or codes that are numbers",
+            f"a {biobank.field(column).value_type}", "Leave values, min and max out: who has any value then fulfils it.")  # fmt: skip
     holds = values.is_not_null()
     if condition.values:
         holds &= values.is_in(condition.values)
@@ -117,16 +121,21 @@ def _visit_dates(biobank: Biobank, visit: int) -> np.ndarray | None:
     return biobank.read([name])[name].to_numpy().astype("datetime64[D]")
 
 
+def _title(biobank: Biobank, condition: Condition) -> str:
+    return biobank.field(biobank.column(condition.field, condition.instance, condition.array)).title
+
+
 def _conditions(biobank: Biobank, outcome: Outcome, settings: CohortSettings, dates: np.ndarray | None):
     "Each reason to leave somebody out, with those whom it lets stay."
     yield "withdrawn", ~biobank.withdrawn
     if dates is not None:
         yield f"no date of visit {settings.baseline.visit}", ~np.isnat(dates)
-    titles = biobank.dictionary.fields
     for condition in settings.include:
-        yield f"not {condition.words(titles[condition.field].title)}", fulfilled(biobank, condition)
+        holds = fulfilled(biobank, condition)
+        yield f"not {condition.words(_title(biobank, condition))}", holds
     for condition in settings.exclude:
-        yield condition.words(titles[condition.field].title), ~fulfilled(biobank, condition)
+        holds = fulfilled(biobank, condition)
+        yield condition.words(_title(biobank, condition)), ~holds
     if settings.genotyped:
         yield "no genotypes", biobank.genotypes().present(np.arange(len(biobank)))
     yield f"outcome unknown ({outcome.title})", outcome.known
@@ -134,7 +143,7 @@ def _conditions(biobank: Biobank, outcome: Outcome, settings: CohortSettings, da
 
 def define_cohort(
     biobank: Biobank,
-    outcome: Outcome,  # From `read_outcome`
+    outcome: Outcome,  # From read_outcome
     settings: CohortSettings | None = None,  # None takes everybody whose outcome is known
 ) -> Cohort:
     "Choose a study's participants; raises `CohortError` where nobody is left."

@@ -179,7 +179,7 @@ def audit(
 
 
 def refuse_leaks(
-    findings: pl.DataFrame,  # From `audit`
+    findings: pl.DataFrame,  # From audit
 ) -> pl.DataFrame:  # The same
     "Raise `LeakageError` where the audit found a leak."
     leaks = findings.filter(pl.col("status") == "leak")

@@ -26,7 +26,7 @@ __all__ = ['ValidationSettings', 'find_families', 'deal', 'KFold', 'HoldOut', 'S
 # %% ../../nbs/cohort/22_splits.ipynb #680b33a1
 def find_families(
     n_participants: int,  # Participants of the Biobank
-    pairs: pl.DataFrame,  # row_a, row_b, kinship: `Biobank.relatives`
+    pairs: pl.DataFrame,  # row_a, row_b, kinship: Biobank.relatives
     kinship: float = DEGREE_LIMITS["third degree"],  # Pairs below this count as unrelated
 ) -> np.ndarray:  # int64 [participant]: number of the family
     "Give everybody the number of their family; somebody without relatives is a family of one."
@@ -219,7 +219,7 @@ def save_split(
 
 
 def load_split(
-    path: str | Path,  # A file that `save_split` wrote
+    path: str | Path,  # A file that save_split wrote
     cohort: Cohort | None = None,  # The cohort it should be of; None does not check
 ) -> Split:
     "Read a split; raises `SplitError` where the file holds none, or one of another cohort."

@@ -258,7 +258,7 @@ class SNPSettings(Settings):
 
 
 def chosen_variants(
-    variants: pl.DataFrame,  # `GenotypeStore.variants`
+    variants: pl.DataFrame,  # GenotypeStore.variants
     settings: SNPSettings,
 ) -> np.ndarray:  # int64 [variant]: positions in the store
     "Choose variants by name, chromosome and thinning; raises `DataError` where a name is not there."
@@ -330,6 +330,11 @@ class SNPBlock(Block):
         return (
             f"SNPBlock {self.name!r}: {self.n_variants:,} variants {where}, fitted on {len(self.rows):,} rows"
         )
+
+    @property
+    def n_chosen(self) -> int:
+        "Variants that were asked for; of them, those common enough in the training rows are used."
+        return len(self._chosen)
 
     @property
     def n_variants(self) -> int:
@@ -455,7 +460,7 @@ class OutcomeBlock(Block):
 
     def __init__(
         self,
-        outcome: Outcome,  # From `ukbmm.cohort.outcomes.read_outcome`
+        outcome: Outcome,  # From ukbmm.cohort.outcomes.read_outcome
     ):
         super().__init__()
         self.outcome = outcome

@@ -270,7 +270,7 @@ class MultiModalDataBlock:
 
     def __init__(
         self,
-        blocks: tuple[Block, ...],  # Blocks of inputs and one `OutcomeBlock`
+        blocks: tuple[Block, ...],  # Blocks of inputs and one OutcomeBlock
     ):
         self.inputs, self.outcome = _named(blocks)
 

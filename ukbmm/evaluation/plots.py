@@ -84,13 +84,14 @@ def plot_learning(
         mean = mean.filter(pl.col("n") == mean["n"].max())  # where all networks still train
         axis.plot(mean["epoch"], mean[column], color=colour, lw=2, label=column.replace("_", " "))
     axis.set(xlabel="epoch", ylabel="loss")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(frameon=False, fontsize=8)
     return axis
 
 # %% ../../nbs/evaluation/56_plots.ipynb #e4288e62
 def plot_models(
     axis: Any,  # A matplotlib axis
-    metrics: dict,  # From `evaluate`
+    metrics: dict,  # From evaluate
     metric: str,  # Name of the metric
 ) -> Any:
     "Draw a metric of every model with its 95% interval."
@@ -109,7 +110,7 @@ def plot_models(
 
 def plot_differences(
     axis: Any,  # A matplotlib axis
-    metrics: dict,  # From `evaluate`
+    metrics: dict,  # From evaluate
     metric: str,  # Name of the metric
 ) -> Any:
     "Draw paired differences from the reference model, positive where it is better."

@@ -33,8 +33,8 @@ class MultiModalModel(nn.Module):
 
     def __init__(
         self,
-        encoders: Mapping[str, nn.Module],  # By modality, in the order of `present`
-        fusion: nn.Module,  # From [batch, modality, dim] and `present` to [batch, dim]
+        encoders: Mapping[str, nn.Module],  # By modality, in the order of present
+        fusion: nn.Module,  # From [batch, modality, dim] and present to [batch, dim]
         head: nn.Module,  # From [batch, dim] to [batch, class]
     ):
         super().__init__()

@@ -274,7 +274,7 @@ class LinearModel:
     offsets: dict[str, Tensor]  # [1] by modality, added to its score
     intercept: float  # Added to the sum of scores
     rows: np.ndarray  # Rows it was fitted on
-    cross_fitted: Tensor  # float32 [batch, modality, 1]: scores of `rows` by models that did not see them
+    cross_fitted: Tensor  # float32 [batch, modality, 1]: scores of rows by models that did not see them
     errors: np.ndarray  # Mean squared error of each penalty over the inner folds
 
     def __repr__(self) -> str:
@@ -319,11 +319,11 @@ def _inner_scores(kernel, y: Tensor, groups: list[np.ndarray], penalties: Tensor
 # %% ../../nbs/models/43_ridge.ipynb #5ce617f7
 def cross_fit(
     blocks: dict[str, Block],  # Fitted blocks by modality
-    target: Block,  # Fitted `OutcomeBlock`
+    target: Block,  # Fitted OutcomeBlock
     rows: np.ndarray,  # Rows to learn from
-    inner: list[np.ndarray],  # The rows of each inner fold; together all of `rows`
+    inner: list[np.ndarray],  # The rows of each inner fold; together all of rows
     penalties: tuple[float, ...] = PENALTIES,  # Penalties to choose from, ascending
-    method: str = "auto",  # "dual", "cg", or "auto": dual up to `DUAL_ROWS` rows
+    method: str = "auto",  # "dual", "cg", or "auto": dual up to DUAL_ROWS rows
     device: torch.device | str = "cpu",  # Where products are computed
 ) -> LinearModel:
     "Fit a ridge regression, choosing its penalty over the inner folds; raises `DataError` for folds that do not fit."

@@ -90,7 +90,7 @@ class PooledMetric(Metric):
 
 # %% ../../nbs/training/61_learner.ipynb #e2279486
 def fusion_learner(
-    dls: MultiModalDataLoaders,  # From `MultiModalDataBlock.dataloaders`
+    dls: MultiModalDataLoaders,  # From MultiModalDataBlock.dataloaders
     settings: ModelSettings | None = None,  # Shape of the network; None takes the defaults
     encoders: Mapping[str, Any] | None = None,  # Settings of encoders by modality; None takes the defaults
     model: nn.Module | None = None,  # A network of your own; None builds one
@@ -134,7 +134,7 @@ def predict_rows(
     learn: Learner,  # A trained learner of this package
     rows: np.ndarray,  # Rows of the Biobank
     bs: int | None = None,  # Participants in a batch; None takes the validation loader's
-) -> np.ndarray:  # float64 [batch, class], in the order of `rows`
+) -> np.ndarray:  # float64 [batch, class], in the order of rows
     "Predict the outcome of some participants."
     loader = learn.dls.test_dl(rows, bs)
     device = next(learn.model.parameters()).device

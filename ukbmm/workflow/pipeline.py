@@ -21,7 +21,17 @@ from ..cohort.cohort import Cohort, define_cohort
 from ..cohort.leakage import audit, refuse_leaks
 from ..cohort.outcomes import Outcome, read_outcome
 from ..cohort.splits import save_split, split_cohort
-from ..core import CohortError, atomic_file, derive_seed, duration, get_logger, rng_for, write_text
+from ..config import Document, Problem
+from ukbmm.core import (
+    CohortError,
+    UkbmmError,
+    atomic_file,
+    derive_seed,
+    duration,
+    get_logger,
+    rng_for,
+    write_text,
+)
 from ..data.blocks import Block, OutcomeBlock, PhenotypeBlock, SNPBlock, columns_of
 from ..data.loaders import fitted_loaders
 from ..disclosure import Step, show_parts, show_share
@@ -32,10 +42,10 @@ from ..training.learner import fusion_learner, predict_rows
 from .baselines import lightgbm_predict, linear_baseline
 from .report import write_report
 from .run import Run, start_run
-from .spec import Spec
+from .spec import Spec, check_spec, validate_spec
 
 # %% auto #0
-__all__ = ['HISTORY', 'TrainingPipeline']
+__all__ = ['HISTORY', 'TrainingPipeline', 'check_study']
 
 # %% ../../nbs/workflow/76_pipeline.ipynb #700da459
 class TrainingPipeline:
@@ -194,6 +204,9 @@ def fit_fold(
         for name, model in (("ridge", linear), ("covariates", covariates))
         if model is not None
     }
+    for number in range(self.spec.train.networks):
+        shown = self.split.train(fold, number), self.split.valid(fold, number)
+        fitted[f"network {number}"] = fitted[f"trees {number}"] = np.concatenate(shown)
     refuse_leaks(audit(self.biobank, self.cohort, self.split, self.columns, {fold: fitted}))
     return self._table(fold, predictions), _history_table(history)
 
@@ -286,12 +299,16 @@ def _design(self: TrainingPipeline) -> list[str]:
         lines.append(f"{validation.folds} folds; everybody is tested once, by models fitted on the others.")
     else:
         lines.append(f"{100 * validation.test:.0f}% of the participants are kept for testing.")
-    grouped = (
-        f"related at a kinship of {validation.kinship:.3f} or more"
-        if validation.group_by == "kinship"
-        else "not looked at"
-    )
-    lines.append(f"Families ({grouped}) are never cut by a fold.")
+    if validation.group_by == "kinship":
+        lines.append(
+            f"Families (related at a kinship of {validation.kinship:.3f} or more) are never cut by a fold."
+        )
+    else:
+        lines.append("Relatives were not looked at: the study asked for group_by: none.")
+    tables = [isinstance(block, PhenotypeBlock) for block in self.blocks.values()]
+    if "covariates" in self.spec.baselines and (all(tables) or not any(tables)):
+        reason = "there are only tables, and it would be ridge itself" if all(tables) else "there is no table"
+        lines.append(f"No covariates model was fitted: {reason}.")
     lines.append(f"{validation.inner} inner folds choose penalties and the epoch to stop at.")
     if self.cohort.index_date is not None:
         lines.append(f"Predictions are made at visit {self.cohort.visit}.")
@@ -322,6 +339,14 @@ def _why(kinds: pl.Series) -> str:
 
 
 @patch
+def _kinds(self: TrainingPipeline, columns: list[str]) -> pl.Series:
+    "Of which kind the cohort's values of an input are: known where any of its columns is known."
+    cleaned = self.biobank.clean(columns, self.cohort.rows)
+    known = np.any([cleaned[name].kinds.to_numpy() == 0 for name in columns], axis=0)
+    return pl.Series(np.where(known, 0, cleaned[columns[0]].kinds.to_numpy()))
+
+
+@patch
 def _inputs(self: TrainingPipeline) -> list[dict]:
     "What went in: one line for each field, one for each set of genotypes."
     lines, rows = [], self.cohort.rows
@@ -330,14 +355,16 @@ def _inputs(self: TrainingPipeline) -> list[dict]:
         if isinstance(block, SNPBlock):
             have = int(block.present(torch.from_numpy(rows)).sum())
             limit = (
-                f", rarer allele {modality.maf_min:.0%} or more in training rows" if modality.maf_min else ""
+                f", of them those whose rarer allele has {100 * modality.maf_min:.3g}% or more in the training rows"
+                if modality.maf_min
+                else ""
             )
-            lines.append({"modality": name, "title": f"{len(block._chosen):,} variants{limit}", "column": f"genotypes/{modality.store}",
+            lines.append({"modality": name, "title": f"{block.n_chosen:,} variants{limit}", "column": f"genotypes/{modality.store}",
                           "present": show_share(have, len(rows)), "missing": f"not genotyped {show_parts([have, len(rows) - have])[1]}"})  # fmt: skip
             continue
         for choice in modality.fields:
             columns = columns_of(self.biobank, choice)
-            kinds = self.biobank.clean(columns, rows)[columns[0]].kinds
+            kinds = self._kinds(columns)
             title = choice.name or self.biobank.field(columns[0]).title
             lines.append({"modality": name, "title": title, "column": ", ".join(columns),
                           "present": show_share(int((kinds == 0).sum()), len(rows)), "missing": _why(kinds)})  # fmt: skip
@@ -352,10 +379,25 @@ def _shares(self: TrainingPipeline) -> dict[str, float]:
         if isinstance(self.blocks[name], PhenotypeBlock):
             for choice in modality.fields:
                 columns = columns_of(self.biobank, choice)
-                kinds = self.biobank.clean(columns, rows)[columns[0]].kinds
+                kinds = self._kinds(columns)
                 shares[f"{name}: {choice.name or self.biobank.field(columns[0]).title}"] = round(
                     float((kinds == 0).mean()), 2
                 )
         else:
             shares[name] = round(float(self.blocks[name].present(torch.from_numpy(rows)).float().mean()), 2)
     return shares
+
+# %% ../../nbs/workflow/76_pipeline.ipynb #546e62be
+def check_study(
+    document: Document,  # A parsed spec
+    biobank: Biobank,  # What it shall run on
+) -> list[Problem]:  # Empty if the study can start
+    "Find everything that keeps a study from starting."
+    problems = check_spec(document, biobank)
+    if problems:
+        return problems
+    try:
+        TrainingPipeline(validate_spec(document), biobank).prepare()
+    except UkbmmError as error:
+        return [Problem("", f"error: {error}", file=document.name)]
+    return []

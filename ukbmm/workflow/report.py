@@ -67,7 +67,9 @@ def verdict(
     low, high = found["ci95"]
     first = f"The fusion network predicts {outcome} with {main.title} {number(found['value'])} ({number(low)} to {number(high)})."
     if found["value"] is None:
-        return [f"The {main.title} of the fusion network is not defined: it predicts the same for everybody."]
+        return [
+            f"The {main.title} of the fusion network is not defined: everybody who was tested is of one class."
+        ]
     if main.null is not None and low <= main.null <= high:
         first += f" That is within noise of {main.null:g}, which is what knowing nothing gives."
     return [first, *[compare(c) for c in metrics["comparisons"] if c["metric"] == main.name]]
@@ -153,7 +155,7 @@ def _training(history: pl.DataFrame, plan: dict) -> list[str]:
             "Epoch 0 is the ridge regression that each network starts from; while it trains it is shown scores by models that did not see the participant."
         )
     lines.append(
-        f"In {start} of them no epoch was better than the start by more than chance, so they stayed there."
+        f"In {start} of them no epoch was better than the start by more than one standard error, so they stayed there."
         if start
         else "Every network improved on its start."
     )
@@ -175,6 +177,16 @@ def _used(run: Run) -> list[tuple[str, str]]:
     return rows + ([("taken up again", ", ".join(record["resumed"]))] if record.get("resumed") else [])
 
 # %% ../../nbs/workflow/75_report.ipynb #22d05bb4
+def _title(name: str, outcome: str, field_id: int) -> str:
+    "The study's name and what was predicted, once where they are the same."
+    said = name.replace("_", " ")
+    return (
+        f"{outcome} (field {field_id})"
+        if said.lower() == outcome.lower()
+        else f"{said}: {outcome} (field {field_id})"
+    )
+
+
 def report_values(
     run: Run,
 ) -> dict[str, Any]:
@@ -188,7 +200,7 @@ def report_values(
     n = metrics["n"]
     cases = f", {show_count(n['cases'])} of them cases" if "cases" in n else ""
     return {
-        "title": f"{plan['name'].replace('_', ' ')}: {about['outcome']}",
+        "title": _title(plan["name"], about["outcome"], plan["outcome"]["field"]),
         "question": plan["question"],
         "control": plan["control"] != "none",
         "verdict": verdict(metrics, about["outcome"]),

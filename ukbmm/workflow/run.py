@@ -105,8 +105,9 @@ def fingerprint(
     spec: Spec,
     biobank: Biobank,
 ) -> str:  # 16 hexadecimal digits
-    "What makes two runs the same run: the spec with its defaults, the data, the version of the package."
-    parts = [to_yaml(spec), json.dumps(data_fingerprint(biobank), sort_keys=True), __version__]
+    "What makes two runs the same run: the spec with its defaults, the data, the version of the package and its commit."
+    code = f"{__version__} {_git_commit()}"
+    parts = [to_yaml(spec), json.dumps(data_fingerprint(biobank), sort_keys=True), code]
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]
 
 # %% ../../nbs/workflow/73_run.ipynb #077484e6

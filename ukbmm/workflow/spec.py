@@ -13,10 +13,11 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from fastcore.basics import patch
 from pydantic import Field, field_validator
+from torch import nn
 
 from ..biobank.names import parse_name
 from ..biobank.store import Biobank
-from ..cohort.cohort import CohortSettings
+from ..cohort.cohort import CohortSettings, fulfilled
 from ..cohort.outcomes import OutcomeSettings, read_outcome
 from ..cohort.splits import KFold, ValidationSettings
 from ukbmm.config import (
@@ -32,6 +33,7 @@ from ukbmm.config import (
     write_schema,
 )
 from ..core import UkbmmError
+from ..data.batch import RESERVED
 from ukbmm.data.blocks import (
     Block,
     PhenotypeBlock,
@@ -48,8 +50,8 @@ from ..models.tabular import TabularSettings
 from ..training.learner import TrainSettings
 
 # %% auto #0
-__all__ = ['Modality', 'BASELINES', 'PLANNED', 'BUILT', 'PhenotypeModality', 'SNPModality', 'HeadSettings', 'EvaluationSettings',
-           'Spec', 'validate_spec', 'check_spec', 'demo_spec', 'write_spec_schema']
+__all__ = ['Modality', 'NAME', 'BASELINES', 'PLANNED', 'BUILT', 'PhenotypeModality', 'SNPModality', 'HeadSettings',
+           'EvaluationSettings', 'Spec', 'validate_spec', 'check_spec', 'demo_spec', 'write_spec_schema']
 
 # %% ../../nbs/workflow/70_spec.ipynb #3f2707e9
 class PhenotypeModality(PhenotypeSettings):
@@ -88,6 +90,7 @@ class EvaluationSettings(Settings):
     draws: int = Field(1000, ge=100, description="Bootstrap draws of families")
 
 # %% ../../nbs/workflow/70_spec.ipynb #3234818b
+NAME = r"^[a-z][a-z0-9_]*$"
 BASELINES = ("covariates", "ridge", "lightgbm")
 
 
@@ -95,13 +98,11 @@ class Spec(Settings):
     "A study: who, from what, for which outcome, tested how, against which baselines."
 
     version: Literal[1] = Field(description="Version of this format")
-    name: str = Field(
-        pattern=r"^[a-z][a-z0-9_]*$", description="Name of the study: small letters, digits, underscores"
-    )
+    name: str = Field(pattern=NAME, description="Name of the study: small letters, digits, underscores")
     question: str = Field("", description="What the study asks, for the report")
     seed: int = Field(0, ge=0, description="Every random choice follows from this")
     cohort: CohortSettings = Field(CohortSettings(), description="Who is studied")
-    modalities: dict[str, Modality] = Field(
+    modalities: dict[Annotated[str, Field(pattern=NAME)], Modality] = Field(
         min_length=1, description="Kinds of input, each under a name of your own"
     )
     outcome: OutcomeSettings = Field(description="What is predicted")
@@ -186,6 +187,7 @@ def validate_spec(
     document: Document,  # A parsed spec
 ) -> Spec:
     "Take a document as a spec; raises one `ConfigError` with everything that is wrong."
+    _forget_words(document)
     early = _not_built(document)
     places = {problem.path.removesuffix(".kind") for problem in early}
     try:
@@ -201,6 +203,16 @@ def validate_spec(
     return spec
 
 
+def _forget_words(document: Document) -> None:
+    "Where another outcome was asked for with --set, the spec's words for its own outcome are not true any more."
+    overridden, outcome = document.overridden, document.root.get("outcome")
+    if ("outcome", "field") in overridden and isinstance(outcome, dict):
+        if ("outcome", "name") not in overridden:
+            outcome.pop("name", None)
+        if ("question",) not in overridden:
+            document.root.pop("question", None)
+
+
 def _contradictions(spec: Spec, document: Document) -> list[Problem]:
     "What cannot be right whatever the data are."
     problems = []
@@ -214,10 +226,10 @@ def _contradictions(spec: Spec, document: Document) -> list[Problem]:
                     document, path, f"field {field_id} is both an input and the outcome; take it out of one"
                 )
             )
-    reserved = [name for name in spec.modalities if name in ("present", "row", "additive")]
+    taken = (*RESERVED, "outcome", "ridge", "covariates")
+    reserved = [name for name in spec.modalities if name in taken or hasattr(nn.ModuleDict, name)]
     problems += [
-        problem_at(document, ("modalities", name), "this name is taken by the batch; choose another")
-        for name in reserved
+        problem_at(document, ("modalities", name), "this name is taken; choose another") for name in reserved
     ]
     return problems
 
@@ -271,11 +283,9 @@ def _against(spec: Spec, document: Document, biobank: Biobank) -> Iterator[Probl
     yield from _try(document, ("outcome", "field"), lambda: read_outcome(biobank, spec.outcome))[1]
     for part in ("include", "exclude"):
         for i, c in enumerate(getattr(spec.cohort, part)):
-            yield from _try(
-                document, ("cohort", part, i), lambda c=c: biobank.column(c.field, c.instance, c.array)
-            )[1]
+            yield from _try(document, ("cohort", part, i), lambda c=c: fulfilled(biobank, c))[1]
     if spec.validation.group_by == "none" and biobank.relatives.height:
-        text = f"the Biobank has {biobank.relatives.height:,} related pairs; group_by: none would put relatives on both sides"
+        text = f"the Biobank has {biobank.relatives.height:,} related pairs; group_by: none would put relatives on both sides; use group_by: kinship"
         yield problem_at(document, "validation.group_by", text)
 
 

@@ -199,7 +199,7 @@ def test_the_outcome_among_the_inputs_is_refused_at_the_input():
 
 @pytest.mark.parametrize("name", ["present", "row", "additive"])
 def test_names_that_a_batch_needs_are_refused(name):
-    assert "taken by the batch" in problems(MINIMAL.replace("life:", f"{name}:"))[f"modalities.{name}"]
+    assert "this name is taken" in problems(MINIMAL.replace("life:", f"{name}:"))[f"modalities.{name}"]
 
 
 def test_an_override_replaces_a_value_and_is_named_in_errors():

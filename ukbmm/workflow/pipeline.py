@@ -198,10 +198,10 @@ def fit_fold(
     )
     if covariates is not None and len(covariates.weights) < len(blocks):
         predictions["covariates"] = target.decode(covariates.predict(blocks, test))[:, 0]
-    fitted = {name: block.rows for name, block in [*blocks.items(), ("outcome", target)]}
+    fitted = {name: block.rows for name, block in [*blocks.items(), ("the outcome", target)]}
     fitted |= {
         name: model.rows
-        for name, model in (("ridge", linear), ("covariates", covariates))
+        for name, model in (("the ridge model", linear), ("the covariates model", covariates))
         if model is not None
     }
     for number in range(self.spec.train.networks):

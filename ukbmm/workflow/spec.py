@@ -226,8 +226,7 @@ def _contradictions(spec: Spec, document: Document) -> list[Problem]:
                     document, path, f"field {field_id} is both an input and the outcome; take it out of one"
                 )
             )
-    taken = (*RESERVED, "outcome", "ridge", "covariates")
-    reserved = [name for name in spec.modalities if name in taken or hasattr(nn.ModuleDict, name)]
+    reserved = [name for name in spec.modalities if name in RESERVED or hasattr(nn.ModuleDict, name)]
     problems += [
         problem_at(document, ("modalities", name), "this name is taken; choose another") for name in reserved
     ]

@@ -250,8 +250,7 @@ def main(
 ) -> int:  # Exit code
     "Run the command line; errors become messages and exit codes."
     try:
-        app(words, standalone_mode=False)
-        return 0
+        return app(words, standalone_mode=False) or 0  # an Exit comes back as its code
     except typer.Exit as stop:
         return stop.exit_code
     except UkbmmError as error:

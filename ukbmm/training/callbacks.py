@@ -115,7 +115,7 @@ def after_step(self: MixedPrecision) -> None:
 def beats(
     before: torch.Tensor,  # [batch]: losses of participants before
     after: torch.Tensor,  # [batch]: losses of the same participants after
-    margin: float = 1.0,  # Standard errors
+    margin: float = 2.0,  # Standard errors
 ) -> bool:
     "Is the mean loss lower by more than `margin` standard errors of the paired difference?"
     gain = (before - after).double()
@@ -131,7 +131,7 @@ class BestWeights(Callback):
     def __init__(
         self,
         patience: int = 10,  # Epochs without a lower loss after which training stops
-        margin: float = 1.0,  # Standard errors by which an epoch must beat the untrained state
+        margin: float = 2.0,  # Standard errors by which an epoch must beat the untrained state
     ):
         self.patience, self.margin = patience, margin
         self.losses: list[float] = []  # Validation loss before training and after each epoch

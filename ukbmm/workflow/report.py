@@ -155,7 +155,7 @@ def _training(history: pl.DataFrame, plan: dict) -> list[str]:
             "Epoch 0 is the ridge regression that each network starts from; while it trains it is shown scores by models that did not see the participant."
         )
     lines.append(
-        f"In {start} of them no epoch was better than the start by more than one standard error, so they stayed there."
+        f"In {start} of them no epoch was better than the start by more than two standard errors, so they stayed there."
         if start
         else "Every network improved on its start."
     )

@@ -63,6 +63,7 @@ def test_ridge_is_as_good_as_an_independent_one_and_the_network_no_worse(name, m
     families_stay_together(path, mice)
 
 
+@pytest.mark.slow
 def test_the_network_is_no_worse_than_ridge_on_a_binary_outcome(mice, tmp_path, repository):
     path, metrics = study("high_hdl", mice, tmp_path, repository)
     assert metrics["models"]["ridge"]["auc"]["value"] > 0.75

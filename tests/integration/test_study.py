@@ -29,8 +29,8 @@ modalities:
   blood: {kind: phenotype, fields: [30690, 30760, 30870]}
   snps: {kind: snps, maf_min: 0.01}
 outcome: {kind: regression, field: 30750, name: HbA1c}
-validation: {kind: kfold, folds: 3, inner: 3}
-train: {epochs: 12, networks: 1}
+validation: {kind: kfold, folds: 3, inner: 4}
+train: {networks: 1}
 evaluation: {draws: 200}
 """
 
@@ -38,7 +38,7 @@ evaluation: {draws: 200}
 @pytest.fixture(scope="module")
 def people(tmp_path_factory) -> Biobank:
     path = tmp_path_factory.mktemp("people") / "people.biobank"
-    return synthetic_biobank(path, participants=2000, variants=120, seed=0)
+    return synthetic_biobank(path, participants=3000, variants=120, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def launch(folder: Path, people: Biobank) -> subprocess.Popen:
 
 
 def test_a_killed_run_goes_on_with_the_missing_folds_and_ends_with_the_same_numbers(people, tmp_path):
-    text = STUDY.replace("epochs: 12", "epochs: 2").replace("folds: 3", "folds: 5")
+    text = STUDY.replace("networks: 1", "networks: 1, epochs: 2").replace("folds: 3", "folds: 5")
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "study.yaml").write_text(text)

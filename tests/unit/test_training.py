@@ -261,7 +261,7 @@ def test_random_labels_teach_nothing(study):
     order = np.random.default_rng(1).permutation(known)
     shuffled._values[known] = dls.outcome._values[order]
     for loader in (dls.train, dls.valid):
-        loader.outcome = loader._reader.outcome = shuffled
+        loader.outcome = shuffled
     learn = fusion_learner(dls, SMALL, seed=5, patience=4)
     with learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(6, 5e-3)

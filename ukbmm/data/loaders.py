@@ -45,32 +45,20 @@ def epoch_batches(
 class _Reader:
     "Read one batch of rows from all blocks; what a worker process is given."
 
-    def __init__(
-        self, blocks: dict[str, Block], outcome: OutcomeBlock | None, rows: Tensor, additive: Tensor | None
-    ):
-        self.blocks, self.outcome, self.rows, self.additive = blocks, outcome, rows, additive
+    def __init__(self, blocks: dict[str, Block]):
+        self.blocks = blocks
 
-    @cached_property
-    def present(self) -> Tensor:  # bool [participant of the loader, modality]
-        "Who has what: asked once, not for each batch."
-        return torch.stack([block.present(self.rows) for block in self.blocks.values()], dim=1)
-
-    def __getitem__(self, positions: Tensor) -> tuple[dict, Tensor | None]:
-        "Read the participants at `positions` among the loader's rows."
-        rows = self.rows.index_select(0, positions)
-        raw = {name: block.batch(rows) for name, block in self.blocks.items()}
-        raw["present"], raw["row"] = self.present.index_select(0, positions), rows
-        if self.additive is not None:
-            raw["additive"] = self.additive.index_select(0, rows)
-        return raw, None if self.outcome is None else self.outcome.batch(rows)
+    def __getitem__(self, rows: Tensor) -> dict:
+        "Read the participants at `rows`, as the blocks keep them."
+        return {name: block.batch(rows) for name, block in self.blocks.items()}
 
 
-def _read_ahead(reader: _Reader, batches: list[Tensor]) -> Iterator:
+def _read_ahead(reader: _Reader, batches: list[Tensor]) -> Iterator[dict]:
     "Read each batch in a thread while the one before is worked on."
     with ThreadPoolExecutor(1, "read-ahead") as pool:
         waiting = None
-        for positions in batches:
-            ahead = pool.submit(reader.__getitem__, positions)
+        for rows in batches:
+            ahead = pool.submit(reader.__getitem__, rows)
             if waiting is not None:
                 yield waiting.result()
             waiting = ahead
@@ -113,16 +101,11 @@ class MultiModalLoader(DataLoader):
         **ignored,  # What fastai passes when it copies a loader
     ):
         super().__init__(dataset=np.asarray(rows), bs=bs, shuffle=shuffle, drop_last=drop_last, device=device)
-        self.blocks, self.outcome, self.seed, self.workers, self.additive = (
-            blocks,
-            outcome,
-            seed,
-            num_workers,
-            additive,
-        )
+        self.blocks, self.outcome, self.additive = blocks, outcome, additive
+        self.seed, self.workers = seed, num_workers
         self.rows = np.ascontiguousarray(rows, dtype=np.int64)
         self.epoch = 0  # Number of the next epoch
-        self._reader = _Reader(blocks, outcome, torch.from_numpy(self.rows), additive)
+        self._reader = _Reader(blocks)
         self._processes: torch.utils.data.DataLoader | None = None
 
     @property
@@ -130,8 +113,15 @@ class MultiModalLoader(DataLoader):
         "Do batches leave the processor?"
         return self.device is not None and torch.device(self.device).type != "cpu"
 
-    def _raw(self, batches: list[Tensor]) -> Iterator:
-        "Read batches as the blocks keep them."
+    @cached_property
+    def present(self) -> Tensor:  # bool [participant of the loader, modality]
+        "Who has what: asked once, not for each batch."
+        return torch.stack(
+            [block.present(torch.from_numpy(self.rows)) for block in self.blocks.values()], dim=1
+        )
+
+    def _raw(self, batches: list[Tensor]) -> Iterator[dict]:
+        "Read batches of rows as the blocks keep them."
         if self.workers:
             return self._from_processes(batches)
         if self._leaves or any(block.reads_disk() for block in self.blocks.values()):
@@ -142,8 +132,11 @@ class MultiModalLoader(DataLoader):
         "Go through one epoch; the next call goes through the next."
         batches = epoch_batches(len(self.rows), self.bs, self.seed, self.epoch, self.shuffle, self.drop_last)
         self.epoch += self.shuffle
-        for raw, target in self._raw(batches):
-            yield self.after_batch(self.unpack(raw, target))
+        if batches:
+            parts = {name: value.split(self.bs) for name, value in self._small(torch.cat(batches)).items()}
+            raws = self._raw(list(parts["row"]))
+            for raw, *small in zip(raws, *parts.values(), strict=True):
+                yield self.after_batch(self.unpack(raw, dict(zip(parts, small, strict=True))))
 
 # %% ../../nbs/data/33_loaders.ipynb #5dda1e93
 @patch
@@ -163,13 +156,27 @@ def _from_processes(self: MultiModalLoader, batches: list[Tensor]) -> Iterator:
 
 
 @patch
-def unpack(self: MultiModalLoader, raw: dict, target: Tensor | None) -> tuple:
+def _small(self: MultiModalLoader, positions: Tensor) -> dict[str, Tensor]:
+    "What is small of the participants at `positions` among the loader's rows, the target among it."
+    rows = torch.from_numpy(self.rows).index_select(0, positions)
+    small = {"present": self.present.index_select(0, positions), "row": rows}
+    if self.additive is not None:
+        small["additive"] = self.additive.index_select(0, rows)
+    if self.outcome is not None:
+        small["target"] = self.outcome.batch(rows)
+    return small
+
+
+@patch
+def unpack(self: MultiModalLoader, raw: dict, small: dict[str, Tensor]) -> tuple:
     "Move what was read to the device and let the blocks unpack it there."
     if self._leaves:
-        raw = {name: move(value, self.device) for name, value in raw.items()}
-        target = None if target is None else move(target, self.device)
-    ready = {name: block.transform(raw[name]) for name, block in self.blocks.items()}
-    x = MultiModalBatch(ready | {name: raw[name] for name in ("present", "row", "additive") if name in raw})
+        raw, small = (
+            {name: move(value, self.device) for name, value in part.items()} for part in (raw, small)
+        )
+    x = MultiModalBatch((name, block.transform(raw[name])) for name, block in self.blocks.items())
+    target = small.pop("target", None)
+    x.update(small)
     return (x,) if target is None else (x, target)
 
 
@@ -178,8 +185,8 @@ def one_batch(self: MultiModalLoader) -> tuple:
     "The first batch of the next epoch; does not count as an epoch."
     if not len(self):
         raise DataError("the loader", "participants", "none")
-    first = epoch_batches(len(self.rows), self.bs, self.seed, self.epoch, self.shuffle)[0]
-    return self.unpack(*self._reader[first])
+    small = self._small(epoch_batches(len(self.rows), self.bs, self.seed, self.epoch, self.shuffle)[0])
+    return self.unpack(self._reader[small["row"]], small)
 
 
 @patch
@@ -307,9 +314,8 @@ def _weight(raw) -> int:
 def summary(self: MultiModalDataLoaders) -> str:
     "Say what a batch is made of, who has what, and what it weighs."
     loader, lines = self.train, []
-    raw, _ = loader._reader[epoch_batches(len(loader.rows), loader.bs, loader.seed, 0, loader.shuffle)[0]]
-    x, y = self.one_batch()
     rows = torch.from_numpy(loader.rows)
+    raw, (x, y) = loader._reader[rows[: loader.bs]], self.one_batch()
     for name, block in self.blocks.items():
         share = block.present(rows).float().mean()
         size = len(x["present"])

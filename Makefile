@@ -15,10 +15,11 @@ export MPLBACKEND = Agg
 
 setup: $(VENV)/.ready
 
+# Compiled once here, for all the programs that the tests start.
 $(VENV)/.ready: settings.ini setup.py constraints.txt
 	@echo "== setting up $(VENV) (a few minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@scripts/install.sh $(VENV) -c constraints.txt -e '.[dev,docs]'
+	@UV_COMPILE_BYTECODE=1 scripts/install.sh $(VENV) -c constraints.txt -e '.[dev,docs]'
 	@touch $@
 
 demo: setup

@@ -82,7 +82,7 @@ def measure(dls: MultiModalDataLoaders, model: nn.Module, repeats: int, clock: s
 
 def main() -> None:
     options = arguments(__doc__)
-    batches, repeats = (20, 2) if options.quick else (200, options.repeats or 21)
+    batches, repeats = (20, 2) if options.quick else (1000, options.repeats or 9)
     torch.set_num_threads(options.threads or 1)  # such small steps gain nothing from more
     numbers, codes = draw(int(batches * BATCH * 1.05), 20, 5)
     dls = loaders(memory_biobank(numbers, codes), numbers[:, 0].astype(np.float64), batches)

@@ -18,13 +18,22 @@ from fastcore.basics import patch
 from ..core import UkbmmError, seed_everything
 
 # %% auto #0
-__all__ = ['Precision', 'MixedPrecision', 'beats', 'BestWeights', 'SeedFit']
+__all__ = ['Precision', 'DirectCallback', 'MixedPrecision', 'beats', 'BestWeights', 'SeedFit']
+
+# %% ../../nbs/training/60_callbacks.ipynb #39aa2f10
+class DirectCallback(Callback):
+    "A callback that is run for events it has a method for, and costs nothing for the others."
+
+    def __call__(self, event_name: str) -> None:
+        "Run the method for an event, if there is one."
+        if hasattr(type(self), event_name):
+            super().__call__(event_name)
 
 # %% ../../nbs/training/60_callbacks.ipynb #e5f8ccfb
 Precision = Literal["no", "bf16", "fp16"]
 
 
-class MixedPrecision(Callback):
+class MixedPrecision(DirectCallback):
     "Compute the model in 16 bits, on whatever device the batch is on."
 
     order = 10  # Before anything that looks at predictions
@@ -123,7 +132,7 @@ def beats(
     return bool(gain.mean() > margin * error)
 
 # %% ../../nbs/training/60_callbacks.ipynb #31be6e02
-class BestWeights(Callback):
+class BestWeights(DirectCallback):
     "Keep the weights of the epoch with the lowest validation loss, the untrained state counting as epoch 0."
 
     order = 70  # After everything else has seen the epoch
@@ -190,7 +199,7 @@ class BestWeights(Callback):
             self.active = False
 
 # %% ../../nbs/training/60_callbacks.ipynb #6a93b3ff
-class SeedFit(Callback):
+class SeedFit(DirectCallback):
     "Seed every generator when a fit starts."
 
     order = -90  # Before anything draws

@@ -23,10 +23,10 @@ from ..evaluation.metrics import METRICS, metrics_for
 from ..models.heads import loss_for
 from ..models.multimodal import ModelSettings, build_model
 from ..models.ridge import LinearModel
-from .callbacks import BestWeights, MixedPrecision, Precision, SeedFit
+from .callbacks import BestWeights, DirectCallback, MixedPrecision, Precision, SeedFit
 
 # %% auto #0
-__all__ = ['TrainSettings', 'PooledMetric', 'fusion_learner', 'predict_rows']
+__all__ = ['TrainSettings', 'PooledMetric', 'History', 'fusion_learner', 'predict_rows']
 
 # %% ../../nbs/training/61_learner.ipynb #8c43230f
 class TrainSettings(Settings):
@@ -89,6 +89,10 @@ class PooledMetric(Metric):
         return self.metric(target.numpy(), output.numpy())
 
 # %% ../../nbs/training/61_learner.ipynb #e2279486
+class History(DirectCallback, CSVLogger):
+    "Write a CSV line for each epoch."
+
+# %% ../../nbs/training/61_learner.ipynb #1ad74b5e
 def fusion_learner(
     dls: MultiModalDataLoaders,  # From MultiModalDataBlock.dataloaders
     settings: ModelSettings | None = None,  # Shape of the network; None takes the defaults
@@ -115,7 +119,7 @@ def fusion_learner(
     callbacks = [SeedFit(seed)]
     callbacks += [BestWeights(patience)] if patience is not None else []
     callbacks += [MixedPrecision(amp)] if amp != "no" else []
-    callbacks += [CSVLogger(fname=str(Path(history).resolve()))] if history is not None else []
+    callbacks += [History(fname=str(Path(history).resolve()))] if history is not None else []
     callbacks += [] if cbs is None else cbs if isinstance(cbs, list | tuple) else [cbs]
     metric = PooledMetric(metrics_for(kind)[0].name, loss.activation)
     return Learner(

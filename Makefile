@@ -35,7 +35,9 @@ clean-check: setup
 	@$(BIN)/nbdev_export
 	@$(BIN)/nbdev_clean
 	@$(BIN)/python scripts/build_readme.py
+	@$(BIN)/ruff check --isolated --select F401 ukbmm
 	git diff --exit-code -- nbs ukbmm README.md
+	test -z "$$(git status --porcelain -- nbs ukbmm README.md)"  # nothing exported is missing in git
 
 # One thread for each of two notebooks: threads of two programs on two cores wait for each other.
 notebooks: setup

@@ -14,7 +14,6 @@ import logging
 import os
 import random
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator

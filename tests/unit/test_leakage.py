@@ -133,8 +133,17 @@ def test_a_value_measured_after_the_index_visit_is_a_leak(visits):
     split = split_cohort(cohort, visits, KFold(folds=3, inner=2), 0)
     findings = audit(visits, cohort, split, ["p21001_i0", "p21001_i1"])
     assert "p21001_i1 measured after visit 0" in refused(findings) and "p21001_i0" not in refused(findings)
-    at_second = replace(cohort, visit=1)
-    assert status(audit(visits, at_second, split, ["p21001_i0", "p21001_i1"]))["time"] == "ok"
+
+
+def test_a_value_measured_after_the_outcome_is_a_leak_even_at_the_index_visit(visits):
+    cohort = define_cohort(visits, read_outcome(visits, RegressionOutcome(field=30750)))
+    split, at_second = split_cohort(cohort, visits, KFold(folds=3, inner=2), 0), replace(cohort, visit=1)
+    assert "p21001_i1 measured after visit 0, the outcome's" in refused(
+        audit(visits, at_second, split, ["p21001_i1"])
+    )
+    assert status(audit(visits, at_second, split, ["p21001_i0"]))["time"] == "ok"
+    of_second = replace(at_second, outcome=replace(cohort.outcome, column="p21001_i1"))
+    assert status(audit(visits, of_second, split, ["p30750_i0"]))["time"] == "ok"
 
 
 def test_dates_and_fields_without_a_visit_are_for_a_person_to_look_at(visits):

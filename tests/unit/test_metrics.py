@@ -157,7 +157,7 @@ def test_roc_points_equal_scikit_learns_curve():
 
 def test_calibration_groups_equal_scikit_learns_curve():
     rng = np.random.default_rng(0)
-    chance = rng.random(1000)
+    chance = rng.uniform(0.15, 0.85, 1000)  # no group with one to four cases or controls
     case = (rng.random(1000) < chance).astype(float)
     groups = calibration_groups(case, chance)
     observed, predicted = calibration_curve(case, chance, n_bins=10, strategy="quantile")
@@ -173,6 +173,19 @@ def test_no_calibration_group_is_smaller_than_may_be_shown():
         assert calibration_groups(np.arange(float(n)), np.arange(float(n)))["n"].min() >= 5
     with pytest.raises(EvaluationError, match="at least 10 people"):
         calibration_groups(np.arange(9.0), np.arange(9.0))
+
+
+@pytest.mark.parametrize("share", [0.004, 0.02, 0.1, 0.5, 0.98])
+def test_no_calibration_group_tells_of_one_to_four_cases_or_controls(share):
+    rng = np.random.default_rng(0)
+    for n in (20, 150, 600):
+        case = (rng.random(n) < share).astype(float)
+        groups = calibration_groups(case, rng.random(n))
+        cases = (groups["observed"] * groups["n"]).round().to_numpy()
+        for count in (cases, groups["n"].to_numpy() - cases):
+            assert not ((count > 0) & (count < 5)).any()
+        if 5 <= case.sum() <= n - 5:
+            assert groups["n"].sum() == n  # nobody is left out
 
 
 def test_the_calibration_line_equals_scikit_learns():

@@ -108,20 +108,28 @@ def _when(biobank: Biobank, name: str, visit: int) -> str:
     return "ok" if column.field_id in ALWAYS_KNOWN | AT_RECRUITMENT or own else "look"
 
 
+def _last_visit(biobank: Biobank, cohort: Cohort) -> tuple[int, str]:
+    "The last visit at which an input may be measured, and what happens there."
+    column = cohort.outcome.column
+    instance = parse_name(column)[0].instance
+    if biobank.field(column).instance_id == 2 and instance is not None and instance < cohort.visit:
+        return instance, "the outcome's"
+    return cohort.visit, "the index date"
+
+
 def _time(biobank: Biobank, cohort: Cohort, inputs: list[str]) -> Finding:
-    "Were the inputs measured by the index date?"
-    when = {name: _when(biobank, name, cohort.visit) for name in inputs}
+    "Were the inputs measured by the index date, and before the outcome?"
+    visit, what = _last_visit(biobank, cohort)
+    when = {name: _when(biobank, name, visit) for name in inputs}
     later = [name for name in inputs if when[name] == "later"]
     if later:
-        return Finding(
-            "time", "leak", f"{', '.join(later)} measured after visit {cohort.visit}, the index date"
-        )
+        return Finding("time", "leak", f"{', '.join(later)} measured after visit {visit}, {what}")
     unclear = [name for name in inputs if when[name] == "look"]
     if unclear:
         text = f"{', '.join(unclear)}: the schema does not say when these were known"
         return Finding("time", "look", text)
     dated = "" if cohort.index_date is not None else " (the Biobank has no visit dates)"
-    return Finding("time", "ok", f"no input was measured after visit {cohort.visit}{dated}")
+    return Finding("time", "ok", f"no input was measured after visit {visit}{dated}")
 
 # %% ../../nbs/cohort/23_leakage.ipynb #23558782
 COPY_CORRELATION = 0.999  # In either direction

@@ -8,13 +8,29 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from ..disclosure import MIN_COUNT
+from ..disclosure import MIN_COUNT, is_small
 from .metrics import EvaluationError
 
 # %% auto #0
 __all__ = ['calibration_groups', 'calibration_line', 'roc_points']
 
 # %% ../../nbs/evaluation/52_calibration.ipynb #3d46f61e
+def _tells(case: np.ndarray) -> bool:
+    "Would the share of cases in a group tell about one to four people?"
+    return is_small(int(case.sum())) or is_small(int((1 - case).sum()))
+
+
+def _join_small(parts: list[np.ndarray], case: np.ndarray) -> list[np.ndarray]:
+    "Join groups with the next one, and the last with the one before, until none has one to four cases or controls."
+    joined: list[np.ndarray] = []
+    for part in parts:
+        again = bool(joined) and _tells(case[joined[-1]])
+        joined = [*joined[:-1], np.concatenate([joined[-1], part])] if again else [*joined, part]
+    while len(joined) > 1 and _tells(case[joined[-1]]):
+        joined = [*joined[:-2], np.concatenate(joined[-2:])]
+    return [part for part in joined if not _tells(case[part])]
+
+# %% ../../nbs/evaluation/52_calibration.ipynb #a7183f43
 def calibration_groups(
     target: np.ndarray,  # [batch]: value, or 0 and 1
     prediction: np.ndarray,  # [batch]: value, or probability
@@ -26,13 +42,15 @@ def calibration_groups(
     order = np.argsort(prediction, kind="stable")
     size = max(MIN_COUNT, len(order) // groups)
     parts = np.array_split(order, max(1, len(order) // size))
+    binary = bool(np.isin(target, (0, 1)).all())
     rows = []
-    for part in parts:
+    for part in _join_small(parts, target) if binary else parts:
         observed, spread = target[part].mean(), target[part].std(ddof=1) / np.sqrt(len(part))
         rows.append(
             (prediction[part].mean(), observed, observed - 1.96 * spread, observed + 1.96 * spread, len(part))
         )
-    return pl.DataFrame(rows, schema=["predicted", "observed", "low", "high", "n"], orient="row")
+    types = dict.fromkeys(("predicted", "observed", "low", "high"), pl.Float64) | {"n": pl.Int64}
+    return pl.DataFrame(rows, schema=types, orient="row")
 
 # %% ../../nbs/evaluation/52_calibration.ipynb #f51e51d9
 def calibration_line(

@@ -47,6 +47,9 @@ def plot_calibration(
     "Draw mean outcome against mean prediction in ten groups, with the slope."
     groups = calibration_groups(target, prediction)
     slope, _ = calibration_line(target, prediction, kind)
+    if groups.is_empty():
+        axis.set(title="too few cases or controls to show")
+        return axis
     error = [groups["observed"] - groups["low"], groups["high"] - groups["observed"]]
     axis.errorbar(groups["predicted"], groups["observed"], error, fmt="o", ms=4, lw=1, color="C0")
     both = np.concatenate([groups["predicted"], groups["observed"]])
@@ -64,7 +67,7 @@ def plot_roc(
     "Draw the ROC curves of some models."
     for name, prediction in predictions.items():
         alarms, sensitivity = roc_points(target, prediction)
-        axis.plot(alarms, sensitivity, lw=1.5, label=f"{name} {METRICS['auc'](target, prediction):.3f}")
+        axis.plot(alarms, sensitivity, lw=1.5, label=name)
     axis.plot([0, 1], [0, 1], color="0.5", lw=1, ls="--")
     axis.set(xlabel="false alarms (1 - specificity)", ylabel="cases found (sensitivity)", aspect="equal")
     axis.legend(frameon=False, fontsize=8, loc="lower right")

@@ -18,6 +18,7 @@ from pydantic import Field as Setting
 from torch import nn
 
 from ..config import Settings
+from ..core import UkbmmError
 from ..data.loaders import MultiModalDataLoaders
 from ..evaluation.metrics import METRICS, metrics_for
 from ..models.heads import loss_for
@@ -26,7 +27,7 @@ from ..models.ridge import LinearModel
 from .callbacks import BestWeights, DirectCallback, MixedPrecision, Precision, SeedFit
 
 # %% auto #0
-__all__ = ['TrainSettings', 'PooledMetric', 'History', 'fusion_learner', 'predict_rows']
+__all__ = ['TrainSettings', 'check_device', 'PooledMetric', 'History', 'fusion_learner', 'predict_rows']
 
 # %% ../../nbs/training/61_learner.ipynb #8c43230f
 class TrainSettings(Settings):
@@ -54,6 +55,20 @@ class TrainSettings(Settings):
     device: Literal["auto", "cpu", "cuda"] = Setting(
         "auto", description="Where to train; auto takes the GPU where there is one"
     )
+
+# %% ../../nbs/training/61_learner.ipynb #a944ec3e
+def check_device(
+    settings: TrainSettings,
+) -> None:
+    "Raise `UkbmmError` where this machine has not what the settings ask for; before anything is fitted."
+    there = "a CUDA device" if torch.cuda.is_available() else "no CUDA device"
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise UkbmmError(
+            "train.device", "a CUDA device", there, "Leave train.device out, or train on another machine."
+        )
+    if settings.amp == "fp16" and (settings.device == "cpu" or not torch.cuda.is_available()):
+        found = "training on the processor" if settings.device == "cpu" else there
+        raise UkbmmError("train.amp: fp16", "a CUDA device", found, "Use bf16, or no mixed precision.")
 
 # %% ../../nbs/training/61_learner.ipynb #0bf79a29
 class PooledMetric(Metric):

@@ -35,10 +35,10 @@ from ukbmm.core import (
 from ..data.blocks import Block, OutcomeBlock, PhenotypeBlock, SNPBlock, columns_of
 from ..data.loaders import fitted_loaders
 from ..disclosure import Step, show_parts, show_share
-from ..evaluation.metrics import METRICS, PREFIX, metrics_for
+from ..evaluation.metrics import PREFIX, metrics_for
 from ..evaluation.uncertainty import evaluate
 from ..models.ridge import LinearModel
-from ..training.learner import fusion_learner, predict_rows
+from ..training.learner import check_device, fusion_learner, predict_rows
 from .baselines import lightgbm_predict, linear_baseline
 from .report import write_report
 from .run import Run, start_run
@@ -74,6 +74,7 @@ class TrainingPipeline:
     def run(self) -> Run:
         "Go the whole way; takes up an unfinished run of the same spec, data and version."
         self.prepare()
+        check_device(self.spec.train)
         run = start_run(self.out, self.spec, self.biobank)
         self.run_directory, started = run, time.monotonic()
         try:
@@ -284,17 +285,25 @@ def evaluate(self: TrainingPipeline) -> dict:
 @patch
 def report(self: TrainingPipeline) -> Path:
     "Write the HTML report."
-    about = {"outcome": self.outcome.title, "units": self.outcome.units, "flow": self.cohort.flow(), "design": self._design(),
+    about = {"outcome": self.outcome.title, "units": self.outcome.units, "flow": self.cohort.flow(),
+             "participants": self._people(), "design": self._design(),
              "inputs": self._inputs(), "shares": self._shares(), "audit": self._audit()}  # fmt: skip
     write_text(self.run_directory.path / "report.json", json.dumps(about, indent=1))
     return write_report(self.run_directory)
 
 # %% ../../nbs/workflow/76_pipeline.ipynb #cc50eba6
 @patch
+def _people(self: TrainingPipeline) -> str:
+    "How many people are in the cohort, no more exactly than its flow says it: that could tell how few were excluded."
+    size, families = self.cohort.flow()[-1][2], self.split.table["family"].n_unique()
+    return f"{size} participants" + (f" in {families:,} families" if size == f"{len(self.cohort):,}" else "")
+
+
+@patch
 def _design(self: TrainingPipeline) -> list[str]:
     "Say how the study is tested."
-    validation, families = self.spec.validation, self.split.table["family"].n_unique()
-    lines = [f"{len(self.cohort):,} participants in {families:,} families."]
+    validation = self.spec.validation
+    lines = [f"{self._people()}."]
     if validation.kind == "kfold":
         lines.append(f"{validation.folds} folds; everybody is tested once, by models fitted on the others.")
     else:

@@ -13,14 +13,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from .. import __version__
-from ..core import duration, write_text
-from ..disclosure import assert_publishable, show_count
+from ..core import EID_PATTERN, duration, write_text
+from ..disclosure import assert_publishable, show_parts
 from ..evaluation.metrics import METRICS, PREFIX, metrics_for, model_names, number
 from ukbmm.evaluation.plots import (
     plot_calibration,
@@ -197,8 +196,14 @@ def report_values(
     about = json.loads((run.path / "report.json").read_text())
     text = (run.path / "plan.yaml").read_text()
     plan, names = Document(text).plain(), [metric.name for metric in metrics_for(metrics["task"])]
-    n = metrics["n"]
-    cases = f", {show_count(n['cases'])} of them cases" if "cases" in n else ""
+    n, everybody = metrics["n"], plan["validation"]["kind"] == "kfold"
+    tested = (
+        about["participants"]
+        if everybody
+        else f"{n['participants']:,} participants in {n['families']:,} families"
+    )
+    cases = show_parts([n["cases"], n["participants"] - n["cases"]])[0] if "cases" in n else ""
+    cases = f", {cases} of them cases" if cases else ""
     return {
         "title": _title(plan["name"], about["outcome"], plan["outcome"]["field"]),
         "question": plan["question"],
@@ -209,7 +214,7 @@ def report_values(
             {"name": name, "cells": _cells(found, names, "value")}
             for name, found in metrics["models"].items()
         ],
-        "counts": f"{n['participants']:,} tested participants{cases} in {n['families']:,} families, {n['folds']} folds.",
+        "counts": f"Tested: {tested}{cases}; {n['folds']} folds.",
         "draws": f"{plan['evaluation']['draws']:,}",
         "differences": _differences(metrics, names),
         "binary": metrics["task"] == "binary",
@@ -224,6 +229,12 @@ def report_values(
     }
 
 # %% ../../nbs/workflow/75_report.ipynb #844fc6de
+def _without_own(text: str, plan: str) -> str:
+    "Leave out numbers that the user wrote into the spec, such as a seed, a limit or a position; they are nobody's."
+    own = set(EID_PATTERN.findall(plan))
+    return EID_PATTERN.sub(lambda found: "" if found.group() in own else found.group(), text)
+
+
 def write_report(
     run: Run,  # A finished run
     out: str | Path | None = None,  # Where to write; None writes report.html into the run
@@ -237,7 +248,7 @@ def write_report(
     nothing = dict.fromkeys(
         ("models", "differences", "predictions", "calibration", "learning", "missing"), ""
     )
-    assert_publishable(template.render(**values, figures=nothing), "the report")
+    assert_publishable(_without_own(template.render(**values, figures=nothing), values["plan"]), "the report")
     about = json.loads((run.path / "report.json").read_text())
     figures = draw_figures(run.metrics(), run.predictions(), run.history(), about)
     safe = {**nothing, **{name: jinja2.utils.markupsafe.Markup(shown) for name, shown in figures.items()}}

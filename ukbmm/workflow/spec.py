@@ -28,7 +28,6 @@ from ukbmm.config import (
     also,
     override,
     problem_at,
-    to_yaml,
     validate,
     write_schema,
 )

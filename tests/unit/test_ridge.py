@@ -179,12 +179,33 @@ def test_calibration_equals_scikit_learn_and_survives_separation():
     assert flat[0] + 3 * flat[1] == pytest.approx(np.log(0.4 / 0.6), abs=0.01)
 
 
-@pytest.mark.parametrize("folds", ["missing", "twice", "foreign"])
+@pytest.mark.parametrize("folds", ["missing", "twice", "foreign", "another twice"])
 def test_inner_folds_that_do_not_fit_are_refused(study, folds):
     inner = {
         "missing": study.inner[:2],
         "twice": [*study.inner, study.inner[0]],
         "foreign": [*study.inner[:2], study.test],
+        "another twice": [*study.inner[:2], np.append(study.inner[2][1:], study.inner[0][0])],
     }[folds]
     with pytest.raises(DataError, match="each row of the training rows in one of them"):
         cross_fit(study.blocks, study.target, study.rows, inner, (1.0,))
+
+
+class Whole(np.ndarray):
+    "Rows that nobody may walk through one by one."
+
+    def tolist(self):
+        raise AssertionError("a list of participants")
+
+    def __iter__(self):
+        raise AssertionError("a loop over participants")
+
+
+def test_rows_and_folds_in_any_order_give_the_same_model_without_a_loop_over_people(study):
+    one = cross_fit(study.blocks, study.target, study.rows, study.inner, (3.0,))
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(study.rows))
+    inner = [rng.permutation(fold).view(Whole) for fold in study.inner]
+    other = cross_fit(study.blocks, study.target, study.rows[order].view(Whole), inner, (3.0,))
+    torch.testing.assert_close(other.cross_fitted, one.cross_fitted[order], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(other.errors, one.errors, rtol=1e-5)

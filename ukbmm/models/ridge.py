@@ -22,8 +22,8 @@ __all__ = ['PENALTIES', 'DUAL_ROWS', 'CHUNK_ROWS', 'CHUNK_COLUMNS', 'design_widt
 
 # %% ../../nbs/models/43_ridge.ipynb #e75bb493
 PENALTIES = tuple(float(p) for p in np.logspace(-1.5, 3, 10))  # 0.03 to 1,000
-DUAL_ROWS = 6000  # People up to which the kernel is written down: 288 MB
-CHUNK_ROWS, CHUNK_COLUMNS = 2048, 4096  # Pieces that are unpacked at a time: 33 MB
+DUAL_ROWS = 6000  # People up to which the kernel is written down: 288 MB a modality
+CHUNK_ROWS, CHUNK_COLUMNS = 2048, 4096  # Pieces that are unpacked at a time: 34 MB
 
 # %% ../../nbs/models/43_ridge.ipynb #d9397a35
 def _design(block: Block, raw: Tensor, start: int, stop: int) -> Tensor:
@@ -31,6 +31,11 @@ def _design(block: Block, raw: Tensor, start: int, stop: int) -> Tensor:
     if isinstance(block, SNPBlock):
         return block.transform(raw, start, stop)
     return tabular_design(*block.transform(raw), block.levels.sizes)[:, start:stop]
+
+
+def _parts(width: int) -> list[slice]:
+    "All columns, some at a time."
+    return [slice(start, min(start + CHUNK_COLUMNS, width)) for start in range(0, width, CHUNK_COLUMNS)]
 
 
 def design_width(
@@ -64,7 +69,7 @@ class Columns:
         total, squares, count = (
             torch.zeros(self.width, dtype=torch.float64, device=device) for _ in range(3)
         )
-        for _, part, x, there in self._raw(rows):
+        for _, part, x, there in self._raw(rows, CHUNK_ROWS):
             total[part] += x.double().sum(0)
             squares[part] += x.double().square().sum(0)
             count[part] += there.sum()
@@ -73,19 +78,22 @@ class Columns:
         if isinstance(block, PhenotypeBlock):
             self.scale = torch.where(spread > 1e-6, 1 / spread.clamp(min=1e-6), 0.0).float()
 
-    def _raw(self, rows: np.ndarray) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
-        "Pieces of the design as the block gives them, zero where absent."
-        for start in range(0, len(rows), CHUNK_ROWS):
-            some = torch.from_numpy(np.asarray(rows[start : start + CHUNK_ROWS], dtype=np.int64))
+    def _raw(self, rows: np.ndarray, at_once: int) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+        "Pieces of the design as the block gives them, zero where absent; each row is read once."
+        for start in range(0, len(rows), at_once):
+            some = torch.from_numpy(np.asarray(rows[start : start + at_once], dtype=np.int64))
             raw, there = self.block.batch(some).to(self.device), self.block.present(some).to(self.device)
-            for first in range(0, self.width, CHUNK_COLUMNS):
-                part = slice(first, min(first + CHUNK_COLUMNS, self.width))
+            for part in _parts(self.width):
                 x = _design(self.block, raw, part.start, part.stop) * there[:, None]
                 yield slice(start, start + len(some)), part, x, there
 
-    def pieces(self, rows: np.ndarray) -> Iterator[tuple[slice, slice, Tensor]]:
+    def pieces(
+        self,
+        rows: np.ndarray,  # People [batch]
+        at_once: int | None = None,  # People of a piece; None takes CHUNK_ROWS
+    ) -> Iterator[tuple[slice, slice, Tensor]]:
         "Centred and scaled pieces: places among `rows`, columns, values."
-        for place, part, x, there in self._raw(rows):
+        for place, part, x, there in self._raw(rows, at_once or CHUNK_ROWS):
             yield place, part, (x - self.centre[part]) * self.scale[part] * there[:, None]
 
 # %% ../../nbs/models/43_ridge.ipynb #1cff77c8
@@ -125,8 +133,8 @@ class DualKernel:
         self.rank = sum(of_one.width for of_one in columns.values())
         for name, of_one in columns.items():
             kernel = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=of_one.device)
-            for x in _by_columns(of_one, rows):
-                kernel += (x @ x.T).double()
+            for _, _, x in of_one.pieces(rows, at_once=len(rows)):
+                kernel += x @ x.T
             self.size[name] = max(float(kernel.diagonal().mean()), 1e-12)
             self.kernels[name] = kernel / self.size[name]
 
@@ -160,16 +168,6 @@ def _spectrum(kernel: Tensor, rank: int) -> tuple[Tensor, Tensor]:  # [k] and [p
     basis, _ = torch.linalg.qr(kernel @ start.to(kernel.device))
     values, turn = torch.linalg.eigh(basis.T @ kernel @ basis)
     return values.clamp(min=0), basis @ turn
-
-
-def _by_columns(columns: Columns, rows: np.ndarray) -> Iterator[Tensor]:  # [batch, column]
-    "All people, some columns at a time."
-    pieces: dict[int, list[Tensor]] = {}
-    n_chunks = -(-len(rows) // CHUNK_ROWS)
-    for _, part, x in columns.pieces(rows):
-        pieces.setdefault(part.start, []).append(x)
-        if len(pieces[part.start]) == n_chunks:
-            yield torch.cat(pieces.pop(part.start))
 
 # %% ../../nbs/models/43_ridge.ipynb #6fa30e59
 def shifted_cg(
@@ -287,7 +285,10 @@ class LinearModel:
             for start in range(0, len(rows), CHUNK_ROWS):
                 some = torch.from_numpy(np.asarray(rows[start : start + CHUNK_ROWS], dtype=np.int64))
                 raw, there = blocks[name].batch(some), blocks[name].present(some)
-                score = _design(blocks[name], raw, 0, len(weights)) @ weights + self.offsets[name]
+                score = self.offsets[name] + sum(
+                    _design(blocks[name], raw, part.start, part.stop) @ weights[part]
+                    for part in _parts(len(weights))
+                )
                 out[start : start + len(some), i] = torch.where(there[:, None], score, 0.0)
         return out
 
@@ -327,14 +328,14 @@ def cross_fit(
     device: torch.device | str = "cpu",  # Where products are computed
 ) -> LinearModel:
     "Fit a ridge regression, choosing its penalty over the inner folds; raises `DataError` for folds that do not fit."
-    place = {row: i for i, row in enumerate(rows.tolist())}
-    groups = [np.array([place.get(row, -1) for row in fold.tolist()]) for fold in inner]
-    if sorted(np.concatenate(groups).tolist()) != list(range(len(rows))):
+    order, folds = np.argsort(rows), np.concatenate(inner)
+    if len(folds) != len(rows) or not np.array_equal(np.unique(folds), rows[order]):
         raise DataError(
             "the inner folds",
             "each row of the training rows in one of them",
             "rows missing, twice or foreign",
         )
+    groups = [order[np.searchsorted(rows, fold, sorter=order)] for fold in inner]
     columns = {name: Columns(block, rows, device) for name, block in blocks.items()}
     dual = method == "dual" or (method == "auto" and len(rows) <= DUAL_ROWS)
     kernel = (DualKernel if dual else StreamKernel)(columns, rows)

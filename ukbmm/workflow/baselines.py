@@ -62,7 +62,8 @@ def _variants(block: SNPBlock, rows: np.ndarray, chosen: np.ndarray) -> np.ndarr
     out = np.empty((len(rows), len(chosen)), dtype=np.float32)
     for start in range(0, len(rows), CHUNK_ROWS):
         index = torch.from_numpy(np.asarray(rows[start : start + CHUNK_ROWS], dtype=np.int64))
-        part = block.transform(block.batch(index)).numpy()[:, chosen]
+        raw = block.batch(index)
+        part = torch.cat([block.transform(raw, place, place + 1) for place in chosen.tolist()], dim=1)
         out[start : start + len(index)] = np.where(block.present(index).numpy()[:, None], part, np.nan)
     return out
 

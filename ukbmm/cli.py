@@ -19,6 +19,7 @@ from rich.table import Table
 
 from . import __version__
 from .core import UkbmmError, get_logger, redact
+from .disclosure import assert_publishable
 
 # %% auto #0
 __all__ = ['app', 'SetOption', 'ingest', 'describe', 'verify', 'check', 'schema', 'run', 'report', 'demo', 'main']
@@ -105,11 +106,13 @@ def describe(
     from ukbmm.biobank.store import Biobank
 
     opened = Biobank.open(biobank)
-    rows = opened.describe().to_dicts()
+    lines, rows = opened.report(), opened.describe().to_dicts()
+    shown = [*lines, *("\t".join(map(str, row.values())) for row in rows)]
+    assert_publishable("\n".join(shown), "the description")
     if as_json:
-        print(json.dumps({"participants": len(opened), "report": opened.report(), "columns": rows}, indent=1))
+        print(json.dumps({"participants": len(opened), "report": lines, "columns": rows}, indent=1))
         return
-    for line in opened.report():
+    for line in lines:
         print(line)
     _show(rows)
 

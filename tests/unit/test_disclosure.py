@@ -334,3 +334,18 @@ def test_ingest_logs_and_refusals_hold_no_identifier(tmp_path, capfd):
         assert not (tmp_path / "out.biobank").exists()
     shown = capfd.readouterr()
     assert "a.csv" in shown.err and EID not in shown.err + shown.out
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+@pytest.mark.parametrize("place", ["a name in the header", "a title of one's own"])
+def test_a_description_with_an_identifier_is_refused_before_it_is_printed(tmp_path, capsys, place, options):
+    from ukbmm.biobank.store import ingest
+    from ukbmm.cli import main
+
+    name, title = (EID, "Shoes") if place == "a name in the header" else ("shoe", f"Shoes {'x ' * 60}{EID}")
+    (tmp_path / "t.csv").write_text(f"eid,31-0.0,900001-0.0,{name}\n1000001,1,42,x\n")
+    (tmp_path / "f.tsv").write_text(f"FieldID\tField\tValueType\n900001\t{title}\tContinuous\n")
+    ingest(tmp_path / "t.csv", tmp_path / "b", fields=tmp_path / "f.tsv")
+    assert main(["describe", str(tmp_path / "b"), *options]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and "the description, line" in shown.err and EID not in shown.err

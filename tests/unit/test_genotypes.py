@@ -300,6 +300,16 @@ def test_people_are_read_with_batches_as_text_and_withdrawn_ones_in_place(tmp_pa
     assert read_fam(tmp_path / "a.fam").rows() == [(5, 1), (-1, 2), (7, 0)]
 
 
+def test_a_repeated_person_is_refused_by_line_and_withdrawn_ones_may_share_a_number(tmp_path):
+    people = [5000008, -1, -1, 5000008, 5000009, 5000008]
+    (tmp_path / "a.fam").write_text("".join(f"{eid} {eid} 0 0 1 -9\n" for eid in people))
+    with pytest.raises(GenotypeError, match=r"a.fam: .*2 repeated, first at line 4\. Keep") as caught:
+        read_fam(tmp_path / "a.fam")
+    assert "5000008" not in str(caught.value)
+    (tmp_path / "a.fam").write_text("".join(f"{eid} {eid} 0 0 1 -9\n" for eid in people[:3]))
+    assert read_fam(tmp_path / "a.fam")["eid"].to_list() == people[:3]
+
+
 def test_withdrawn_people_and_strangers_keep_their_place_and_have_no_row(tmp_path):
     copies, people, variants = random_set(6, 5)
     people = people.with_columns(eid=pl.Series([30, -1, 10, 99, 20, -2]))

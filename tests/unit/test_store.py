@@ -209,6 +209,11 @@ def test_a_killed_ingest_forgets_what_was_made_from_a_table_that_changed(tmp_pat
     assert again.genotypes().samples(np.arange(7)).tolist() == [1, 2, 3, 4, 5, 6, 7]
 
 
+def repeat_a_person(folder):
+    lines = (folder / "g.fam").read_text().splitlines(keepends=True)
+    (folder / "g.fam").write_text("".join([*lines[:7], lines[2]]))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -218,9 +223,10 @@ def test_a_killed_ingest_forgets_what_was_made_from_a_table_that_changed(tmp_pat
             lambda f: (f / "g.bed").write_bytes(b"\x6c\x1b\x00" + (f / "g.bed").read_bytes()[3:]),
             "sample-major",
         ),
+        (repeat_a_person, "g.fam: .*1 repeated, first at line 8"),
         (lambda f: (f / "rel.dat").write_text("a b\n1 2\n"), "rel.dat: expected a header"),
     ],
-    ids=["cut off", "wrong magic", "sample-major", "relatedness"],
+    ids=["cut off", "wrong magic", "sample-major", "a person twice", "relatedness"],
 )
 def test_bad_input_leaves_nothing_half_written(tmp_path, damage, message):
     write_inputs(tmp_path / "in")

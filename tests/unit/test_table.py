@@ -3,6 +3,7 @@
 import csv
 import datetime
 import io
+import traceback
 
 import numpy as np
 import pandas as pd
@@ -158,6 +159,17 @@ def test_whole_numbers_written_with_decimals_are_read_and_reported(tmp_path):
     assert summary.decimals == ["21003-0.0", "31-0.0"]
 
 
+def test_a_multiple_choice_over_columns_keeps_its_type_when_written_with_decimals(tmp_path):
+    codes = pd.DataFrame({"eid": [1000001, 1000002, 1000003], "20002-0.0": [1065, None, None]})
+    codes["20002-0.1"] = [1473, 1111, None]  # with gaps, pandas writes 1473.0
+    text = codes.assign(**{"20002-0.2": [99999, 5, 7]}).to_csv(index=False)
+    assert "1065.0,1473.0,99999\n" in text
+    summary, _, found = read(tmp_path, text)
+    assert found.schema == {"p20002_i0": pl.List(pl.Int32)}
+    assert found["p20002_i0"].to_list() == [[1065, 1473, 99999], [1111, 5], [7]]
+    assert summary.decimals == ["20002-0.0", "20002-0.1"]
+
+
 def test_infinite_and_undefined_numbers_are_missing(tmp_path):
     _, _, found = read(tmp_path, "eid,21001-0.0\n1,inf\n2,nan\n3,-Inf\n4,1e3\n5,-0.5\n")
     assert found["p21001_i0"].to_list() == [None, None, None, 1000.0, -0.5]
@@ -281,6 +293,26 @@ def test_bad_input_is_a_table_error_that_says_where_and_leaves_nothing(tmp_path,
     assert "500000" not in str(caught.value)  # no identifier
     for value in ("tall", "13/03", "40.5", "2006-02-30", "99999999999"):
         assert value not in str(caught.value)  # no participant's value
+    assert [path for path in (tmp_path / "out").rglob("*")] == []
+
+
+SECRETS = {
+    "text in a number": "eid,50-0.0\n5000001,SECRETVALUE\n",
+    "text in a date": "eid,53-0.0\n5000001,SECRETVALUE\n",
+    "text in a list": "eid,p20002_i0\n5000001,SECRETVALUE\n",
+    "a quote within a text": 'eid,40001-0.0\n5000001,"SECRETVALUE"x\n',
+    "a quote beside a whole number with decimals": 'eid,31-0.0,40001-0.0\n5000001,1.0,"SECRETVALUE"x\n',
+    "latin-1": "eid,40001-0.0\n5000001,SECRETVALUE é\n".encode("latin-1"),
+    "latin-1 in the header": "eid,31-0.0,é\n5000001,1,SECRETVALUE\n".encode("latin-1"),
+}
+
+
+@pytest.mark.parametrize("what", SECRETS)
+def test_not_even_the_traceback_of_a_refusal_holds_what_a_cell_holds(tmp_path, what):
+    with pytest.raises(TableError) as caught:
+        read(tmp_path, SECRETS[what])
+    assert "SECRETVALUE" not in "".join(traceback.format_exception(caught.value))
+    assert caught.value.__cause__ is None  # a UnicodeDecodeError holds the bytes that it could not read
     assert [path for path in (tmp_path / "out").rglob("*")] == []
 
 

@@ -89,8 +89,18 @@ def read_fam(
     if eid.null_count():
         line = eid.is_null().arg_true()[0] + 1
         raise GenotypeError(f"{Path(path).name}, line {line:,}", "a numeric identifier in column 2", "text")
+    _refuse_repeated(eid, Path(path).name)
     sex = table["sex"].cast(pl.Int8, strict=False).fill_null(0)
     return pl.DataFrame({"eid": eid, "sex": sex})
+
+# %% ../../nbs/biobank/15_genotypes.ipynb #7c533847
+def _refuse_repeated(eid: pl.Series, name: str) -> None:
+    "Raise `GenotypeError` where a person is listed twice; those who withdrew may share a number."
+    repeated = (~eid.is_first_distinct() & (eid > 0)).arg_true()
+    if len(repeated):
+        found = f"{len(repeated):,} repeated, first at line {repeated[0] + 1:,}"
+        remedy = "Keep one genotype of each person, and write the PLINK files again."
+        raise GenotypeError(name, "each person once", found, remedy)
 
 # %% ../../nbs/biobank/15_genotypes.ipynb #77411ae8
 MAGIC = b"\x6c\x1b\x01"

@@ -58,8 +58,8 @@ def read_layout(
             delimiter = "\t" if "\t" in line else ","
             stream.seek(0)
             names = next(csv.reader(stream, delimiter=delimiter), [])
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path) from error
+    except UnicodeDecodeError:
+        raise _not_utf8(path) from None
     if not names:
         raise TableError(path.name, "a table with a header", "an empty file")
     return Layout(path, delimiter, names)
@@ -182,7 +182,7 @@ def _column(name: str, header: Header, floats: set[str]) -> pl.Expr:
     if name in header.lists:
         return _list_of_text(pl.col(sources[0]), pl.List(field_of.dtype)).alias(name)
     if field_of.value_type == "categorical_multiple":
-        listed = pl.concat_list(sources).list.drop_nulls()
+        listed = pl.concat_list(sources).cast(pl.List(field_of.dtype)).list.drop_nulls()
         return pl.when(listed.list.len() > 0).then(listed).alias(name)
     expression = _parsed(pl.col(sources[0]), field_of.dtype)
     if sources[0] in floats:
@@ -382,17 +382,25 @@ def _typed(layout: Layout, header: Header, n_rows: int, floats: set[str]) -> pl.
     columns = [_column(name, header, floats) for name in header.columns]
     return frame.select(pl.col(header.eid).alias("eid"), *columns)
 
-
-def _parse_to(raw: Path, layout: Layout, header: Header, n_rows: int) -> list[str]:
-    "Parse a table into a parquet file; returns the columns whose whole numbers had decimals."
-    width, floats = len(header.columns) + 1, set()
+# %% ../../nbs/biobank/12_table.ipynb #13746ea7
+def _parses_to(raw: Path, layout: Layout, header: Header, n_rows: int, floats: set[str]) -> bool:
+    "Parse a table into a parquet file; did every value fit?"
     try:
-        _sink(_typed(layout, header, n_rows, floats), raw, width)
+        _sink(_typed(layout, header, n_rows, floats), raw, len(header.columns) + 1)
     except pl.exceptions.PolarsError as error:
         if "utf-8" in str(error).lower():
             raise _not_utf8(layout.path) from None
+        return False
+    return True
+
+
+def _parse_to(raw: Path, layout: Layout, header: Header, n_rows: int) -> list[str]:
+    "Parse a table into a parquet file; returns the columns whose whole numbers had decimals."
+    floats: set[str] = set()
+    if not _parses_to(raw, layout, header, n_rows, floats):
         floats = _decimals(layout, header, n_rows)
-        _sink(_typed(layout, header, n_rows, floats), raw, width)
+        if not _parses_to(raw, layout, header, n_rows, floats):
+            raise _stray_quote(layout)
     return sorted(floats)
 
 # %% ../../nbs/biobank/12_table.ipynb #f117e6a3

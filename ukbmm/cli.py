@@ -93,7 +93,7 @@ def ingest(
         memory_gib,
     )
     for line in biobank.report():
-        print(line)
+        print(redact(line))  # a column's name comes from the file
     print(out)
 
 # %% ../nbs/90_cli.ipynb #ac1ac15a

@@ -112,6 +112,17 @@ def test_columns_that_cannot_be_inputs_are_refused(biobank, rows, fields, messag
         PhenotypeBlock(fields).fit(biobank, rows)
 
 
+def test_codes_have_no_mean(tmp_path):
+    lines = [f"{1_000_001 + i},{i % 2},{(i + 1) % 2}" for i in range(12)]
+    (tmp_path / "a.csv").write_text("\n".join(["eid,4081-0.0,4081-0.1", *lines]) + "\n")
+    coded = ingest(tmp_path / "a.csv", tmp_path / "a.biobank")
+    message = r"input field 4081 \(Method of .*: mean: expected a quantity, found a single choice.* array: 0"
+    with pytest.raises(DataError, match=message):
+        PhenotypeBlock([FieldChoice(field=4081, array="mean")]).open(coded)
+    second = PhenotypeBlock([FieldChoice(field=4081, array=1)], min_count=1).fit(coded, np.arange(12))
+    assert read(second, np.arange(4))[1][:, 0].tolist() == [2, 1, 2, 1]
+
+
 def expected_genotypes(copies: np.ndarray, rows: np.ndarray, variants: np.ndarray) -> np.ndarray:
     "(x - 2p) / sqrt(2p(1 - p)) with frequencies of the training rows, 0 where missing."
     x = copies[:, variants]
@@ -181,10 +192,26 @@ def test_a_variant_that_does_not_vary_in_training_is_zero_and_not_infinite(bioba
 def test_variants_that_are_not_there_are_counted_and_the_first_is_named(biobank, rows):
     with pytest.raises(DataError, match="2 of 3 that are not there, the first rsX"):
         SNPBlock(variants=["rs100003", "rsX", "rsY"]).fit(biobank, rows)
+    elsewhere = SNPBlock(variants=["rs100003"], chromosomes=["22"])
     with pytest.raises(DataError, match="modality 'snps': expected variants, found none that were chosen"):
-        SNPBlock(chromosomes=["X"]).fit(biobank, rows)
+        elsewhere.fit(biobank, rows)
     with pytest.raises(DataError, match="none with a frequency of 0.499"):
         SNPBlock(variants=["rs100003"], maf_min=0.499).fit(biobank, rows)
+
+
+def test_chromosomes_are_known_by_any_of_their_names_and_those_that_are_not_there_are_refused(biobank):
+    table = pl.DataFrame({"chromosome": ["1", "2", "2", "X", "MT"], "id": list("abcde")})
+    for names, expected in (
+        (["chr2"], [1, 2]),
+        (["02", "CHRx"], [1, 2, 3]),
+        ([23, 26, 1], [0, 3, 4]),
+        (["chrM"], [4]),
+    ):
+        assert chosen_variants(table, SNPSettings(chromosomes=names)).tolist() == expected
+    with pytest.raises(DataError, match="chromosomes: expected some of 1, 2, X, MT, found 22, Y"):
+        chosen_variants(table, SNPSettings(chromosomes=[24, "chr22", 2]))
+    with pytest.raises(DataError, match="found X"):
+        SNPBlock(chromosomes=[22, 23]).open(biobank)
 
 
 def test_thinning_counts_what_was_chosen_before(biobank):

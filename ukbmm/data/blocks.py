@@ -17,7 +17,7 @@ from pydantic import field_validator
 from torch import Tensor
 
 from ..biobank.cleaning import Cleaned
-from ..biobank.genotypes import GenotypeStore, a1_frequency
+from ..biobank.genotypes import GenotypeStore, a1_frequency, normal_chromosome
 from ..biobank.store import Biobank
 from ..cohort.outcomes import Outcome
 from ..config import Settings, also
@@ -132,6 +132,13 @@ def columns_of(
             expected="a quantity or a single choice",
             found=f"a {what} field",
             remedy="Leave it out; such fields cannot be inputs yet.",
+        )
+    if choice.array == "mean" and not field.is_number:
+        raise DataError(
+            f"input field {choice.field} ({field.title}) with array: mean",
+            expected="a quantity",
+            found="a single choice, which has no mean",
+            remedy="Choose one of its positions, such as array: 0.",
         )
     return names
 
@@ -256,12 +263,22 @@ class SNPSettings(Settings):
     def _text(cls, value: Any) -> Any:
         return [str(item) for item in value] if isinstance(value, list) else value
 
+# %% ../../nbs/data/32_blocks.ipynb #7468acfb
+def _on_chromosomes(variants: pl.DataFrame, names: list[str]) -> np.ndarray:
+    "Which variants are on chromosomes of these names; raises `DataError` where one is not there."
+    wanted = set(pl.DataFrame({"name": names}).select(normal_chromosome(pl.col("name")))["name"])
+    known = variants["chromosome"].unique(maintain_order=True).to_list()
+    missing = sorted(wanted - set(known))
+    if missing:
+        raise DataError("the chosen chromosomes", f"some of {', '.join(known)}", ", ".join(missing))
+    return variants["chromosome"].is_in(list(wanted)).to_numpy()
+
 
 def chosen_variants(
     variants: pl.DataFrame,  # GenotypeStore.variants
     settings: SNPSettings,
 ) -> np.ndarray:  # int64 [variant]: positions in the store
-    "Choose variants by name, chromosome and thinning; raises `DataError` where a name is not there."
+    "Choose variants by name, chromosome and thinning; raises `DataError` where one of them is not there."
     keep = np.ones(variants.height, dtype=bool)
     if settings.variants is not None:
         missing = sorted(set(settings.variants) - set(variants["id"]))
@@ -272,7 +289,7 @@ def chosen_variants(
             raise DataError("the list of variants", "names of genotyped variants", found)
         keep &= variants["id"].is_in(settings.variants).to_numpy()
     if settings.chromosomes is not None:
-        keep &= variants["chromosome"].is_in(settings.chromosomes).to_numpy()
+        keep &= _on_chromosomes(variants, settings.chromosomes)
     return np.flatnonzero(keep)[:: settings.every]
 
 # %% ../../nbs/data/32_blocks.ipynb #723be1b1

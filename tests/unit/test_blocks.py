@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.preprocessing import StandardScaler
 
-from ukbmm.biobank.genotypes import unpack
+from ukbmm.biobank.genotypes import GenotypeStore, a1_frequency, unpack
 from ukbmm.biobank.store import ingest
 from ukbmm.cohort.outcomes import BinaryOutcome, RegressionOutcome, read_outcome
 from ukbmm.core import DataError
@@ -228,6 +228,33 @@ def test_a_block_survives_pickling_and_a_copy_learns_on_its_own(biobank, rows, m
     before = read(block, some)
     block.copy().fit(biobank, rows[:50])
     assert torch.equal(read(block, some), before) and np.array_equal(block.rows, rows)
+
+
+def forbidden(self):
+    raise AssertionError("genotypes were read")
+
+
+def test_genotypes_are_not_read_before_they_are_needed_and_then_once_for_all_copies(
+    biobank, rows, monkeypatch
+):
+    names = biobank.genotypes().variants["id"].to_list()
+    with monkeypatch.context() as no_reading:
+        no_reading.setattr(GenotypeStore, "bytes", property(forbidden))
+        block = SNPBlock(variants=names[1:200:3]).open(biobank)  # 67: the last byte is not full
+        assert block.n_chosen == 67 and not block.reads_disk()
+        assert 0 < block.present(torch.arange(len(biobank))).sum() < len(biobank)
+        with pytest.raises(AssertionError, match="genotypes were read"):
+            SNPBlock(memory_gib=0).fit(biobank, rows)
+    folds = [rows, rows[::2], np.arange(len(biobank))]
+    expected = [a1_frequency(biobank.genotypes().code_counts(fold))[1:200:3] for fold in folds]
+    block.copy().fit(biobank, folds[0])
+    monkeypatch.setattr(GenotypeStore, "bytes", property(forbidden))
+    for fold, frequency in zip(folds, expected, strict=True):
+        again = block.copy().fit(
+            biobank, fold
+        )  # counts over what is in memory, and finds the same to the last digit
+        assert np.array_equal(again.frequency, frequency) and 0 < frequency.max() < 1
+        assert again.batch(torch.as_tensor(rows)).shape == (len(rows), 17)
 
 
 def test_a_quantity_is_standardised_and_comes_back_and_a_yes_or_no_is_left_alone(biobank, rows):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from pydantic import field_validator
 from torch import Tensor
 
 from ..biobank.cleaning import Cleaned
-from ..biobank.genotypes import GenotypeStore, a1_frequency, normal_chromosome
+from ..biobank.genotypes import GenotypeStore, a1_frequency, count_codes, normal_chromosome
 from ..biobank.store import Biobank
 from ..cohort.outcomes import Outcome
 from ..config import Settings, also
@@ -316,6 +317,18 @@ def pack_panel(
         _repack(np.ascontiguousarray(store.bytes[part]), bytes_, shifts, panel[part])
     return panel
 
+# %% ../../nbs/data/32_blocks.ipynb #b99b9b40
+class _Panel:
+    "Some variants of everybody, read into memory when first asked for; copies of a block share it."
+
+    def __init__(self, store: GenotypeStore, variants: np.ndarray):
+        self.store, self.variants = store, variants
+
+    @cached_property
+    def codes(self) -> Tensor:  # uint8 [sample, byte]
+        "The packed genotypes."
+        return torch.from_numpy(pack_panel(self.store, self.variants))
+
 # %% ../../nbs/data/32_blocks.ipynb #9c9ead79
 class SNPBlock(Block):
     "Genotyped variants of a Biobank, standardised by training-row frequencies."
@@ -338,7 +351,7 @@ class SNPBlock(Block):
         )
         self.memory_gib, self.name = memory_gib, name
         self._store: GenotypeStore | None = None
-        self._panel: Tensor | None = None  # uint8 [sample, byte], in memory
+        self._panel: _Panel | None = None  # Where the chosen variants are small enough for memory
 
     def __repr__(self) -> str:
         if self.rows is None:
@@ -368,7 +381,7 @@ class SNPBlock(Block):
 # %% ../../nbs/data/32_blocks.ipynb #cff495a2
 @patch
 def open(self: SNPBlock, biobank: Biobank) -> SNPBlock:
-    "Open the genotypes and choose variants, once for all copies of the block; learn nothing."
+    "Choose variants, once for all copies of the block; read no genotypes and learn nothing."
     if self._biobank is biobank:
         return self
     self._store, self._panel = biobank.genotypes(self.settings.store), None
@@ -382,24 +395,30 @@ def open(self: SNPBlock, biobank: Biobank) -> SNPBlock:
         )
     size = self._store.meta["shape"][0] * len(self._chosen) / 4
     if size <= self.memory_gib * 2**30:
-        self._panel = torch.from_numpy(pack_panel(self._store, self._chosen))
+        self._panel = _Panel(self._store, self._chosen)
         place = np.arange(len(self._chosen))
     else:
         table = self._store.variants[self._chosen]
         place = 4 * table["byte"].to_numpy().astype(np.int64) + table["shift"].to_numpy() // 2
     self._place = place  # Position of each chosen variant among the unpacked codes of a row
-    rows = np.arange(len(biobank))
-    self._sample = torch.from_numpy(self._store.samples(rows))
+    self._sample = torch.from_numpy(self._store.samples(np.arange(len(biobank))))
     self._biobank, self.rows = biobank, None  # what was learned from another Biobank does not count
     return self
 
 
 @patch
+def _packed(self: SNPBlock) -> np.ndarray:  # uint8 [sample, byte]
+    "Packed genotypes of everybody, in memory or mapped from disk; `_place` says where a variant is."
+    return self._store.bytes if self._panel is None else self._panel.codes.numpy()
+
+# %% ../../nbs/data/32_blocks.ipynb #f08ea3f7
+@patch
 def fit(self: SNPBlock, biobank: Biobank, rows: np.ndarray) -> SNPBlock:
     "Open the genotypes, and count alleles over `rows`."
     self.open(biobank)
     self.rows = np.asarray(rows)
-    counts = self._store.code_counts(self.rows)[self._chosen]
+    packed, samples = self._packed(), self._store.samples(self.rows)
+    counts = count_codes(packed, np.sort(samples[samples >= 0]), self._place)
     frequency = np.nan_to_num(a1_frequency(counts), nan=0.0)
     common = np.minimum(frequency, 1 - frequency) >= self.settings.maf_min
     self._kept = np.flatnonzero(common)
@@ -420,13 +439,13 @@ def fit(self: SNPBlock, biobank: Biobank, rows: np.ndarray) -> SNPBlock:
     self._mean, self._scale = torch.from_numpy(2 * self.frequency).float(), torch.from_numpy(scale).float()
     return self
 
-# %% ../../nbs/data/32_blocks.ipynb #f08ea3f7
+# %% ../../nbs/data/32_blocks.ipynb #5395d855
 @patch
 def batch(self: SNPBlock, rows: Tensor) -> Tensor:  # uint8 [batch, byte]
     "Read a batch of packed genotypes; what stands for participants without any has no meaning."
     samples = self._sample.index_select(0, rows).clamp(min=0)
     if self._panel is not None:
-        return self._panel.index_select(0, samples)
+        return self._panel.codes.index_select(0, samples)
     return torch.from_numpy(self._store.bytes[samples.numpy()])
 
 

@@ -1,6 +1,7 @@
 """Blocks against scikit-learn, numpy and the raw columns."""
 
 import pickle
+import tracemalloc
 
 import numpy as np
 import polars as pl
@@ -8,8 +9,10 @@ import pytest
 import torch
 from sklearn.preprocessing import StandardScaler
 
+from ukbmm.biobank.cleaning import Cleaned
+from ukbmm.biobank.dictionary import Field
 from ukbmm.biobank.genotypes import GenotypeStore, a1_frequency, unpack
-from ukbmm.biobank.store import ingest
+from ukbmm.biobank.store import Biobank, ingest
 from ukbmm.cohort.outcomes import BinaryOutcome, RegressionOutcome, read_outcome
 from ukbmm.core import DataError
 from ukbmm.data.blocks import (
@@ -51,6 +54,64 @@ def test_numbers_equal_scikit_learns_standardising_of_the_training_rows(biobank,
     np.testing.assert_allclose(numbers, expected, atol=2e-3)  # half precision
     assert levels.shape == (len(biobank), 0) and numbers.dtype == torch.float32
     assert np.isnan(expected).any()
+
+
+class MemoryBiobank(Biobank):
+    "A Biobank of columns in memory: those of a numpy array as quantities, and one code."
+
+    def __init__(self, values: np.ndarray):
+        columns = {f"p{i}": pl.Series(f"p{i}", column) for i, column in enumerate(values.T)}
+        code = f"p{values.shape[1]}"
+        columns[code] = pl.Series(code, np.arange(len(values), dtype=np.int32) % 7)
+        kinds = ["continuous"] * values.shape[1] + ["categorical_single"]
+        self.fields = {name: Field(i, name, kinds[i]) for i, name in enumerate(columns)}
+        self.cleaned = {name: Cleaned(column, None) for name, column in columns.items()}
+        self.manifest = {"n_participants": len(values), "columns": dict.fromkeys(columns, "memory")}
+
+    def field(self, column):
+        return self.fields[column]
+
+    def clean(self, columns, rows=None):
+        return {name: self.cleaned[name] for name in columns}
+
+
+@pytest.fixture(scope="module")
+def wide():
+    "1,000 people with 500 numbers, a tenth of them missing, and a code."
+    rng = np.random.default_rng(2)
+    values = rng.normal(rng.normal(0, 100, 500), rng.uniform(1e-3, 1e3, 500), (1000, 500))
+    return values, MemoryBiobank(np.where(rng.random(values.shape) < 0.1, np.nan, values))
+
+
+def test_a_number_takes_four_bytes_and_two_in_each_fold_and_little_more_while_it_is_fitted(wide):
+    values, held = wide
+    block = PhenotypeBlock(list(range(501))).open(held)
+    assert block._raw[0].nbytes == 4 * values.size
+    tracemalloc.start()
+    fold = block.copy().fit(held, np.arange(800))
+    left, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert fold._packed.numbers.nbytes == 2 * values.size
+    assert (
+        left < 2.2 * values.size and peak < 4.5 * values.size
+    )  # two, and 16 columns of 500 in double precision
+
+
+def test_single_precision_changes_nothing_that_half_precision_would_show():
+    chance = np.random.default_rng(3)
+    values = np.column_stack(
+        [
+            chance.integers(2**24, 2**27, 500) | 1,  # whole numbers that single precision does not hold
+            chance.integers(1937, 1970, 500) + 0.5,
+            50_000 + chance.normal(0, 10, 500),  # a spread of a five-thousandth
+            chance.lognormal(0, 1, 500) * 1e20,
+        ]
+    )
+    assert (values[:, 0].astype(np.float32) != values[:, 0]).any()
+    block = PhenotypeBlock(list(range(4))).fit(MemoryBiobank(values), np.arange(400))
+    expected = StandardScaler().fit(values[:400]).transform(values)
+    found = read(block, np.arange(500))[0].numpy()
+    np.testing.assert_allclose(found, expected, rtol=2**-11, atol=3e-4)
 
 
 def test_codes_stay_codes_and_special_values_are_unknown(biobank, rows):

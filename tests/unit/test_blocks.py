@@ -318,6 +318,29 @@ def test_genotypes_are_not_read_before_they_are_needed_and_then_once_for_all_cop
         assert again.batch(torch.as_tensor(rows)).shape == (len(rows), 17)
 
 
+def test_a_worker_process_is_sent_what_was_learned_and_not_what_it_was_learned_from(wide):
+    values, held = wide
+    block = PhenotypeBlock(list(range(501))).fit(held, np.arange(800))
+    sent = pickle.dumps(block)
+    assert 2 * values.size < len(sent) < 2.2 * values.size
+    again, some = pickle.loads(sent), np.arange(995, 1000)
+    for got, expected in zip(read(again, some), read(block, some), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(again.present(torch.as_tensor(some)), block.present(torch.as_tensor(some)))
+    fold = block.copy().fit(held, np.arange(500))  # a copy in this process still shares what was read
+    assert fold._raw is block._raw is not None
+    anew = again.fit(held, np.arange(500))  # and what was sent can be fitted: it reads again
+    assert torch.equal(anew._packed.levels, fold._packed.levels)
+    assert np.array_equal(anew.standardiser.mean, fold.standardiser.mean)
+
+
+def test_genotypes_are_sent_to_a_worker_process_without_the_biobank(biobank, rows):
+    block = SNPBlock(every=2).fit(biobank, rows)
+    again = pickle.loads(pickle.dumps(block))
+    assert b"manifest" not in pickle.dumps(block) and block._biobank is biobank
+    assert torch.equal(read(again, rows), read(block, rows)) and again.variants.equals(block.variants)
+
+
 def test_a_quantity_is_standardised_and_comes_back_and_a_yes_or_no_is_left_alone(biobank, rows):
     outcome = read_outcome(biobank, RegressionOutcome(field=30750))
     known = rows[outcome.known[rows]]

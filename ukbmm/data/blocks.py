@@ -5,7 +5,6 @@
 # %% ../../nbs/data/32_blocks.ipynb #8d6da97e
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple
@@ -68,7 +67,13 @@ class Block:
 
     def copy(self) -> Block:
         "A block to fit anew; what was read from the Biobank is shared, what was learned is not."
-        return copy.copy(self)
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __getstate__(self) -> dict:
+        "What a process that reads batches is sent: what was learned, and not the Biobank."
+        return {**self.__dict__, "_biobank": None}
 
     def fitted(self) -> Block:
         "This block, or an error where it was not fitted."
@@ -178,6 +183,9 @@ class PhenotypeBlock(Block):
         self.settings = PhenotypeSettings(fields=fields, min_count=min_count)
         self.name = name
         self._raw: tuple[np.ndarray, list[pl.Series]] | None = None  # Numbers, float32, and codes
+
+    def __getstate__(self) -> dict:
+        return {**super().__getstate__(), "_raw": None}
 
     def __repr__(self) -> str:
         if self.rows is None:

@@ -1,6 +1,7 @@
 """Blocks against scikit-learn, numpy and the raw columns."""
 
 import pickle
+import tracemalloc
 
 import numpy as np
 import polars as pl
@@ -8,8 +9,10 @@ import pytest
 import torch
 from sklearn.preprocessing import StandardScaler
 
-from ukbmm.biobank.genotypes import unpack
-from ukbmm.biobank.store import ingest
+from ukbmm.biobank.cleaning import Cleaned
+from ukbmm.biobank.dictionary import Field
+from ukbmm.biobank.genotypes import GenotypeStore, a1_frequency, unpack
+from ukbmm.biobank.store import Biobank, ingest
 from ukbmm.cohort.outcomes import BinaryOutcome, RegressionOutcome, read_outcome
 from ukbmm.core import DataError
 from ukbmm.data.blocks import (
@@ -51,6 +54,64 @@ def test_numbers_equal_scikit_learns_standardising_of_the_training_rows(biobank,
     np.testing.assert_allclose(numbers, expected, atol=2e-3)  # half precision
     assert levels.shape == (len(biobank), 0) and numbers.dtype == torch.float32
     assert np.isnan(expected).any()
+
+
+class MemoryBiobank(Biobank):
+    "A Biobank of columns in memory: those of a numpy array as quantities, and one code."
+
+    def __init__(self, values: np.ndarray):
+        columns = {f"p{i}": pl.Series(f"p{i}", column) for i, column in enumerate(values.T)}
+        code = f"p{values.shape[1]}"
+        columns[code] = pl.Series(code, np.arange(len(values), dtype=np.int32) % 7)
+        kinds = ["continuous"] * values.shape[1] + ["categorical_single"]
+        self.fields = {name: Field(i, name, kinds[i]) for i, name in enumerate(columns)}
+        self.cleaned = {name: Cleaned(column, None) for name, column in columns.items()}
+        self.manifest = {"n_participants": len(values), "columns": dict.fromkeys(columns, "memory")}
+
+    def field(self, column):
+        return self.fields[column]
+
+    def clean(self, columns, rows=None):
+        return {name: self.cleaned[name] for name in columns}
+
+
+@pytest.fixture(scope="module")
+def wide():
+    "1,000 people with 500 numbers, a tenth of them missing, and a code."
+    rng = np.random.default_rng(2)
+    values = rng.normal(rng.normal(0, 100, 500), rng.uniform(1e-3, 1e3, 500), (1000, 500))
+    return values, MemoryBiobank(np.where(rng.random(values.shape) < 0.1, np.nan, values))
+
+
+def test_a_number_takes_four_bytes_and_two_in_each_fold_and_little_more_while_it_is_fitted(wide):
+    values, held = wide
+    block = PhenotypeBlock(list(range(501))).open(held)
+    assert block._raw[0].nbytes == 4 * values.size
+    tracemalloc.start()
+    fold = block.copy().fit(held, np.arange(800))
+    left, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert fold._packed.numbers.nbytes == 2 * values.size
+    assert (
+        left < 2.2 * values.size and peak < 4.5 * values.size
+    )  # two, and 16 columns of 500 in double precision
+
+
+def test_single_precision_changes_nothing_that_half_precision_would_show():
+    chance = np.random.default_rng(3)
+    values = np.column_stack(
+        [
+            chance.integers(2**24, 2**27, 500) | 1,  # whole numbers that single precision does not hold
+            chance.integers(1937, 1970, 500) + 0.5,
+            50_000 + chance.normal(0, 10, 500),  # a spread of a five-thousandth
+            chance.lognormal(0, 1, 500) * 1e20,
+        ]
+    )
+    assert (values[:, 0].astype(np.float32) != values[:, 0]).any()
+    block = PhenotypeBlock(list(range(4))).fit(MemoryBiobank(values), np.arange(400))
+    expected = StandardScaler().fit(values[:400]).transform(values)
+    found = read(block, np.arange(500))[0].numpy()
+    np.testing.assert_allclose(found, expected, rtol=2**-11, atol=3e-4)
 
 
 def test_codes_stay_codes_and_special_values_are_unknown(biobank, rows):
@@ -110,6 +171,17 @@ def test_missing_numbers_are_nan_and_presence_is_having_anything(biobank, rows):
 def test_columns_that_cannot_be_inputs_are_refused(biobank, rows, fields, message):
     with pytest.raises(DataError, match=message):
         PhenotypeBlock(fields).fit(biobank, rows)
+
+
+def test_codes_have_no_mean(tmp_path):
+    lines = [f"{1_000_001 + i},{i % 2},{(i + 1) % 2}" for i in range(12)]
+    (tmp_path / "a.csv").write_text("\n".join(["eid,4081-0.0,4081-0.1", *lines]) + "\n")
+    coded = ingest(tmp_path / "a.csv", tmp_path / "a.biobank")
+    message = r"input field 4081 \(Method of .*: mean: expected a quantity, found a single choice.* array: 0"
+    with pytest.raises(DataError, match=message):
+        PhenotypeBlock([FieldChoice(field=4081, array="mean")]).open(coded)
+    second = PhenotypeBlock([FieldChoice(field=4081, array=1)], min_count=1).fit(coded, np.arange(12))
+    assert read(second, np.arange(4))[1][:, 0].tolist() == [2, 1, 2, 1]
 
 
 def expected_genotypes(copies: np.ndarray, rows: np.ndarray, variants: np.ndarray) -> np.ndarray:
@@ -181,10 +253,26 @@ def test_a_variant_that_does_not_vary_in_training_is_zero_and_not_infinite(bioba
 def test_variants_that_are_not_there_are_counted_and_the_first_is_named(biobank, rows):
     with pytest.raises(DataError, match="2 of 3 that are not there, the first rsX"):
         SNPBlock(variants=["rs100003", "rsX", "rsY"]).fit(biobank, rows)
+    elsewhere = SNPBlock(variants=["rs100003"], chromosomes=["22"])
     with pytest.raises(DataError, match="modality 'snps': expected variants, found none that were chosen"):
-        SNPBlock(chromosomes=["X"]).fit(biobank, rows)
+        elsewhere.fit(biobank, rows)
     with pytest.raises(DataError, match="none with a frequency of 0.499"):
         SNPBlock(variants=["rs100003"], maf_min=0.499).fit(biobank, rows)
+
+
+def test_chromosomes_are_known_by_any_of_their_names_and_those_that_are_not_there_are_refused(biobank):
+    table = pl.DataFrame({"chromosome": ["1", "2", "2", "X", "MT"], "id": list("abcde")})
+    for names, expected in (
+        (["chr2"], [1, 2]),
+        (["02", "CHRx"], [1, 2, 3]),
+        ([23, 26, 1], [0, 3, 4]),
+        (["chrM"], [4]),
+    ):
+        assert chosen_variants(table, SNPSettings(chromosomes=names)).tolist() == expected
+    with pytest.raises(DataError, match="chromosomes: expected some of 1, 2, X, MT, found 22, Y"):
+        chosen_variants(table, SNPSettings(chromosomes=[24, "chr22", 2]))
+    with pytest.raises(DataError, match="found X"):
+        SNPBlock(chromosomes=[22, 23]).open(biobank)
 
 
 def test_thinning_counts_what_was_chosen_before(biobank):
@@ -201,6 +289,56 @@ def test_a_block_survives_pickling_and_a_copy_learns_on_its_own(biobank, rows, m
     before = read(block, some)
     block.copy().fit(biobank, rows[:50])
     assert torch.equal(read(block, some), before) and np.array_equal(block.rows, rows)
+
+
+def forbidden(self):
+    raise AssertionError("genotypes were read")
+
+
+def test_genotypes_are_not_read_before_they_are_needed_and_then_once_for_all_copies(
+    biobank, rows, monkeypatch
+):
+    names = biobank.genotypes().variants["id"].to_list()
+    with monkeypatch.context() as no_reading:
+        no_reading.setattr(GenotypeStore, "bytes", property(forbidden))
+        block = SNPBlock(variants=names[1:200:3]).open(biobank)  # 67: the last byte is not full
+        assert block.n_chosen == 67 and not block.reads_disk()
+        assert 0 < block.present(torch.arange(len(biobank))).sum() < len(biobank)
+        with pytest.raises(AssertionError, match="genotypes were read"):
+            SNPBlock(memory_gib=0).fit(biobank, rows)
+    folds = [rows, rows[::2], np.arange(len(biobank))]
+    expected = [a1_frequency(biobank.genotypes().code_counts(fold))[1:200:3] for fold in folds]
+    block.copy().fit(biobank, folds[0])
+    monkeypatch.setattr(GenotypeStore, "bytes", property(forbidden))
+    for fold, frequency in zip(folds, expected, strict=True):
+        again = block.copy().fit(
+            biobank, fold
+        )  # counts over what is in memory, and finds the same to the last digit
+        assert np.array_equal(again.frequency, frequency) and 0 < frequency.max() < 1
+        assert again.batch(torch.as_tensor(rows)).shape == (len(rows), 17)
+
+
+def test_a_worker_process_is_sent_what_was_learned_and_not_what_it_was_learned_from(wide):
+    values, held = wide
+    block = PhenotypeBlock(list(range(501))).fit(held, np.arange(800))
+    sent = pickle.dumps(block)
+    assert 2 * values.size < len(sent) < 2.2 * values.size
+    again, some = pickle.loads(sent), np.arange(995, 1000)
+    for got, expected in zip(read(again, some), read(block, some), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(again.present(torch.as_tensor(some)), block.present(torch.as_tensor(some)))
+    fold = block.copy().fit(held, np.arange(500))  # a copy in this process still shares what was read
+    assert fold._raw is block._raw is not None
+    anew = again.fit(held, np.arange(500))  # and what was sent can be fitted: it reads again
+    assert torch.equal(anew._packed.levels, fold._packed.levels)
+    assert np.array_equal(anew.standardiser.mean, fold.standardiser.mean)
+
+
+def test_genotypes_are_sent_to_a_worker_process_without_the_biobank(biobank, rows):
+    block = SNPBlock(every=2).fit(biobank, rows)
+    again = pickle.loads(pickle.dumps(block))
+    assert b"manifest" not in pickle.dumps(block) and block._biobank is biobank
+    assert torch.equal(read(again, rows), read(block, rows)) and again.variants.equals(block.variants)
 
 
 def test_a_quantity_is_standardised_and_comes_back_and_a_yes_or_no_is_left_alone(biobank, rows):

@@ -1,11 +1,13 @@
 """Notebooks are literature: a title alone in the first cell, words, tests, and nothing empty."""
 
+import ast
 from pathlib import Path
 
 import nbformat
 import pytest
 
-NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "nbs").rglob("*.ipynb"))
+NBS = Path(__file__).resolve().parents[2] / "nbs"
+NOTEBOOKS = sorted(NBS.rglob("*.ipynb"))
 REFERENCE = [path for path in NOTEBOOKS if path.stem[:2].isdigit() and path.parent.name != "tutorials"]
 
 
@@ -45,3 +47,12 @@ def test_a_reference_notebook_explains_and_tests_what_it_exports(path):
     )
     assert words >= (30 if path.stem == "91_main" else 200)
     assert tested >= min(3, exported)
+
+
+@pytest.mark.parametrize("path", sorted((NBS.parent / "ukbmm" / "data").glob("*.py")), ids=name_of)
+def test_what_only_the_examples_of_a_notebook_use_is_not_imported_by_the_module(path):
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+    imported = {name.asname or name.name.split(".")[0] for node in imports for name in node.names}
+    used = {node.id for node in nodes if isinstance(node, ast.Name)}
+    assert imported - used <= {"annotations"}

@@ -6,9 +6,11 @@ import re
 import jsonschema
 import pytest
 
+from ukbmm.biobank.genotypes import GenotypeStore
 from ukbmm.config import ConfigError, Document, to_yaml
 from ukbmm.core import UkbmmError
 from ukbmm.models.layers import FUSIONS
+from ukbmm.workflow.pipeline import check_study
 from ukbmm.workflow.spec import BUILT, PLANNED, Spec, check_spec, demo_spec, write_spec_schema
 
 MINIMAL = """version: 1
@@ -290,6 +292,14 @@ def test_a_spec_that_fits_the_biobank_has_no_problem(biobank):
 def test_what_does_not_fit_the_biobank_is_found_before_anything_runs(biobank, old, new, path, word):
     found = checked(MINIMAL.replace(old, new), biobank)
     assert set(found) == {path} and word in found[path] and found[path].startswith("study.yaml:")
+
+
+def test_checking_a_study_reads_no_genotypes(biobank, monkeypatch):
+    def forbidden(self):
+        raise AssertionError("genotypes were read")
+
+    monkeypatch.setattr(GenotypeStore, "bytes", property(forbidden))
+    assert check_study(Document(demo_spec(), "study.yaml"), biobank) == []
 
 
 def test_an_outcome_that_cannot_be_one_is_found_before_anything_runs(biobank):

@@ -29,7 +29,8 @@ from ukbmm.core import (
 # %% auto #0
 __all__ = ['BIM_COLUMNS', 'FAM_COLUMNS', 'CHROMOSOMES', 'MAGIC', 'COPIES', 'CHUNK_BYTES', 'normal_chromosome', 'read_bim',
            'read_fam', 'BedFile', 'open_bed', 'read_bed', 'write_bed', 'lay_out', 'slab_samples', 'open_beds',
-           'build_genotypes', 'GenotypeStore', 'unpack', 'a1_frequency', 'verify_file', 'verify_genotypes']
+           'build_genotypes', 'GenotypeStore', 'unpack', 'count_codes', 'a1_frequency', 'verify_file',
+           'verify_genotypes']
 
 # %% ../../nbs/biobank/15_genotypes.ipynb #3828b485
 BIM_COLUMNS = ("chromosome", "id", "morgans", "position", "a1", "a2")
@@ -441,6 +442,21 @@ def _count_codes(packed, table, counts):
             narrow[:] = 0
 
 # %% ../../nbs/biobank/15_genotypes.ipynb #e53e69c2
+def count_codes(
+    packed: np.ndarray,  # uint8 [sample, byte], in memory or mapped into it
+    samples: np.ndarray,  # Rows of `packed` to count
+    place: np.ndarray,  # Position of each variant among the codes of a row
+    chunk: int = 2048,  # People read at a time
+) -> np.ndarray:  # int64 [variant, 4]: how many have 0, 1, 2 copies of A1, and how many are missing
+    "Count two-bit genotypes of some people at some variants."
+    counts, table = np.zeros((3, 4 * packed.shape[1]), dtype=np.int64), _count_table()
+    starts = range(0, len(samples), chunk)
+    for start in progress(starts, "counting alleles") if len(starts) > 100 else starts:
+        _count_codes(packed[samples[start : start + chunk]], table, counts)
+    het, hom, missing = counts[:, place]
+    return np.stack([len(samples) - het - hom - missing, het, hom, missing], axis=1)
+
+# %% ../../nbs/biobank/15_genotypes.ipynb #00fc154d
 @patch
 def code_counts(
     self: GenotypeStore,
@@ -449,14 +465,8 @@ def code_counts(
 ) -> np.ndarray:  # int64 [variant, 4]: how many have 0, 1, 2 copies of A1, and how many are missing
     "Count genotypes of some participants at every variant."
     samples = self.samples(rows)
-    samples = np.sort(samples[samples >= 0])
-    counts, table = np.zeros((3, 4 * self.meta["shape"][1]), dtype=np.int64), _count_table()
-    starts = range(0, len(samples), chunk)
-    for start in progress(starts, "counting alleles") if len(starts) > 100 else starts:
-        _count_codes(self.bytes[samples[start : start + chunk]], table, counts)
     place = 4 * self.variants["byte"].to_numpy() + self.variants["shift"].to_numpy() // 2
-    het, hom, missing = counts[:, place]
-    return np.stack([len(samples) - het - hom - missing, het, hom, missing], axis=1)
+    return count_codes(self.bytes, np.sort(samples[samples >= 0]), place, chunk)
 
 
 def a1_frequency(

@@ -5,7 +5,8 @@
 # %% ../../nbs/data/32_blocks.ipynb #8d6da97e
 from __future__ import annotations
 
-import copy
+from collections.abc import Iterator
+from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,12 +18,13 @@ from pydantic import field_validator
 from torch import Tensor
 
 from ..biobank.cleaning import Cleaned
-from ..biobank.genotypes import GenotypeStore, a1_frequency
+from ..biobank.dictionary import Field
+from ..biobank.genotypes import GenotypeStore, a1_frequency, count_codes, normal_chromosome
 from ..biobank.store import Biobank
 from ..cohort.outcomes import Outcome
 from ..config import Settings, also
 from ..core import DataError, compiled, progress
-from .preprocessing import Levels, Standardiser
+from .preprocessing import COLUMNS_AT_ONCE, Levels, Standardiser
 
 # %% auto #0
 __all__ = ['Block', 'FieldChoice', 'PhenotypeSettings', 'columns_of', 'PhenotypeBlock', 'PackedFields', 'SNPSettings',
@@ -65,7 +67,13 @@ class Block:
 
     def copy(self) -> Block:
         "A block to fit anew; what was read from the Biobank is shared, what was learned is not."
-        return copy.copy(self)
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __getstate__(self) -> dict:
+        "What a process that reads batches is sent: what was learned, and not the Biobank."
+        return {**self.__dict__, "_biobank": None}
 
     def fitted(self) -> Block:
         "This block, or an error where it was not fitted."
@@ -133,7 +141,25 @@ def columns_of(
             found=f"a {what} field",
             remedy="Leave it out; such fields cannot be inputs yet.",
         )
+    if choice.array == "mean" and not field.is_number:
+        raise DataError(
+            f"input field {choice.field} ({field.title}) with array: mean",
+            expected="a quantity",
+            found="a single choice, which has no mean",
+            remedy="Choose one of its positions, such as array: 0.",
+        )
     return names
+
+
+def _cleaned(
+    biobank: Biobank, chosen: list[tuple[FieldChoice, list[str]]]
+) -> Iterator[tuple[FieldChoice, Field, list[Cleaned]]]:
+    "Read and clean chosen fields, some at a time: that takes five times the memory of what is kept of them."
+    for start in range(0, len(chosen), COLUMNS_AT_ONCE):
+        some = chosen[start : start + COLUMNS_AT_ONCE]
+        cleaned = biobank.clean([name for _, names in some for name in names])
+        for choice, names in some:
+            yield choice, biobank.field(names[0]), [cleaned[name] for name in names]
 
 
 def _mean_of(columns: list[Cleaned]) -> pl.Series:
@@ -156,7 +182,10 @@ class PhenotypeBlock(Block):
         super().__init__()
         self.settings = PhenotypeSettings(fields=fields, min_count=min_count)
         self.name = name
-        self._raw: tuple[np.ndarray, list[pl.Series]] | None = None  # Numbers [participant, column] and codes
+        self._raw: tuple[np.ndarray, list[pl.Series]] | None = None  # Numbers, float32, and codes
+
+    def __getstate__(self) -> dict:
+        return {**super().__getstate__(), "_raw": None}
 
     def __repr__(self) -> str:
         if self.rows is None:
@@ -175,24 +204,29 @@ def open(self: PhenotypeBlock, biobank: Biobank) -> PhenotypeBlock:
     if len(set(self.columns)) < len(self.columns):
         twice = next(name for name in self.columns if self.columns.count(name) > 1)
         raise DataError(f"modality {self.name!r}", "each column once", f"{twice} twice")
-    cleaned = biobank.clean(self.columns)
-    numbers, codes = [], []
-    self.number_names, self.code_names = [], []
-    for choice, names in chosen:
-        field, title = biobank.field(names[0]), choice.name or biobank.field(names[0]).title
-        if field.is_number:
-            self.number_names.append(title)
-            numbers.append(_mean_of([cleaned[name] for name in names]).to_numpy())
-        else:
-            self.code_names.append(title)
-            codes.append(cleaned[names[0]].values)
-    matrix = np.stack(numbers, axis=1) if numbers else np.zeros((len(biobank), 0))
-    known = ~np.isnan(matrix).all(axis=1) if numbers else np.zeros(len(matrix), dtype=bool)
-    for column in codes:
-        known = known | column.is_not_null().to_numpy()
-    self._raw, self._present = (matrix, codes), torch.from_numpy(known)
+    self._raw, self._present = self._read(biobank, chosen)
     self._biobank, self.rows = biobank, None  # what was learned from another Biobank does not count
     return self
+
+
+@patch
+def _read(self: PhenotypeBlock, biobank: Biobank, chosen: list[tuple[FieldChoice, list[str]]]) -> tuple:
+    "Read numbers, side by side in single precision, and codes; and who has anything."
+    width = sum(biobank.field(names[0]).is_number for _, names in chosen)
+    numbers, codes = np.empty((len(biobank), width), np.float32), []
+    known = np.zeros(len(biobank), dtype=bool)
+    self.number_names, self.code_names = [], []
+    for choice, field, columns in _cleaned(biobank, chosen):
+        if field.is_number:
+            values = _mean_of(columns).to_numpy()
+            numbers[:, len(self.number_names)] = values
+            known |= ~np.isnan(values)
+            self.number_names.append(choice.name or field.title)
+        else:
+            codes.append(columns[0].values)
+            known |= codes[-1].is_not_null().to_numpy()
+            self.code_names.append(choice.name or field.title)
+    return (numbers, codes), torch.from_numpy(known)
 
 # %% ../../nbs/data/32_blocks.ipynb #bc2cf9c1
 class PackedFields(NamedTuple):
@@ -213,8 +247,8 @@ def fit(self: PhenotypeBlock, biobank: Biobank, rows: np.ndarray) -> PhenotypeBl
     self.rows = np.asarray(rows)
     self.standardiser = Standardiser().fit(numbers, self.rows)
     self.levels = Levels(self.settings.min_count).fit(codes, self.rows)
-    half = self.standardiser(numbers).astype(np.float16)
-    self._packed = PackedFields(torch.from_numpy(half), torch.from_numpy(self.levels(codes, len(numbers))))
+    half, levels = self.standardiser(numbers, np.float16), self.levels(codes, len(numbers))
+    self._packed = PackedFields(torch.from_numpy(half), torch.from_numpy(levels))
     return self
 
 
@@ -256,12 +290,22 @@ class SNPSettings(Settings):
     def _text(cls, value: Any) -> Any:
         return [str(item) for item in value] if isinstance(value, list) else value
 
+# %% ../../nbs/data/32_blocks.ipynb #7468acfb
+def _on_chromosomes(variants: pl.DataFrame, names: list[str]) -> np.ndarray:
+    "Which variants are on chromosomes of these names; raises `DataError` where one is not there."
+    wanted = set(pl.DataFrame({"name": names}).select(normal_chromosome(pl.col("name")))["name"])
+    known = variants["chromosome"].unique(maintain_order=True).to_list()
+    missing = sorted(wanted - set(known))
+    if missing:
+        raise DataError("the chosen chromosomes", f"some of {', '.join(known)}", ", ".join(missing))
+    return variants["chromosome"].is_in(list(wanted)).to_numpy()
+
 
 def chosen_variants(
     variants: pl.DataFrame,  # GenotypeStore.variants
     settings: SNPSettings,
 ) -> np.ndarray:  # int64 [variant]: positions in the store
-    "Choose variants by name, chromosome and thinning; raises `DataError` where a name is not there."
+    "Choose variants by name, chromosome and thinning; raises `DataError` where one of them is not there."
     keep = np.ones(variants.height, dtype=bool)
     if settings.variants is not None:
         missing = sorted(set(settings.variants) - set(variants["id"]))
@@ -272,7 +316,7 @@ def chosen_variants(
             raise DataError("the list of variants", "names of genotyped variants", found)
         keep &= variants["id"].is_in(settings.variants).to_numpy()
     if settings.chromosomes is not None:
-        keep &= variants["chromosome"].is_in(settings.chromosomes).to_numpy()
+        keep &= _on_chromosomes(variants, settings.chromosomes)
     return np.flatnonzero(keep)[:: settings.every]
 
 # %% ../../nbs/data/32_blocks.ipynb #723be1b1
@@ -299,6 +343,18 @@ def pack_panel(
         _repack(np.ascontiguousarray(store.bytes[part]), bytes_, shifts, panel[part])
     return panel
 
+# %% ../../nbs/data/32_blocks.ipynb #b99b9b40
+class _Panel:
+    "Some variants of everybody, read into memory when first asked for; copies of a block share it."
+
+    def __init__(self, store: GenotypeStore, variants: np.ndarray):
+        self.store, self.variants = store, variants
+
+    @cached_property
+    def codes(self) -> Tensor:  # uint8 [sample, byte]
+        "The packed genotypes."
+        return torch.from_numpy(pack_panel(self.store, self.variants))
+
 # %% ../../nbs/data/32_blocks.ipynb #9c9ead79
 class SNPBlock(Block):
     "Genotyped variants of a Biobank, standardised by training-row frequencies."
@@ -321,7 +377,7 @@ class SNPBlock(Block):
         )
         self.memory_gib, self.name = memory_gib, name
         self._store: GenotypeStore | None = None
-        self._panel: Tensor | None = None  # uint8 [sample, byte], in memory
+        self._panel: _Panel | None = None  # Where the chosen variants are small enough for memory
 
     def __repr__(self) -> str:
         if self.rows is None:
@@ -351,7 +407,7 @@ class SNPBlock(Block):
 # %% ../../nbs/data/32_blocks.ipynb #cff495a2
 @patch
 def open(self: SNPBlock, biobank: Biobank) -> SNPBlock:
-    "Open the genotypes and choose variants, once for all copies of the block; learn nothing."
+    "Choose variants, once for all copies of the block; read no genotypes and learn nothing."
     if self._biobank is biobank:
         return self
     self._store, self._panel = biobank.genotypes(self.settings.store), None
@@ -365,24 +421,30 @@ def open(self: SNPBlock, biobank: Biobank) -> SNPBlock:
         )
     size = self._store.meta["shape"][0] * len(self._chosen) / 4
     if size <= self.memory_gib * 2**30:
-        self._panel = torch.from_numpy(pack_panel(self._store, self._chosen))
+        self._panel = _Panel(self._store, self._chosen)
         place = np.arange(len(self._chosen))
     else:
         table = self._store.variants[self._chosen]
         place = 4 * table["byte"].to_numpy().astype(np.int64) + table["shift"].to_numpy() // 2
     self._place = place  # Position of each chosen variant among the unpacked codes of a row
-    rows = np.arange(len(biobank))
-    self._sample = torch.from_numpy(self._store.samples(rows))
+    self._sample = torch.from_numpy(self._store.samples(np.arange(len(biobank))))
     self._biobank, self.rows = biobank, None  # what was learned from another Biobank does not count
     return self
 
 
 @patch
+def _packed(self: SNPBlock) -> np.ndarray:  # uint8 [sample, byte]
+    "Packed genotypes of everybody, in memory or mapped from disk; `_place` says where a variant is."
+    return self._store.bytes if self._panel is None else self._panel.codes.numpy()
+
+# %% ../../nbs/data/32_blocks.ipynb #f08ea3f7
+@patch
 def fit(self: SNPBlock, biobank: Biobank, rows: np.ndarray) -> SNPBlock:
     "Open the genotypes, and count alleles over `rows`."
     self.open(biobank)
     self.rows = np.asarray(rows)
-    counts = self._store.code_counts(self.rows)[self._chosen]
+    packed, samples = self._packed(), self._store.samples(self.rows)
+    counts = count_codes(packed, np.sort(samples[samples >= 0]), self._place)
     frequency = np.nan_to_num(a1_frequency(counts), nan=0.0)
     common = np.minimum(frequency, 1 - frequency) >= self.settings.maf_min
     self._kept = np.flatnonzero(common)
@@ -403,13 +465,13 @@ def fit(self: SNPBlock, biobank: Biobank, rows: np.ndarray) -> SNPBlock:
     self._mean, self._scale = torch.from_numpy(2 * self.frequency).float(), torch.from_numpy(scale).float()
     return self
 
-# %% ../../nbs/data/32_blocks.ipynb #f08ea3f7
+# %% ../../nbs/data/32_blocks.ipynb #5395d855
 @patch
 def batch(self: SNPBlock, rows: Tensor) -> Tensor:  # uint8 [batch, byte]
     "Read a batch of packed genotypes; what stands for participants without any has no meaning."
     samples = self._sample.index_select(0, rows).clamp(min=0)
     if self._panel is not None:
-        return self._panel.index_select(0, samples)
+        return self._panel.codes.index_select(0, samples)
     return torch.from_numpy(self._store.bytes[samples.numpy()])
 
 

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ..biobank.store import Biobank
 from ..core import DataError, derive_seed
-from .batch import MultiModalBatch, check_batch, move, shapes
-from .blocks import Block, OutcomeBlock, PhenotypeBlock, SNPBlock
+from .batch import MultiModalBatch, move, shapes
+from .blocks import Block, OutcomeBlock
 
 # %% auto #0
 __all__ = ['epoch_batches', 'MultiModalLoader', 'MultiModalDataLoaders', 'fitted_loaders', 'MultiModalDataBlock']

@@ -11,11 +11,16 @@ import polars as pl
 from ..core import DataError
 
 # %% auto #0
-__all__ = ['LIMIT', 'FITTED_AT_ONCE', 'Standardiser', 'Levels']
+__all__ = ['LIMIT', 'COLUMNS_AT_ONCE', 'Standardiser', 'Levels']
 
 # %% ../../nbs/data/31_preprocessing.ipynb #35458ca7
 LIMIT = 100.0  # Standard deviations
-FITTED_AT_ONCE = 16  # Columns; 128 bytes of a row, two lines of a processor's cache
+COLUMNS_AT_ONCE = 16  # 64 bytes of a row in single precision, a line of a processor's cache
+
+
+def _some_columns(width: int) -> list[slice]:
+    "All columns, some at a time."
+    return [slice(start, start + COLUMNS_AT_ONCE) for start in range(0, width, COLUMNS_AT_ONCE)]
 
 
 def _mean_and_deviation(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -45,9 +50,9 @@ class Standardiser:
             raise DataError("standardising", "training rows", "none")
         width = values.shape[1]
         self.mean, scale = np.zeros(width), np.zeros(width)
-        for start in range(0, width, FITTED_AT_ONCE):
-            part = slice(start, start + FITTED_AT_ONCE)
-            self.mean[part], scale[part] = _mean_and_deviation(values[:, part][rows])
+        for part in _some_columns(width):
+            some = values[:, part][rows].astype(np.float64)
+            self.mean[part], scale[part] = _mean_and_deviation(some)
         tiny = scale <= 1e-9 * np.maximum(1, np.abs(self.mean))
         self.scale, self.rows = np.where(tiny, np.inf, scale), np.asarray(rows)
         return self
@@ -55,11 +60,15 @@ class Standardiser:
     def __call__(
         self,
         values: np.ndarray,  # [batch, column], NaN where missing
+        dtype: type = np.float64,  # Precision of the result
     ) -> np.ndarray:  # The same shape, standardised; NaN where missing
         "Standardise."
-        standard = values - self.mean
-        standard /= self.scale
-        return np.clip(standard, -LIMIT, LIMIT, out=standard)
+        standard = np.empty(values.shape, dtype)
+        for part in _some_columns(values.shape[1]):
+            some = values[:, part] - self.mean[part]
+            some /= self.scale[part]
+            standard[:, part] = np.clip(some, -LIMIT, LIMIT, out=some)
+        return standard
 
     def undo(
         self,

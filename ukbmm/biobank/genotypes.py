@@ -22,7 +22,6 @@ from ukbmm.core import (
     file_sha256,
     get_logger,
     progress,
-    rng_for,
     write_text,
 )
 

@@ -44,7 +44,9 @@ def build_docs(site: Path = ROOT / "_docs") -> Path:
     "Render every notebook; the old site is replaced only by a whole new one."
     smalldocs = Path(sys.executable).parent / "smalldocs"
     if not smalldocs.exists():
-        print("smalldocs is not installed; it needs Python 3.11. With Quarto, nbdev_docs builds the same site.")
+        print(
+            "smalldocs is not installed; it needs Python 3.11. With Quarto, nbdev_docs builds the same site."
+        )
         sys.exit(sys.version_info >= (3, 11))
     prepared = proc_nbs(str(ROOT / "nbs"), force=True)
     command = [str(smalldocs), "render", str(prepared)]

@@ -197,6 +197,18 @@ def search(
         field for _, field in sorted(self.fields.items()) if all(w in field.title.lower() for w in wanted)
     ]
 
+# %% ../../nbs/biobank/10_dictionary.ipynb #ec57e7e7
+@patch
+def codes(
+    self: Dictionary,
+    coding: int | None,  # Number of a coding
+) -> dict[str, str | None]:  # Code by label; None for a label of several codes
+    "Turn a coding's labels round."
+    found: dict[str, str | None] = {}
+    for code, label in self.labels.get(coding or -1, {}).items():
+        found[label] = None if label in found else code
+    return found
+
 # %% ../../nbs/biobank/10_dictionary.ipynb #71f362b8
 def special_values() -> pl.DataFrame:
     "The shipped table of special values: coding, value, kind, number, source."

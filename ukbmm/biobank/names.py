@@ -76,22 +76,25 @@ def titles(
     return index
 
 
+def _may_be(column: Column, field: Field) -> bool:
+    "Does the dictionary say that this occasion and position of a field exist?"
+    arrayed = field.arrayed and field.value_type != "categorical_multiple"
+    if (column.instance is None) is field.instanced or (column.array is None) is arrayed:
+        return False
+    return (column.instance or 0) <= field.instance_max and (column.array or 0) <= field.array_max
+
+
 def parse_title(
     name: str,  # A header such as "Sex" or "Pulse rate | Instance 0 | Array 1"
-    index: dict[str, list[int]],  # From titles
-) -> Column | None:  # None where no field has this title
-    "Read a column name that is a field's title; raises `TableError` where two fields share it."
+    dictionary: Dictionary,  # What fields there are
+    index: dict[str, list[int]],  # Its titles
+) -> list[Column]:  # What it may be: one column, none where no field has this title, or several
+    "Read a column name that is a field's title."
     match = TITLE_PARTS.fullmatch(name.strip())
-    found = index.get(match["title"].lower(), [])
-    if len(found) > 1:
-        raise TableError(
-            f"column {name!r}",
-            expected="the title of one field",
-            found=f"a title of the fields {', '.join(map(str, found))}",
-            remedy="Export this column with its field name (header_style FIELD-NAME).",
-        )
-    numbers = (int(match[part]) if match[part] else None for part in ("instance", "array"))
-    return Column(found[0], *numbers) if found else None
+    numbers = [int(match[part]) if match[part] else None for part in ("instance", "array")]
+    found = [Column(field_id, *numbers) for field_id in index.get(match["title"].lower(), [])]
+    possible = [column for column in found if _may_be(column, dictionary[column.field_id])]
+    return found if len(found) == 1 or not possible else possible
 
 # %% ../../nbs/biobank/11_names.ipynb #5c8d3c57
 def canonical(
@@ -118,6 +121,7 @@ class Header(NamedTuple):
     unknown: list[str]  # Names that are no field of the dictionary
     spellings: list[str]  # Spellings that occurred
     lists: frozenset[str] = frozenset()  # Canonical names of multiple choices that are one cell with a list
+    ambiguous: dict[str, list[int]] = {}  # Fields that a title in the file may stand for, where it is not one
 
 
 def _find_eid(names: list[str]) -> str:
@@ -133,13 +137,12 @@ def _find_eid(names: list[str]) -> str:
     return found[0]
 
 # %% ../../nbs/biobank/11_names.ipynb #33fdfb32
-def _identify(name: str, dictionary: Dictionary, index: dict[str, list[int]]) -> tuple[Column, str] | None:
-    "Read a name in any spelling, titles included; None where it is no field of the dictionary."
+def _identify(name: str, dictionary: Dictionary, index: dict[str, list[int]]) -> tuple[list[Column], str]:
+    "Read a name in any spelling, titles included: what it may be."
     parsed = parse_name(name)
     if parsed is None:
-        column = parse_title(name, index)
-        parsed = (column, "titles") if column else None
-    return parsed if parsed and parsed[0].field_id in dictionary else None
+        return parse_title(name, dictionary, index), "titles"
+    return [parsed[0]] if parsed[0].field_id in dictionary else [], parsed[1]
 
 # %% ../../nbs/biobank/11_names.ipynb #a5dfde8e
 def read_header(
@@ -149,24 +152,22 @@ def read_header(
     "Say what each column of a file is; raises `TableError` where two are the same."
     names, index = list(names), titles(dictionary)
     eid = _find_eid(names)
-    columns, fields, arrays, unknown, spellings = {}, {}, {}, [], set()
-    for name in names:
-        if name == eid:
-            continue
-        identified = _identify(name, dictionary, index)
-        if identified is None:
-            unknown.append(name)
-            continue
-        field = dictionary[identified[0].field_id]
-        column = str(canonical(identified[0], field))
-        columns.setdefault(column, []).append(name)
-        arrays.setdefault(column, []).append(identified[0].array)
-        fields[column] = field
-        spellings.add(identified[1])
+    found = {name: _identify(name, dictionary, index) for name in names if name != eid}
+    columns, fields, arrays, spellings = {}, {}, {}, set()
+    for name in (name for name in names if name != eid and len(found[name][0]) == 1):
+        (column,), spelling = found[name]
+        field = dictionary[column.field_id]
+        written = str(canonical(column, field))
+        columns.setdefault(written, []).append(name)
+        arrays.setdefault(written, []).append(column.array)
+        fields[written] = field
+        spellings.add(spelling)
+    unknown = [name for name in names if name != eid and not found[name][0]]
+    ambiguous = {name: [c.field_id for c in may_be] for name, (may_be, _) in found.items() if len(may_be) > 1}
     multiple = {name for name, field in fields.items() if field.value_type == "categorical_multiple"}
     _refuse_duplicates(columns, arrays, multiple)
     lists = frozenset(name for name in multiple if arrays[name] == [None])
-    return Header(eid, columns, fields, unknown, sorted(spellings), lists)
+    return Header(eid, columns, fields, unknown, sorted(spellings), lists, ambiguous)
 
 # %% ../../nbs/biobank/11_names.ipynb #22667a37
 def _refuse_duplicates(

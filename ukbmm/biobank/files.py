@@ -27,7 +27,9 @@ COMPRESSED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "z
 def compression_of(
     path: str | Path,
 ) -> str | None:  # "gzip", "zip", ...; None where the file is not compressed
-    "Say how a file is compressed, by its first bytes."
+    "Say how a file is compressed, by its first bytes; raises `TableError` where there is none."
+    if not Path(path).is_file():
+        raise TableError(Path(path).name, "a file", "nothing at that place")
     with Path(path).open("rb") as stream:
         start = stream.read(4)
     return next((kind for magic, kind in COMPRESSED.items() if start.startswith(magic)), None)
@@ -35,8 +37,6 @@ def compression_of(
 
 def _open(path: Path) -> BinaryIO:
     "Open a file for reading bytes, decompressed; raises `TableError` where that is not possible."
-    if not path.is_file():
-        raise TableError(path.name, "a file", "nothing at that place")
     kind = compression_of(path)
     if kind not in (None, "gzip"):
         remedy = "Decompress it first, or compress it with gzip."
@@ -46,7 +46,7 @@ def _open(path: Path) -> BinaryIO:
 # %% ../../nbs/biobank/12_files.ipynb #4058620f
 def _chunks(path: Path, what: str) -> Iterator[bytes]:
     "Read a file's decompressed bytes, with progress; raises `TableError` where it is cut off or damaged."
-    total = -(-path.stat().st_size // CHUNK) if compression_of(path) is None else None
+    total = None if compression_of(path) else -(-path.stat().st_size // CHUNK)
     with _open(path) as stream:
         read = progress(iter(lambda: stream.read(CHUNK), b""), f"{what} {path.name}", total)
         try:
@@ -113,8 +113,8 @@ def plain_text(
 ) -> Iterator[PlainText]:
     "Give a file's plain UTF-8 text; a copy is removed afterwards."
     path, copy = Path(path), Path(folder) / f".{Path(path).name}.plain"
-    found = encoding or find_encoding(path)
     packed = compression_of(path) is not None
+    found = encoding or find_encoding(path)
     notes = (["decompressed"] if packed else []) + ([] if found.startswith("utf-8") else [f"read as {found}"])
     if not notes:
         yield PlainText(path, path.name)

@@ -76,7 +76,9 @@ def test_titles_of_a_real_project_lead_to_the_same_columns(rap_rows):
         shared += len(may_be) > 1
         decided += len(may_be) == 1 and len(INDEX[own.title.strip().lower()]) > 1
     assert found > 20_000 and 0 < shared < found / 10 and decided > 100
-    print(f"{found:,} titles are one column, {decided:,} of them by occasion and position; {shared:,} may be several")
+    print(
+        f"{found:,} titles are one column, {decided:,} of them by occasion and position; {shared:,} may be several"
+    )
 
 
 SPELLINGS = {

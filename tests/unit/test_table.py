@@ -360,7 +360,12 @@ CODINGS = {
     9: {"0": "Female", "1": "Male"},
     100291: {"-1": "Do not know", "-3": "Prefer not to answer"},
     819: {"1901-01-01": "Code has event date before participant's date of birth"},
-    6: {"1065": "hypertension", "1473": "high cholesterol, treated", "1260": "myasthenia gravis", "1437": "myasthenia gravis"},
+    6: {
+        "1065": "hypertension",
+        "1473": "high cholesterol, treated",
+        "1260": "myasthenia gravis",
+        "1437": "myasthenia gravis",
+    },
 }
 CODED = """\
 eid,p31,p1160_i0,p20002_i0,p53_i0,p130000,p50_i0,p990001_i0
@@ -426,7 +431,11 @@ def test_every_form_of_a_table_is_read_to_the_same_bytes(tmp_path, form):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["form-0.parquet", "plain-0.parquet"]
     values = pl.read_parquet(tmp_path / "out" / "form-0.parquet")
     assert values["p20002_i0"].to_list() == [[1473], None, [1065, 1473]]
-    assert values["p1160_i0"].to_list() == [-1, -3, 7] and values["p990001_i0"].to_list() == [None, None, "café"]
+    assert values["p1160_i0"].to_list() == [-1, -3, 7] and values["p990001_i0"].to_list() == [
+        None,
+        None,
+        "café",
+    ]
     assert values["p130000"].to_list() == [datetime.date(1901, 1, 1), datetime.date(1999, 2, 1), None]
 
 
@@ -443,7 +452,9 @@ def test_labels_win_over_codes_where_a_file_holds_labels(tmp_path):
 
 def test_a_label_of_two_codes_is_left_out_and_counted(tmp_path):
     labelled = Dictionary(D.fields, CODINGS)
-    (tmp_path / "a.csv").write_text("eid,p31,p20002_i0\n5000001,Male,myasthenia gravis|hypertension\n5000002,Female,\n")
+    (tmp_path / "a.csv").write_text(
+        "eid,p31,p20002_i0\n5000001,Male,myasthenia gravis|hypertension\n5000002,Female,\n"
+    )
     summary, _ = read_table(tmp_path / "a.csv", labelled, tmp_path / "out")
     assert summary.undecided == {"p20002_i0": 1} and summary.labelled == ["p20002_i0", "p31"]
     assert pl.read_parquet(tmp_path / summary.parts[0])["p20002_i0"].to_list() == [[1065], None]
@@ -462,7 +473,9 @@ def test_archives_are_refused_as_what_they_are(tmp_path, data):
 
 def test_a_gzip_file_that_is_cut_off_is_refused_and_leaves_nothing(tmp_path):
     rng = np.random.default_rng(0)
-    text = "eid,50-0.0\n" + "".join(f"{5000001 + i},{x:.9f}\n" for i, x in enumerate(rng.normal(170, 9, 2000)))
+    text = "eid,50-0.0\n" + "".join(
+        f"{5000001 + i},{x:.9f}\n" for i, x in enumerate(rng.normal(170, 9, 2000))
+    )
     packed = gzip.compress(text.encode())
     assert read(tmp_path, packed)[1][-1] == 5002000
     for length in (len(packed) // 2, len(packed) - 4):
@@ -477,7 +490,9 @@ def test_a_ragged_line_that_can_not_be_told_is_refused_with_its_number(tmp_path)
                           ("5000002\t0", "line 3: .*cut off")):  # fmt: skip
         with pytest.raises(TableError, match=message):
             read(tmp_path, head + line)
-    assert read(tmp_path, head + "5000002\t0\t170\t\t\n")[0].notes == ["2 lines were shorter or longer than the header"]
+    assert read(tmp_path, head + "5000002\t0\t170\t\t\n")[0].notes == [
+        "2 lines were shorter or longer than the header"
+    ]
     with pytest.raises(TableError, match="line 3"):  # only ukbconv's text is ragged; a csv is damaged
         read(tmp_path, "eid,31-0.0,50-0.0\n5000001,1,2\n5000002,1\n")
 

@@ -435,6 +435,22 @@ def _table_lines(manifest: dict) -> list[str]:
     if table["unknown"]:
         names = ", ".join(table["unknown"][:5]) + (", ..." if len(table["unknown"]) > 5 else "")
         lines.append(f"left out, no field of the dictionary: {names} (describe them with --fields)")
+    if table["ambiguous"]:
+        named = [
+            f"{name} (fields {', '.join(map(str, ids))})"
+            for name, ids in list(table["ambiguous"].items())[:3]
+        ]
+        more = ", ..." if len(table["ambiguous"]) > 3 else ""
+        lines.append(
+            f"left out, a title of several fields: {', '.join(named)}{more} (export them by FIELD-NAME)"
+        )
+    lines += [f"{table['file']}: {note}" for note in table["notes"]]
+    if table["labelled"]:
+        lines.append(f"columns whose labels were turned into codes: {len(table['labelled']):,}")
+    for name, count in table["undecided"].items():
+        lines.append(
+            f"{name}: a label stands for several codes and is left out, in {show_count(count)} participants"
+        )
     if table["decimals"]:
         lines.append(f"whole numbers that were written with decimals: {', '.join(table['decimals'][:5])}")
     if table["n_dropped"]:

@@ -62,7 +62,7 @@ def _common(
 
 @app.command()
 def ingest(
-    table: Annotated[Path, typer.Argument(help="An extract of UK Biobank as text.")],
+    tables: Annotated[list[Path], typer.Argument(help="The files of an extract of UK Biobank, as text.")],
     out: Annotated[Path, typer.Option(help="Folder of the new Biobank; must not exist.")],
     fields: Annotated[Path | None, typer.Option(help="Table of your own fields.")] = None,
     codings: Annotated[Path | None, typer.Option(help="Table of your own codings.")] = None,
@@ -76,12 +76,14 @@ def ingest(
     build: Annotated[str, typer.Option(help="Genome build of the genotypes.")] = "unknown",
     drop_negative_eids: Annotated[bool, typer.Option(help="Drop rows with a negative identifier.")] = False,
     memory_gib: Annotated[float, typer.Option(help="Memory for turning genotypes round, in GiB.")] = 1.5,
+    encoding: Annotated[str | None, typer.Option(help="Encoding of the tables; found if left out.")] = None,
+    bridge: Annotated[Path | None, typer.Option(help="Bridge to tables of another application.")] = None,
 ) -> None:
     "Read an extract into a Biobank folder, once."
     from ukbmm.biobank.store import ingest as read
 
     biobank = read(
-        table,
+        tables,
         out,
         fields,
         codings,
@@ -91,6 +93,8 @@ def ingest(
         drop_negative_eids,
         build,
         memory_gib,
+        encoding,
+        bridge,
     )
     for line in biobank.report():
         print(redact(line))  # a column's name comes from the file

@@ -158,7 +158,7 @@ def test_an_output_that_exists_is_refused_untouched(tmp_path, kind):
     assert sorted(os.listdir(tmp_path)) == ["b", "in"]
 
 
-@pytest.mark.parametrize("place", ["read_table", "read_withdrawals", "save_dictionary"])
+@pytest.mark.parametrize("place", ["read_extract", "read_withdrawals", "save_dictionary"])
 def test_an_error_in_the_table_leaves_nothing(tmp_path, monkeypatch, place):
     write_inputs(tmp_path / "in")
 
@@ -188,7 +188,7 @@ def test_a_killed_ingest_is_no_biobank_and_the_next_one_finishes_it(tmp_path, pl
     with pytest.raises(StoreError, match="found an unfinished one. Run the same `ukbmm ingest` again"):
         Biobank(tmp_path / "b")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "read_table", None)  # the table is not read a second time
+        patch.setattr(module, "read_extract", None)  # the table is not read a second time
         again = ingest_all(tmp_path / "in", tmp_path / "b")
     whole = ingest_all(tmp_path / "in", tmp_path / "whole")
     assert again.manifest == whole.manifest and again.verify() == []
@@ -245,7 +245,7 @@ def test_bad_input_of_a_later_attempt_keeps_what_an_earlier_one_has_finished(tmp
     with pytest.raises(GenotypeError, match="nowhere.fam"):
         ingest(tmp_path / "in" / "t.csv", tmp_path / "b", genotypes=tmp_path / "nowhere")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "read_table", None)  # the table is not read a second time
+        patch.setattr(module, "read_extract", None)  # the table is not read a second time
         assert ingest_all(tmp_path / "in", tmp_path / "b").verify() == []
 
 
@@ -406,7 +406,7 @@ def test_the_mice_are_ingested_whole(mice):
         0,
     )
     assert mice.manifest["own_fields"] == [90100, 90101, 90102, 90103, 90104, 90105]
-    assert mice.manifest["table"]["unknown"] == ["90530-0.0", "90520-0.0", "90510-0.0"]
+    assert mice.manifest["table"]["tables"][0]["unknown"] == ["90530-0.0", "90520-0.0", "90510-0.0"]
     assert mice.verify() == []
 
 

@@ -19,6 +19,7 @@ from fastcore.basics import patch
 from .. import __version__
 from .cleaning import Cleaned, clean_column, missing_table
 from .dictionary import Dictionary, Field, load_dictionary, replaced, save_dictionary
+from .extract import read_extract
 from ukbmm.biobank.genotypes import (
     GenotypeStore,
     build_genotypes,
@@ -29,7 +30,6 @@ from ukbmm.biobank.genotypes import (
 )
 from .names import parse_name
 from .relatedness import read_relatedness, read_withdrawals, related_eids, rows_of
-from .table import read_table
 from ..core import GenotypeError, StoreError, UkbmmError, atomic_file, file_sha256, get_logger, write_text
 from ..disclosure import show_count, show_parts
 
@@ -242,20 +242,24 @@ class _Journal:
 
 # %% ../../nbs/biobank/18_store.ipynb #afaea6c8
 def _table_stage(
-    table: Path, folder: Path, dictionary: Dictionary, withdrawals: list[Path], drop_negative: bool
+    given: dict[str, list[Path]],
+    folder: Path,
+    dictionary: Dictionary,
+    drop_negative: bool,
+    encoding: str | None,
 ) -> dict:
-    "Read the table and list the participants."
+    "Read the tables and list the participants."
     shutil.rmtree(folder / "tables", ignore_errors=True)  # an earlier attempt may have made more parts
-    summary, eids = read_table(table, dictionary, folder / "tables" / "phenotypes", drop_negative)
-    gone = read_withdrawals(withdrawals)
-    participants = pl.DataFrame({"eid": eids, "withdrawn": np.isin(eids.to_numpy(), gone)})
+    bridge = given["bridge"][0] if given["bridge"] else None
+    extract = read_extract(given["table"], dictionary, folder / "tables", drop_negative, encoding, bridge)
+    gone = np.isin(extract.eids, read_withdrawals(given["withdrawals"]))
     with atomic_file(folder / "participants.parquet") as path:
-        participants.write_parquet(path, compression="zstd")
-    columns = {}
-    for part in summary.parts:
-        columns |= dict.fromkeys(pl.read_parquet_schema(folder / "tables" / part), part)
-    ordered = {name: columns[name] for name in summary.columns}
-    return {**vars(summary), "columns": ordered, "n_withdrawn": int(participants["withdrawn"].sum())}
+        pl.DataFrame({"eid": extract.eids, "withdrawn": gone}).write_parquet(path, compression="zstd")
+    tables = [
+        {**vars(summary), "n_absent": n} for summary, n in zip(extract.tables, extract.absent, strict=True)
+    ]
+    return {"tables": tables, "columns": extract.columns, "bridged": extract.bridged, "repeated": extract.repeated,
+            "n_withdrawn": int(gone.sum())}  # fmt: skip
 
 # %% ../../nbs/biobank/18_store.ipynb #2c742ed3
 def _relatedness_stage(path: Path | None, folder: Path, eids: np.ndarray) -> dict:
@@ -357,7 +361,7 @@ def _plink_files(prefixes: list[Path]) -> list[Path]:
 
 # %% ../../nbs/biobank/18_store.ipynb #d80b29ff
 def ingest(
-    table: str | Path,  # An extract as text: csv or tab-separated
+    table: str | Path | Iterable,  # The files of an extract: csv or tab-separated text, one or several
     out: str | Path,  # Folder of the new Biobank; must not exist
     fields: str | Path | None = None,  # Table of your own fields; None for UK Biobank's only
     codings: str | Path | None = None,  # Table of your own codings; None for none
@@ -367,15 +371,17 @@ def ingest(
     drop_negative: bool = False,  # Drop rows with a negative identifier instead of refusing them?
     build: str = "unknown",  # Genome build of the genotypes, such as "GRCh37"
     memory_gib: float = 1.5,  # Memory for turning genotypes round, in GiB
+    encoding: str | None = None,  # Encoding of the tables, such as "cp1252"; None finds each one's
+    bridge: str | Path | None = None,  # Bridge file for tables of another application; None for none
 ) -> Biobank:
     "Read an extract into a new Biobank folder, whole or not at all; goes on where an earlier attempt stopped."
-    out, table, lists, prefixes = Path(out), Path(table), _paths(withdrawals), _paths(genotypes)
+    out, lists, prefixes = Path(out), _paths(withdrawals), _paths(genotypes)
     folder, was_there = _claim(out)
     try:
-        given = {"table": [table], "fields": _paths(fields), "codings": _paths(codings), "withdrawals": lists,
-                 "relatedness": _paths(relatedness), "genotypes": _plink_files(prefixes)}  # fmt: skip
+        given = {"table": _paths(table), "fields": _paths(fields), "codings": _paths(codings), "withdrawals": lists,
+                 "bridge": _paths(bridge), "relatedness": _paths(relatedness), "genotypes": _plink_files(prefixes)}  # fmt: skip
         _look_at(given, prefixes)
-        manifest = _stages(folder, given, prefixes, (drop_negative, build, memory_gib))
+        manifest = _stages(folder, given, prefixes, (drop_negative, encoding, build, memory_gib))
     except Exception as error:
         in_input = isinstance(error, UkbmmError) and not was_there
         if in_input or not (folder / "journal.json").is_file():
@@ -396,14 +402,16 @@ def _look_at(given: dict[str, list[Path]], prefixes: list[Path]) -> None:
 # %% ../../nbs/biobank/18_store.ipynb #b11cb682
 def _stages(folder: Path, given: dict[str, list[Path]], prefixes: list[Path], options: tuple) -> dict:
     "Do every stage that is not done; returns the manifest."
-    drop_negative, build, memory_gib = options
+    drop_negative, encoding, build, memory_gib = options
     shipped, journal = Dictionary.builtin(), _Journal(folder)
     own = (given[name][0] if given[name] else None for name in ("fields", "codings"))
     dictionary = shipped.overlay(*own)
-    described = given["table"] + given["fields"] + given["codings"] + given["withdrawals"]
-    mark = _mark(described, drop_negative, __version__)
-    table = journal.stage("table", mark,
-                          lambda: _table_stage(given["table"][0], folder, dictionary, given["withdrawals"], drop_negative))  # fmt: skip
+    described = [
+        path for kind in ("table", "fields", "codings", "withdrawals", "bridge") for path in given[kind]
+    ]
+    mark = _mark(described, drop_negative, encoding, __version__)
+    work = functools.partial(_table_stage, given, folder, dictionary, drop_negative, encoding)
+    table = journal.stage("table", mark, work)
     save_dictionary(dictionary, folder / "dictionary.parquet")
     eids = pl.read_parquet(folder / "participants.parquet")["eid"].to_numpy()
     file = given["relatedness"][0] if given["relatedness"] else None
@@ -426,43 +434,62 @@ def _stages(folder: Path, given: dict[str, list[Path]], prefixes: list[Path], op
     return manifest
 
 # %% ../../nbs/biobank/18_store.ipynb #275c3e3d
-def _table_lines(manifest: dict) -> list[str]:
-    "What to say about the table."
-    table, lines = manifest["table"], []
-    lines.append(
-        f"{table['file']}: {manifest['n_participants']:,} participants, {len(manifest['columns']):,} columns"
-    )
+def _left_out(table: dict) -> list[str]:
+    "What of a file was left out, and why."
+    lines = []
     if table["unknown"]:
         names = ", ".join(table["unknown"][:5]) + (", ..." if len(table["unknown"]) > 5 else "")
         lines.append(f"left out, no field of the dictionary: {names} (describe them with --fields)")
     if table["ambiguous"]:
-        named = [
-            f"{name} (fields {', '.join(map(str, ids))})"
-            for name, ids in list(table["ambiguous"].items())[:3]
-        ]
-        more = ", ..." if len(table["ambiguous"]) > 3 else ""
-        lines.append(
-            f"left out, a title of several fields: {', '.join(named)}{more} (export them by FIELD-NAME)"
-        )
-    lines += [f"{table['file']}: {note}" for note in table["notes"]]
-    if table["labelled"]:
-        lines.append(f"columns whose labels were turned into codes: {len(table['labelled']):,}")
+        shown = list(table["ambiguous"].items())[:3]
+        names = ", ".join(f"{name} (fields {', '.join(map(str, ids))})" for name, ids in shown)
+        more = ", ..." if len(table["ambiguous"]) > len(shown) else ""
+        lines.append(f"left out, a title of several fields: {names}{more} (export them by FIELD-NAME)")
     for name, count in table["undecided"].items():
+        lines.append(f"left out, a label of several codes: {name}, in {show_count(count)} participants")
+    if table["n_dropped"]:
+        lines.append(f"left out, rows with a negative identifier: {show_count(table['n_dropped'])}")
+    return lines
+
+
+def _file_lines(table: dict, n: int) -> list[str]:
+    "What to say about a file."
+    lines = [f"{len(table['columns']):,} columns", *table["notes"]]
+    if table["n_absent"]:
         lines.append(
-            f"{name}: a label stands for several codes and is left out, in {show_count(count)} participants"
+            f"{show_parts([table['n_absent'], n - table['n_absent']])[0]} participants are not in it"
         )
+    if table["labelled"]:
+        lines.append(f"labels turned into codes in {len(table['labelled']):,} columns")
     if table["decimals"]:
         lines.append(f"whole numbers that were written with decimals: {', '.join(table['decimals'][:5])}")
-    if table["n_dropped"]:
-        lines.append(f"rows with a negative identifier, dropped: {show_count(table['n_dropped'])}")
-    if table["n_withdrawn"]:
-        lines.append(f"withdrawn, their values are left out: {show_count(table['n_withdrawn'])}")
+    return [f"{table['file']}: {line}" for line in lines + _left_out(table)]
+
+# %% ../../nbs/biobank/18_store.ipynb #ea0e282f
+def _table_lines(manifest: dict) -> list[str]:
+    "What to say about the tables."
+    about, n = manifest["table"], manifest["n_participants"]
+    lines = [f"{n:,} participants, {len(manifest['columns']):,} columns"]
+    lines += [line for table in about["tables"] for line in _file_lines(table, n)]
+    lines += [f"{name}: identifiers translated by the bridge" for name in about["bridged"]]
+    differ = {name: count for name, count in about["repeated"].items() if count}
+    if about["repeated"]:
+        lines.append(
+            f"columns in several files: {len(about['repeated']):,}, {len(about['repeated']) - len(differ):,} of them the same"
+        )
+    shown = [f"{name} in {show_count(count)} participants" for name, count in list(differ.items())[:5]]
+    if shown:
+        lines.append(
+            f"where they differ the newest file's values hold: {', '.join(shown)}{', ...' if len(differ) > 5 else ''}"
+        )
+    if about["n_withdrawn"]:
+        lines.append(f"withdrawn, their values are left out: {show_count(about['n_withdrawn'])}")
     if manifest["replaced_fields"]:
         ids = ", ".join(map(str, manifest["replaced_fields"]))
         lines.append(f"your own dictionary takes the place of UK Biobank's for the fields {ids}")
     return lines
 
-
+# %% ../../nbs/biobank/18_store.ipynb #554e1dd6
 def _genotype_lines(name: str, found: dict) -> list[str]:
     "What to say about a store of genotypes."
     have, lack = show_parts([found["n_shared"], found["n_without"]])

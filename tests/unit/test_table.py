@@ -471,6 +471,14 @@ def test_archives_are_refused_as_what_they_are(tmp_path, data):
         read(tmp_path, data)
 
 
+@pytest.mark.parametrize("encoding, message", [("utf-16", "expected text in utf-16"), ("ascii", "expected text in ascii"),
+                                               ("latin-one", "'latin-one', which is none")])  # fmt: skip
+def test_an_encoding_that_does_not_fit_is_refused_and_leaves_nothing(tmp_path, encoding, message):
+    with pytest.raises(TableError, match=message):
+        read(tmp_path, "eid,31-0.0\n5000001,é\n".encode("latin-1"), encoding=encoding)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_a_gzip_file_that_is_cut_off_is_refused_and_leaves_nothing(tmp_path):
     rng = np.random.default_rng(0)
     text = "eid,50-0.0\n" + "".join(

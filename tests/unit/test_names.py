@@ -204,10 +204,14 @@ def test_a_multiple_choice_given_twice_is_refused(names):
 
 
 @pytest.mark.parametrize(
-    ("name", "is_list"),
-    [("p20002_i0", True), ("participant.p20002_i0", True), ("20002-0.0", False), ("x20002_0_0", False),
-     ("Non-cancer illness code, self-reported | Instance 0", True),
-     ("Non-cancer illness code, self-reported | Instance 0 | Array 1", False)],
+    "name",
+    ["p20002_i0", "participant.p20002_i0", "20002-0.0", "x20002_0_0",
+     "Non-cancer illness code, self-reported | Instance 0",
+     "Non-cancer illness code, self-reported | Instance 0 | Array 1"],
 )  # fmt: skip
-def test_a_multiple_choice_without_a_position_is_one_cell_with_a_list(name, is_list):
-    assert read_header(["eid", name, "p31"], D).lists == ({"p20002_i0"} if is_list else set())
+def test_a_multiple_choice_in_one_column_may_hold_lists(name):
+    assert read_header(["eid", name, "p31"], D).lists == {"p20002_i0"}
+
+
+def test_a_multiple_choice_over_several_columns_holds_no_lists():
+    assert read_header(["eid", "20002-0.0", "20002-0.1", "p31"], D).lists == set()

@@ -13,9 +13,11 @@ import polars as pl
 import pytest
 from shared_data import shared_data
 
+from ukbmm.biobank import lines
 from ukbmm.biobank import table as table_module
 from ukbmm.biobank.dictionary import Dictionary, Field
-from ukbmm.biobank.table import count_rows, read_layout, read_table
+from ukbmm.biobank.lines import read_layout, read_lines
+from ukbmm.biobank.table import read_table
 from ukbmm.core import TableError
 
 D = Dictionary.builtin()
@@ -41,7 +43,7 @@ def read(tmp_path, data, **options):
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
     summary, eids = read_table(path, OWN, tmp_path / "out" / "t", **options)
     parts = [pl.read_parquet(tmp_path / "out" / part) for part in summary.parts]
-    return summary, eids.to_list(), pl.concat(parts, how="horizontal")
+    return summary, eids.tolist(), pl.concat(parts, how="horizontal")
 
 
 def random_rows(n, seed):
@@ -115,12 +117,15 @@ def test_a_random_table_is_read_as_pandas_reads_it(tmp_path, layout, seed):
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 2, 3, 7, 64, 1 << 20])
-def test_rows_are_counted_the_same_whatever_the_chunk(tmp_path, chunk_bytes):
+def test_lines_are_the_same_whatever_the_chunk(tmp_path, chunk_bytes, monkeypatch):
     rows = random_rows(60, 3)
+    monkeypatch.setattr(lines, "CHUNK", chunk_bytes)
     for number, options in enumerate(LAYOUTS.values()):
         path = tmp_path / f"{number}.csv"
         path.write_bytes(as_text(rows, **options))
-        assert count_rows(read_layout(path), chunk_bytes) == 60
+        layout = read_layout(path)
+        name = next(name for name in layout.names if "eid" in name)
+        assert read_lines(layout, name).eids.tolist() == [int(row[0]) for row in rows]
 
 
 def test_types_come_from_the_dictionary_and_not_from_the_values(tmp_path):
@@ -256,8 +261,14 @@ BAD = {
         r"a.csv, column eid.*first at line 3.*--drop-negative-eids",
     ),
     "identifier zero": ("eid,31-0.0\n0,1\n", r"a.csv, column eid.*line 2.*--drop-negative-eids"),
-    "an identifier of letters": ("eid,31-0.0\n5000001,1\nabc,1\n", r"a.csv: .*eid \(1 rows, first at line 3"),
-    "an identifier with decimals": ("eid,31-0.0\n5000001.0,1\n", r"a.csv: .*eid \(1 rows, first at line 2"),
+    "an identifier of letters": (
+        "eid,31-0.0\n5000001,1\nabc,1\n",
+        r"a.csv, column eid: expected whole numbers, digits only, found 1 that are not, first at line 3",
+    ),
+    "an identifier with decimals": (
+        "eid,31-0.0\n5000001.0,1\n",
+        r"a.csv, column eid: expected whole numbers, digits only, found 1 that are not, first at line 2",
+    ),
     "an empty identifier": ("eid,31-0.0\n5000001,1\n,1\n", r"a.csv, column eid.*first at line 3\. Remove"),
     "no identifier column": ("31-0.0\n1\n", r"found 0 such columns.*Export the table with its eid"),
     "two identifier columns": ("eid,f.eid,31-0.0\n5000001,5000001,1\n", r"found 2 such columns"),
@@ -425,7 +436,7 @@ def test_every_form_of_a_table_is_read_to_the_same_bytes(tmp_path, form):
     for name, data in (("plain", CODED.encode()), ("form", FORMS[form])):
         (tmp_path / name).write_bytes(data)
         summary, eids = read_table(tmp_path / name, labelled, tmp_path / "out" / name)
-        assert eids.to_list() == [5000001, 5000002, 5000003]
+        assert eids.tolist() == [5000001, 5000002, 5000003]
         found.append((tmp_path / "out" / summary.parts[0]).read_bytes())
     assert found[0] == found[1]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["form-0.parquet", "plain-0.parquet"]
@@ -524,7 +535,7 @@ def test_the_mice_are_read_as_pandas_reads_them(tmp_path):
     summary, eids = read_table(folder / "phenotypes.csv", own, tmp_path / "t")
     found = pl.read_parquet(tmp_path / summary.parts[0])
     expected = pd.read_csv(folder / "phenotypes.csv").sort_values("eid").reset_index(drop=True)
-    assert eids.to_list() == expected["eid"].tolist() and found.shape == (1814, 25)
+    assert eids.tolist() == expected["eid"].tolist() and found.shape == (1814, 25)
     assert summary.unknown == ["90530-0.0", "90520-0.0", "90510-0.0"]  # described by no dictionary
     sources = [name for name in expected.columns[1:] if name not in summary.unknown]
     for name, source in zip(summary.columns, sources, strict=True):

@@ -16,7 +16,7 @@ import polars as pl
 
 from .dictionary import Dictionary
 from .relatedness import rows_of
-from .table import GROUP_CELLS, TableSummary, read_table
+from .table import GROUP_CELLS, TableSummary, gather_rows, read_table
 from ..core import TableError, atomic_file, get_logger, progress
 from ..disclosure import show_share
 
@@ -96,25 +96,6 @@ def _in_one_application(
         "Identifiers differ between applications: export this file from the same one, or give a --bridge file.",
     )  # fmt: skip
 
-# %% ../../nbs/biobank/17_extract.ipynb #8f575baa
-def _align(path: Path, columns: list[str], rows: np.ndarray) -> None:
-    "Write a part again with some of its columns, its rows in the order of `rows`; -1 is somebody who is not in it."
-    index = pl.Series(np.where(rows < 0, 0, rows)).set(pl.Series(rows < 0), None).cast(pl.UInt32)
-    width = max(1, GROUP_CELLS // max(1, len(rows)))
-    groups = [columns[i : i + width] for i in range(0, len(columns), width)]
-    pieces = [path.with_name(f".{path.stem}-{number}.piece") for number in range(len(groups))]
-    try:
-        for piece, group in zip(pieces, groups, strict=True):
-            frame = pl.read_parquet(path, columns=group).select(pl.col(group).gather(index))
-            frame.write_parquet(piece, compression="zstd")
-        with atomic_file(path) as out:
-            pl.concat([pl.scan_parquet(piece) for piece in pieces], how="horizontal").sink_parquet(
-                out, compression="zstd"
-            )
-    finally:
-        for piece in pieces:
-            piece.unlink(missing_ok=True)
-
 # %% ../../nbs/biobank/17_extract.ipynb #a7dca53b
 @dataclass
 class Extract:
@@ -159,7 +140,7 @@ def _keep_own(folder: Path, file: _File, shared: set[str]) -> dict[str, str]:
         if not own:
             (folder / part).unlink()
         elif own != columns or not as_it_is:
-            _align(folder / part, own, file.rows)
+            gather_rows(folder / part, own, file.rows, folder / part)
     return {name: part for name, part in file.parts.items() if name not in shared}
 
 # %% ../../nbs/biobank/17_extract.ipynb #5759e275
@@ -201,14 +182,15 @@ def _read_files(
     folder: Path,
     drop_negative: bool,
     encoding: str | None,
+    coding: str,
     bridge: np.ndarray | None,
 ) -> tuple[list[_File], list[str]]:
     "Read each file by itself; returns them, and the names of those whose identifiers were translated."
     files, bridged, everybody = [], [], np.array([], dtype=np.int64)
     for number, path in enumerate(paths):
         name = "phenotypes" if len(paths) == 1 else f"phenotypes{number + 1}"
-        summary, eids = read_table(path, dictionary, folder / name, drop_negative, encoding)
-        own, translated = _in_one_application(path.name, eids.to_numpy(), everybody, bridge)
+        summary, eids = read_table(path, dictionary, folder / name, drop_negative, encoding, coding)
+        own, translated = _in_one_application(path.name, eids, everybody, bridge)
         bridged += [path.name] if translated else []
         parts = {}
         for part in summary.parts:
@@ -224,12 +206,13 @@ def read_extract(
     folder: str | Path,  # Where to write parquet files
     drop_negative: bool = False,  # Drop rows with a negative identifier instead of refusing them?
     encoding: str | None = None,  # Encoding of the files; None finds each one's
+    coding: str = "auto",  # Do the files hold "codes" or "labels"? "auto" finds each one's
     bridge: str | Path | None = None,  # Bridge file to another application's identifiers; None for none
 ) -> Extract:
     "Read the files of a cohort into parquet files in one order of participants; raises `TableError`."
     paths, folder = [Path(path) for path in paths], Path(folder)
     pairs = None if bridge is None else read_bridge(bridge)
-    files, bridged = _read_files(paths, dictionary, folder, drop_negative, encoding, pairs)
+    files, bridged = _read_files(paths, dictionary, folder, drop_negative, encoding, coding, pairs)
     participants = _place(files)
     everything = [name for file in files for name in file.parts]
     shared = [name for name, count in Counter(everything).items() if count > 1]

@@ -17,7 +17,7 @@ from typing import BinaryIO
 from ..core import TableError, get_logger, progress
 
 # %% auto #0
-__all__ = ['CHUNK', 'COMPRESSED', 'MARKS', 'compression_of', 'find_encoding', 'PlainText', 'plain_text', 'fill_lines']
+__all__ = ['CHUNK', 'COMPRESSED', 'MARKS', 'compression_of', 'is_parquet', 'PlainText', 'plain_text', 'fill_lines']
 
 # %% ../../nbs/biobank/12_files.ipynb #8392a60b
 CHUNK = 1 << 24  # Bytes held in memory at a time
@@ -33,6 +33,14 @@ def compression_of(
     with Path(path).open("rb") as stream:
         start = stream.read(4)
     return next((kind for magic, kind in COMPRESSED.items() if start.startswith(magic)), None)
+
+
+def is_parquet(
+    path: str | Path,
+) -> bool:
+    "Is it a parquet file, by its first bytes?"
+    with Path(path).open("rb") as stream:
+        return stream.read(4) == b"PAR1"
 
 
 def _open(path: Path) -> BinaryIO:
@@ -58,28 +66,13 @@ def _chunks(path: Path, what: str) -> Iterator[bytes]:
             ) from None
 
 # %% ../../nbs/biobank/12_files.ipynb #5dcb561c
-MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-def find_encoding(
-    path: str | Path,  # A text file, perhaps compressed with gzip
-) -> str:  # "utf-8", "utf-8-sig", "utf-16" or "cp1252"
-    "Find a file's encoding, from all of it."
-    decoder, marked = codecs.getincrementaldecoder("utf-8")(), None
-    for number, chunk in enumerate(_chunks(Path(path), "looking at")):
-        if number == 0:
-            marked = next((name for mark, name in MARKS.items() if chunk.startswith(mark)), None)
-        if marked == "utf-16":
-            return marked
-        try:
-            decoder.decode(chunk)
-        except UnicodeDecodeError:
-            return "cp1252"
-    try:
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        return "cp1252"
-    return marked or "utf-8"
+def _marked(path: Path) -> bool:
+    "Does a file start with UTF-16's mark?"
+    with _open(path) as stream:
+        return stream.read(2) in MARKS
 
 # %% ../../nbs/biobank/12_files.ipynb #53428953
 def _write_text(path: Path, out: Path, encoding: str) -> None:
@@ -95,7 +88,7 @@ def _write_text(path: Path, out: Path, encoding: str) -> None:
     with out.open("wb") as stream:
         try:
             for chunk in _chunks(path, "unpacking"):
-                stream.write(decoder.decode(chunk).encode())
+                stream.write(chunk if encoding == "utf-8" else decoder.decode(chunk).encode())
             stream.write(decoder.decode(b"", final=True).encode())
         except UnicodeError:
             remedy = "Leave the encoding out to have it found."
@@ -115,12 +108,12 @@ class PlainText:
 def plain_text(
     path: str | Path,  # A text file as delivered
     folder: str | Path,  # Where a temporary copy may be written
-    encoding: str | None = None,  # Its encoding; None finds it
+    encoding: str | None = None,  # Its encoding; None takes UTF-16 where the file is marked so, else UTF-8
 ) -> Iterator[PlainText]:
     "Give a file's plain UTF-8 text; a copy is removed afterwards."
     path, copy = Path(path), Path(folder) / f".{Path(path).name}.plain"
     packed = compression_of(path) is not None
-    found = encoding or find_encoding(path)
+    found = encoding or ("utf-16" if _marked(path) else "utf-8")
     notes = (["decompressed"] if packed else []) + ([] if found.startswith("utf-8") else [f"read as {found}"])
     if not notes:
         yield PlainText(path, path.name)

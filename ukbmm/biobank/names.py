@@ -166,7 +166,7 @@ def read_header(
     ambiguous = {name: [c.field_id for c in may_be] for name, (may_be, _) in found.items() if len(may_be) > 1}
     multiple = {name for name, field in fields.items() if field.value_type == "categorical_multiple"}
     _refuse_duplicates(columns, arrays, multiple)
-    lists = frozenset(name for name in multiple if arrays[name] == [None])
+    lists = frozenset(name for name in multiple if len(arrays[name]) == 1)
     return Header(eid, columns, fields, unknown, sorted(spellings), lists, ambiguous)
 
 # %% ../../nbs/biobank/11_names.ipynb #22667a37

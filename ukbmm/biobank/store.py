@@ -245,13 +245,12 @@ def _table_stage(
     given: dict[str, list[Path]],
     folder: Path,
     dictionary: Dictionary,
-    drop_negative: bool,
-    encoding: str | None,
+    options: tuple,
 ) -> dict:
     "Read the tables and list the participants."
     shutil.rmtree(folder / "tables", ignore_errors=True)  # an earlier attempt may have made more parts
     bridge = given["bridge"][0] if given["bridge"] else None
-    extract = read_extract(given["table"], dictionary, folder / "tables", drop_negative, encoding, bridge)
+    extract = read_extract(given["table"], dictionary, folder / "tables", *options, bridge)
     gone = np.isin(extract.eids, read_withdrawals(given["withdrawals"]))
     with atomic_file(folder / "participants.parquet") as path:
         pl.DataFrame({"eid": extract.eids, "withdrawn": gone}).write_parquet(path, compression="zstd")
@@ -372,6 +371,7 @@ def ingest(
     build: str = "unknown",  # Genome build of the genotypes, such as "GRCh37"
     memory_gib: float = 1.5,  # Memory for turning genotypes round, in GiB
     encoding: str | None = None,  # Encoding of the tables, such as "cp1252"; None finds each one's
+    coding: str = "auto",  # Do the tables hold "codes" or "labels"? "auto" finds each one's
     bridge: str | Path | None = None,  # Bridge file for tables of another application; None for none
 ) -> Biobank:
     "Read an extract into a new Biobank folder, whole or not at all; goes on where an earlier attempt stopped."
@@ -381,7 +381,7 @@ def ingest(
         given = {"table": _paths(table), "fields": _paths(fields), "codings": _paths(codings), "withdrawals": lists,
                  "bridge": _paths(bridge), "relatedness": _paths(relatedness), "genotypes": _plink_files(prefixes)}  # fmt: skip
         _look_at(given, prefixes)
-        manifest = _stages(folder, given, prefixes, (drop_negative, encoding, build, memory_gib))
+        manifest = _stages(folder, given, prefixes, (drop_negative, encoding, coding), build, memory_gib)
     except Exception as error:
         in_input = isinstance(error, UkbmmError) and not was_there
         if in_input or not (folder / "journal.json").is_file():
@@ -400,17 +400,23 @@ def _look_at(given: dict[str, list[Path]], prefixes: list[Path]) -> None:
     read_withdrawals(given["withdrawals"])
 
 # %% ../../nbs/biobank/18_store.ipynb #b11cb682
-def _stages(folder: Path, given: dict[str, list[Path]], prefixes: list[Path], options: tuple) -> dict:
-    "Do every stage that is not done; returns the manifest."
-    drop_negative, encoding, build, memory_gib = options
+def _stages(
+    folder: Path,
+    given: dict[str, list[Path]],
+    prefixes: list[Path],
+    options: tuple,
+    build: str,
+    memory_gib: float,
+) -> dict:
+    "Do every stage that is not done; `options` say how to read tables; returns the manifest."
     shipped, journal = Dictionary.builtin(), _Journal(folder)
     own = (given[name][0] if given[name] else None for name in ("fields", "codings"))
     dictionary = shipped.overlay(*own)
     described = [
         path for kind in ("table", "fields", "codings", "withdrawals", "bridge") for path in given[kind]
     ]
-    mark = _mark(described, drop_negative, encoding, __version__)
-    work = functools.partial(_table_stage, given, folder, dictionary, drop_negative, encoding)
+    mark = _mark(described, *options, __version__)
+    work = functools.partial(_table_stage, given, folder, dictionary, options)
     table = journal.stage("table", mark, work)
     save_dictionary(dictionary, folder / "dictionary.parquet")
     eids = pl.read_parquet(folder / "participants.parquet")["eid"].to_numpy()

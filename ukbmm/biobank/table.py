@@ -5,8 +5,9 @@
 # %% ../../nbs/biobank/16_table.ipynb #954d4ec3
 from __future__ import annotations
 
-import csv
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,136 +15,14 @@ import numpy as np
 import polars as pl
 
 from .dictionary import Dictionary
-from .files import fill_lines, plain_text
+from .files import fill_lines, is_parquet, plain_text
+from .lines import MISSING, NO_NUMBER, Layout, line_of, read_layout, read_lines
 from .names import SPELLINGS, Header, read_header
-from ..core import TableError, atomic_file, compiled, get_logger, progress
+from ..core import TableError, atomic_file, get_logger, progress
 
 # %% auto #0
-__all__ = ['STATE', 'MISSING_TEXTS', 'ISO', 'DAY_FIRST', 'EXACT', 'WHAT', 'GROUP_CELLS', 'Layout', 'read_layout', 'count_rows',
-           'Ways', 'TableSummary', 'read_table']
-
-# %% ../../nbs/biobank/16_table.ipynb #2ac8bf8d
-@dataclass(frozen=True)
-class Layout:
-    "How a text table is written."
-
-    path: Path  # The file
-    delimiter: str  # Tab or comma
-    names: list[str]  # The header's names, as in the file
-    name: str  # Name of the file as delivered, for messages
-
-# %% ../../nbs/biobank/16_table.ipynb #c8134e48
-def read_layout(
-    path: str | Path,  # UTF-8 text with a header
-    name: str | None = None,  # Name of the file as delivered, for messages; None takes the path's
-) -> Layout:
-    "Find a table's delimiter and column names."
-    path = Path(path)
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        line = stream.readline()
-        delimiter = "\t" if "\t" in line else ","
-        stream.seek(0)
-        names = next(csv.reader(stream, delimiter=delimiter), [])
-    if not names:
-        raise TableError(name or path.name, "a table with a header", "an empty file")
-    return Layout(path, delimiter, names, name or path.name)
-
-# %% ../../nbs/biobank/16_table.ipynb #4b97efc5
-STATE = (
-    *("quote", "at_start", "fields", "filled", "line", "start"),
-    *("rows", "blank", "bad_line", "bad_fields", "wanted"),
-)
-
-
-def _start_state(wanted: int = 0) -> np.ndarray:
-    "The state at the first byte of a file; stops before row `wanted` (1 is the first below the header)."
-    return np.array([0, 1, 1, 0, 1, 1, 0, 0, 0, 0, wanted], dtype=np.int64)
-
-# %% ../../nbs/biobank/16_table.ipynb #7d23ac28
-@compiled
-def _count_lines(chunk, delimiter, expected, state):
-    "Go over one chunk of bytes, keeping `state` between chunks; stops at the first bad line."
-    quote, at_start, fields, filled, line, start, rows, blank, bad_line, bad_fields, wanted = state
-    for byte in chunk:
-        if quote == 1:  # inside a quoted field
-            quote = 2 if byte == 34 else 1
-            line += byte == 10
-            continue
-        if quote == 2:  # after a quote: a second one is an escaped quote, anything else ends the field
-            quote = 1 if byte == 34 else 0
-            if quote:
-                continue
-        if byte == 10:
-            if filled == 0:
-                blank = start if blank == 0 else blank
-            elif blank:
-                bad_line, bad_fields = blank, 0
-                break
-            elif fields != expected:
-                bad_line, bad_fields = start, fields
-                break
-            else:
-                rows += 1
-            line += 1
-            start, fields, filled, at_start = line, 1, 0, 1
-            if rows == wanted:
-                break
-        elif byte == delimiter:
-            fields, filled, at_start = fields + 1, 1, 1
-        elif byte == 34 and at_start:
-            quote, filled, at_start = 1, 1, 0
-        elif byte != 13:
-            filled, at_start = 1, 0
-    state[:-1] = (quote, at_start, fields, filled, line, start, rows, blank, bad_line, bad_fields)
-
-# %% ../../nbs/biobank/16_table.ipynb #290dd708
-def count_rows(
-    layout: Layout,  # The table to go over
-    chunk_bytes: int = 1 << 24,  # Bytes held in memory at a time
-) -> int:  # Rows below the header
-    "Count a table's rows; raises `TableError` at the first line with too few or too many fields."
-    state = _start_state()
-    expected, delimiter = len(layout.names), ord(layout.delimiter)
-    total = -(-layout.path.stat().st_size // chunk_bytes)
-    with layout.path.open("rb") as stream:
-        chunks = iter(lambda: stream.read(chunk_bytes), b"")
-        for chunk in progress(chunks, f"checking {layout.name}", total):
-            _count_lines(np.frombuffer(chunk, np.uint8), delimiter, expected, state)
-            if state[8]:
-                break
-        else:
-            if state[3] or state[0] == 1:  # a last line without a line break at its end
-                _count_lines(np.frombuffer(b"\n", np.uint8), delimiter, expected, state)
-    named = dict(zip(STATE, state.tolist(), strict=True))
-    _refuse_ragged(layout, named)
-    return named["rows"] - 1
-
-# %% ../../nbs/biobank/16_table.ipynb #59d5c0a0
-def _line_of(layout: Layout, index: int, chunk_bytes: int = 1 << 24) -> int:
-    "The line on which a row starts; row 0 is the first below the header."
-    state, delimiter = _start_state(wanted=index + 1), ord(layout.delimiter)
-    with layout.path.open("rb") as stream:
-        while state[6] <= index and (chunk := stream.read(chunk_bytes)):
-            _count_lines(np.frombuffer(chunk, np.uint8), delimiter, len(layout.names), state)
-    return int(state[5])
-
-# %% ../../nbs/biobank/16_table.ipynb #ac71a83c
-def _refuse_ragged(layout: Layout, state: dict[str, int]) -> None:
-    "Raise `TableError` for what `_count_lines` found."
-    name = layout.name
-    if state["bad_line"]:
-        blank = state["bad_fields"] == 0
-        raise TableError(
-            f"{name}, line {state['bad_line']:,}",
-            expected=f"{len(layout.names):,} fields, as in the header",
-            found="a blank line" if blank else f"{state['bad_fields']:,}",
-            remedy="The file may be cut off or damaged; export or download it again.",
-        )
-    if state["quote"] == 1:
-        where = f"{name}, line {state['start']:,}"
-        raise TableError(
-            where, "a closing quote", "the end of the file", "The file is cut off; export it again."
-        )
+__all__ = ['MISSING_TEXTS', 'ISO', 'DAY_FIRST', 'EXACT', 'WHAT', 'GROUP_CELLS', 'MOST_PARTS', 'CODINGS', 'Ways', 'TableSummary',
+           'groups_of', 'gather_rows', 'read_table']
 
 # %% ../../nbs/biobank/16_table.ipynb #3a70a827
 MISSING_TEXTS = ["", "NA"]
@@ -164,6 +43,16 @@ def _codes_of(text: pl.Expr, labels: dict[str, str | None] | None) -> pl.Expr:
     return text.replace(list(labels), list(labels.values())) if labels else text
 
 
+def _codes_by_comma(column: pl.Expr) -> pl.Expr:
+    "The codes of a multiple choice with commas between them."
+    return column.str.replace_all(r'[\[\]" ]', "").str.replace_all(r"\|", ",")
+
+
+def _without_decimals(column: pl.Expr) -> pl.Expr:
+    "A multiple choice whose codes were written as 1065.0."
+    return _codes_by_comma(column).str.replace_all(r"\.0+(,|$)", "$1")
+
+
 def _list_of_text(
     column: pl.Expr, dtype: pl.List, labels: dict[str, str | None] | None = None, strict: bool = True
 ) -> pl.Expr:
@@ -172,7 +61,7 @@ def _list_of_text(
         each = column.str.split("|").list.eval(_codes_of(pl.element().str.strip_chars(), labels))
         each = pl.when(column.str.strip_chars() != "").then(each.list.drop_nulls())
         return pl.when(each.list.len() > 0).then(each).cast(dtype, strict=strict)
-    codes = column.str.replace_all(r'[\[\]" ]', "").str.replace_all(r"\|", ",")
+    codes = _codes_by_comma(column)
     return pl.when(codes != "").then(codes).str.split(",").cast(dtype, strict=strict)
 
 # %% ../../nbs/biobank/16_table.ipynb #d1dcdd63
@@ -200,8 +89,8 @@ def _column(name: str, header: Header, ways: Ways) -> pl.Expr:
     "The expression that makes a canonical column from the columns of the file."
     sources, field_of = header.columns[name], header.fields[name]
     if name in header.lists:
-        listed = _list_of_text(pl.col(sources[0]), pl.List(field_of.dtype), ways.labels.get(sources[0]))
-        return listed.alias(name)
+        text = _without_decimals(pl.col(sources[0])) if sources[0] in ways.floats else pl.col(sources[0])
+        return _list_of_text(text, pl.List(field_of.dtype), ways.labels.get(sources[0])).alias(name)
     if field_of.value_type == "categorical_multiple":
         values = [_value(source, field_of.dtype, ways) for source in sources]
         listed = pl.concat_list(values).cast(pl.List(field_of.dtype)).list.drop_nulls()
@@ -223,11 +112,14 @@ def _file_types(targets: dict[str, pl.DataType], ways: Ways) -> dict[str, pl.Dat
     "The type to read each column of the file as: lists and dates as text, since a reader would guess their order."
     as_text = {name for name, dtype in targets.items() if dtype.is_temporal() or dtype.is_nested()}
     types = {name: pl.String if name in as_text else dtype for name, dtype in targets.items()}
-    return types | dict.fromkeys(ways.floats, pl.Float64) | dict.fromkeys(ways.labels, pl.String)
+    floats = dict.fromkeys(ways.floats - as_text, pl.Float64)
+    return types | floats | dict.fromkeys(ways.labels, pl.String)
 
 # %% ../../nbs/biobank/16_table.ipynb #a118a2f7
 def _scan(layout: Layout, types: dict[str, pl.DataType], n_rows: int) -> pl.LazyFrame:
     "Scan a table lazily with the given types; columns that are left out may share a name."
+    if not layout.delimiter:
+        return _scan_parquet(layout, types)
     count = Counter(layout.names)
     names = [name if count[name] == 1 else f"{name}\n{i}" for i, name in enumerate(layout.names)]
     return pl.scan_csv(
@@ -240,6 +132,33 @@ def _scan(layout: Layout, types: dict[str, pl.DataType], n_rows: int) -> pl.Lazy
         n_rows=n_rows,
         low_memory=True,
     )
+
+# %% ../../nbs/biobank/16_table.ipynb #8a3c3090
+def _as_text(name: str, dtype: pl.DataType) -> pl.Expr:
+    "A column of a parquet file as a text table would write it."
+    column = pl.col(name)
+    if isinstance(dtype, pl.List):
+        return column.list.eval(pl.element().cast(pl.String)).list.join("|")
+    if isinstance(dtype, pl.Datetime):
+        return column.dt.strftime(f"{ISO} %H:%M:%S%.f")
+    text = column.cast(pl.String)
+    return pl.when(~text.is_in(MISSING_TEXTS)).then(text)
+
+
+def _scan_parquet(layout: Layout, types: dict[str, pl.DataType]) -> pl.LazyFrame:
+    "Scan a parquet file lazily with the given types."
+    frame = pl.scan_parquet(layout.path)
+    has, columns = frame.collect_schema(), []
+    for name in layout.names:
+        direct = (
+            has[name] == types[name]
+            and types[name] != pl.String
+            or has[name].is_integer()
+            and types[name].is_numeric()
+        )
+        text = pl.col(name) if direct else _as_text(name, has[name])
+        columns.append(text.cast(types[name]).alias(name))
+    return frame.select(columns)
 
 # %% ../../nbs/biobank/16_table.ipynb #4a706fc9
 def _parses(text: pl.Expr, dtype: pl.DataType, ways: Ways = Ways(), source: str = "") -> pl.Expr:
@@ -282,6 +201,8 @@ def _count_misfits(
         checks.append((given & ~_parses(text, dtype)).sum().alias(f"plain:{name}"))
         if dtype.is_integer():
             checks.append((given & ~_whole(text, dtype)).sum().alias(f"floats:{name}"))
+        if dtype.is_nested() and dtype.inner.is_integer():
+            checks.append((given & ~_parses(_without_decimals(text), dtype)).sum().alias(f"floats:{name}"))
         if name in known:
             checks.append((given & ~_parses(text, dtype, labelled, name)).sum().alias(f"labels:{name}"))
             checks.append(_undecided(text, dtype, known[name]).sum().alias(f"undecided:{name}"))
@@ -296,17 +217,23 @@ def _count_misfits(
 
 # %% ../../nbs/biobank/16_table.ipynb #de4f4379
 def _decide(
-    counts: dict[str, dict[str, int]], known: dict[str, dict[str, str | None]], eid: str
+    counts: dict[str, dict[str, int]], known: dict[str, dict[str, str | None]], labelled: bool = False
 ) -> tuple[Ways, set[str]]:
-    "Which ways a file has, and the columns that fit none of them."
+    "Which ways a file has, labels for certain if it is `labelled`; and the columns that fit none of them."
     bad = {name for name, count in counts.items() if count["plain"]}
-    floats = frozenset(name for name in bad if counts[name].get("floats") == 0 and name != eid)
+    floats = frozenset(name for name in bad if counts[name].get("floats") == 0)
     labels = {name: known[name] for name in known if counts[name]["labels"] == 0}
-    labels = labels if any(name in labels for name in bad - floats) else {}
+    labels = labels if labelled or any(name in labels for name in bad - floats) else {}
     dates = [name for name in bad if counts[name].get("day_first") == 0 and name not in labels]
     date = DAY_FIRST if dates and not _some_iso(counts, dates) else ISO
     left = bad - floats - set(labels) - (set(dates) if date == DAY_FIRST else set())
     return Ways(floats - set(labels), labels, date), left
+
+
+def _fewest(count: dict[str, int]) -> tuple[int, str]:
+    "How many of a column's values do not fit, and in which way: with decimals where fewer misfit so."
+    floats = count.get("floats") or count["plain"]
+    return (floats, "floats") if floats < count["plain"] else (count["plain"], "plain")
 
 
 def _some_iso(counts: dict[str, dict[str, int]], dates: list[str]) -> bool:
@@ -330,19 +257,21 @@ def _expected(dtype: pl.DataType) -> str:
     return WHAT["l" if dtype.is_nested() else "d" if dtype == pl.Date else "t"]
 
 
-def _first_line(layout: Layout, name: str, dtype: pl.DataType, n_rows: int) -> int:
-    "The first line whose value does not parse."
+def _first(layout: Layout, name: str, dtype: pl.DataType, way: str, n_rows: int) -> str:
+    "The first line, or row of a parquet file, whose value does not parse."
     text = _scan(layout, dict.fromkeys(layout.names, pl.String), n_rows).with_row_index("index")
-    bad = text.filter(pl.col(name).is_not_null() & ~_parses(pl.col(name), dtype))
-    return _line_of(layout, bad.select(pl.col("index").first()).collect(engine="streaming").item())
+    fits = _whole(pl.col(name), dtype) if way == "floats" else _parses(pl.col(name), dtype)
+    bad = text.filter(pl.col(name).is_not_null() & ~fits)
+    line = line_of(layout, bad.select(pl.col("index").first()).collect(engine="streaming").item())
+    return f"{'line' if layout.delimiter else 'row'} {line:,}"
 
 # %% ../../nbs/biobank/16_table.ipynb #75783026
-def _refuse_misfits(layout: Layout, types: dict, bad: dict[str, int], n_rows: int) -> None:
+def _refuse_misfits(layout: Layout, types: dict, bad: dict[str, tuple[int, str]], n_rows: int) -> None:
     "Raise `TableError` that names the columns whose values do not fit, without the values."
     parts = [
-        f"{name} ({count:,} rows, first at line {_first_line(layout, name, types[name], n_rows):,},"
+        f"{name} ({count:,} rows, first at {_first(layout, name, types[name], way, n_rows)},"
         f" expected {_expected(types[name])})"
-        for name, count in list(bad.items())[:5]
+        for name, (count, way) in list(bad.items())[:5]
     ]
     more = f" and {len(bad) - 5} more columns" if len(bad) > 5 else ""
     raise TableError(
@@ -357,19 +286,22 @@ def _refuse_misfits(layout: Layout, types: dict, bad: dict[str, int], n_rows: in
 def _refuse_rows(layout: Layout, bad: np.ndarray, expected: str, found: str, remedy: str) -> None:
     "Raise `TableError` where identifiers are bad; speaks of lines, not of identifiers."
     if bad.any():
-        line = _line_of(layout, int(np.flatnonzero(bad)[0]))
+        line = line_of(layout, int(np.flatnonzero(bad)[0]))
         found = f"{bad.sum():,} {found}, first at line {line:,}"
         raise TableError(f"{layout.name}, column eid", expected, found, remedy)
 
 
-def _check_eids(eids: pl.Series, layout: Layout, drop_negative: bool) -> None:
+def _check_eids(eids: np.ndarray, layout: Layout, drop_negative: bool) -> None:
     "Raise `TableError` where identifiers are missing, repeated or negative, or nobody's."
+    whole = "whole numbers, digits only"
+    remedy = "A spreadsheet may have written them as 1.2E+06, and lost digits: export the table again."
+    _refuse_rows(layout, eids == NO_NUMBER, whole, "that are not", remedy)
     remedy = "Remove these rows, or export the table again."
-    _refuse_rows(layout, eids.is_null().to_numpy(), "an identifier in each row", "rows without", remedy)
-    repeated = (~eids.is_first_distinct()).to_numpy() & (eids.to_numpy() > 0)
+    _refuse_rows(layout, eids == MISSING, "an identifier in each row", "rows without", remedy)
+    repeated = ~pl.Series(eids).is_first_distinct().to_numpy() & (eids > 0)
     remedy = "Merge or remove the repeated rows."
     _refuse_rows(layout, repeated, "one row for each participant", "repeated", remedy)
-    negative = eids.to_numpy() < 1
+    negative = eids < 1
     remedy = "These participants have withdrawn. Remove their rows, or pass --drop-negative-eids."
     if not drop_negative:
         _refuse_rows(layout, negative, "positive identifiers", "that are negative or zero", remedy)
@@ -398,62 +330,114 @@ class TableSummary:
     n_dropped: int = 0  # Rows dropped for a negative identifier
 
 
-GROUP_CELLS = 40_000_000  # Values held in memory at a time while columns are put in order: about 320 MB
+GROUP_CELLS = 40_000_000  # Values held in memory at a time: about 320 MB
+MOST_PARTS = 8  # Parquet files of a table at most
 
 # %% ../../nbs/biobank/16_table.ipynb #fab7c548
-def _sink(frame: pl.LazyFrame, path: Path, n_columns: int) -> None:
-    "Stream a lazy table to a parquet file, in row groups of about ten million values."
-    frame.sink_parquet(
-        path, compression="zstd", row_group_size=max(1_000, min(262_144, 10_000_000 // n_columns))
-    )
+def groups_of(
+    columns: Sequence[str],  # Names of columns
+    n_rows: int,  # Participants
+    most: int | None = None,  # Groups at most; None for as many as it takes
+) -> list[list[str]]:  # Groups of so few columns that they can be held in memory
+    "Divide columns into groups of at most `GROUP_CELLS` values, as long as `most` allows."
+    wanted = -(-len(columns) * n_rows // GROUP_CELLS) or 1
+    width = -(-len(columns) // min(wanted, most or wanted, max(1, len(columns))))
+    return [list(columns[i : i + width]) for i in range(0, len(columns), width)]
 
 
-def _put_in_order(raw: Path, columns: list[str], eids: pl.Series, out: Path) -> tuple[list[str], pl.Series]:
-    "Write the rows of `raw` in order of `eids`, without negative ones, in groups of columns."
-    order = eids.to_frame("eid").with_row_index("line").filter(pl.col("eid") > 0).sort("eid")
-    if order.height == eids.len() and (order["line"].diff().drop_nulls() == 1).all():
-        with atomic_file(out.with_name(f"{out.name}-0.parquet")) as part:
-            _sink(pl.scan_parquet(raw).select(columns), part, len(columns))
-        return [f"{out.name}-0.parquet"], order["eid"]
-    width = max(1, GROUP_CELLS // max(1, eids.len()))
-    groups = [columns[i : i + width] for i in range(0, len(columns), width)]
-    parts = []
-    for number, group in enumerate(progress(groups, "putting participants in order")):
-        parts.append(f"{out.name}-{number}.parquet")
-        with atomic_file(out.with_name(parts[-1])) as part:
-            _sink(pl.read_parquet(raw, columns=group)[order["line"]].lazy(), part, len(group))
-    return parts, order["eid"]
+def _sink(frame: pl.LazyFrame, path: Path, n_columns: int, packed: str = "zstd") -> pl.LazyFrame:
+    "The plan to stream a lazy table to a parquet file; `n_columns` are written at the same time."
+    size = max(1_000, min(131_072, GROUP_CELLS // max(1, n_columns)))
+    return frame.sink_parquet(path, compression=packed, row_group_size=size, lazy=True)
 
 # %% ../../nbs/biobank/16_table.ipynb #a2f47e46
+def gather_rows(
+    source: Path,  # A parquet file
+    columns: Sequence[str],  # Which of its columns
+    rows: np.ndarray,  # Which of its rows, in order; -1 is a row of nothing
+    out: Path,  # Where to write
+    n_columns: int
+    | None = None,  # Columns of the whole table, for the size of row groups; None takes `columns`
+) -> None:
+    "Write some columns of a parquet file with its rows in another order, a group of columns at a time."
+    index = pl.Series(np.where(rows < 0, 0, rows)).set(pl.Series(rows < 0), None).cast(pl.UInt32)
+    pieces = []
+    try:
+        with atomic_file(out) as done:
+            for number, group in enumerate(groups_of(columns, len(rows))):
+                pieces.append(out.with_name(f".{out.name}-{number}.piece"))
+                frame = pl.read_parquet(source, columns=group).select(pl.col(group).gather(index))
+                _sink(frame.lazy(), pieces[-1], n_columns or len(columns)).collect(engine="streaming")
+            if len(pieces) == 1:
+                pieces[0].replace(done)
+            else:
+                frame = pl.concat([pl.scan_parquet(piece) for piece in pieces], how="horizontal")
+                _sink(frame, done, n_columns or len(columns)).collect(engine="streaming")
+    finally:
+        for piece in pieces:
+            piece.unlink(missing_ok=True)
+
+# %% ../../nbs/biobank/16_table.ipynb #13746ea7
+def _write_parts(frame: pl.LazyFrame, eids: np.ndarray, out: Path) -> list[str]:
+    "Write a lazy table in order of `eids`, without negative ones; returns the names of the files."
+    columns, n = frame.collect_schema().names(), len(eids)
+    rows = np.argsort(eids, kind="stable")
+    rows = rows[eids[rows] > 0]
+    in_order = len(rows) == n and bool((np.diff(rows) == 1).all())
+    parts = {f"{out.name}-{i}.parquet": group for i, group in enumerate(groups_of(columns, n, MOST_PARTS))}
+    with ExitStack() as files:
+        made = {
+            name: files.enter_context(atomic_file(out.with_name(name if in_order else f".{name}.raw")))
+            for name in parts
+        }
+        packed = "zstd" if in_order else "lz4"
+        plans = [
+            _sink(frame.select(group), made[name], len(columns), packed) for name, group in parts.items()
+        ]
+        pl.collect_all(plans, engine="streaming")
+    if not in_order:
+        for name, group in progress(parts.items(), "putting participants in order", len(parts)):
+            raw = out.with_name(f".{name}.raw")
+            gather_rows(raw, group, rows, out.with_name(name), len(columns))
+            raw.unlink()
+    return list(parts)
+
+# %% ../../nbs/biobank/16_table.ipynb #f117e6a3
 def _typed(layout: Layout, header: Header, n_rows: int, ways: Ways) -> pl.LazyFrame:
     "The table with canonical names and types."
     targets = _target_types(header, layout.names)
     frame = _scan(layout, _file_types(targets, ways), n_rows)
-    columns = [_column(name, header, ways) for name in header.columns]
-    return frame.select(pl.col(header.eid).alias("eid"), *columns)
+    return frame.select([_column(name, header, ways) for name in header.columns])
 
-# %% ../../nbs/biobank/16_table.ipynb #13746ea7
-def _parses_to(raw: Path, layout: Layout, header: Header, n_rows: int, ways: Ways) -> bool:
-    "Parse a table into a parquet file; did every value fit?"
+# %% ../../nbs/biobank/16_table.ipynb #1975cf8f
+def _write_as(layout: Layout, header: Header, eids: np.ndarray, ways: Ways, out: Path) -> list[str] | None:
+    "Parse a table and write it; None where a value does not fit."
     try:
-        _sink(_typed(layout, header, n_rows, ways), raw, len(header.columns) + 1)
+        parts = _write_parts(_typed(layout, header, len(eids), ways), eids, out)
     except pl.exceptions.PolarsError:
-        return False
-    return True
+        return None
+    written = pl.scan_parquet(out.with_name(parts[0])).select(pl.len()).collect().item()
+    if written == (eids > 0).sum():
+        return parts
+    for part in parts:  # polars has joined rows
+        out.with_name(part).unlink()
+    raise _stray_quote(layout)
 
 
 def _parse_to(
-    raw: Path, layout: Layout, header: Header, dictionary: Dictionary, n_rows: int
-) -> tuple[Ways, dict[str, int]]:
-    "Parse a table into a parquet file; returns the ways it is written in, and undecided labels by column."
-    ways, undecided = Ways(), {}
-    if not _parses_to(raw, layout, header, n_rows, ways):
-        ways, undecided = _ways(layout, header, dictionary, n_rows)
-        if not _parses_to(raw, layout, header, n_rows, ways):
-            raise _stray_quote(layout)
-    return ways, undecided
+    layout: Layout, header: Header, dictionary: Dictionary, eids: np.ndarray, coding: str, out: Path
+) -> tuple[list[str], Ways, dict[str, int]]:
+    "Parse a table and write it; returns the files, the ways it is written in, and undecided labels by column."
+    parts = None if coding == "labels" else _write_as(layout, header, eids, Ways(), out)
+    if parts:
+        return parts, Ways(), {}
+    ways, undecided = _ways(layout, header, dictionary, len(eids), coding)
+    parts = _write_as(layout, header, eids, ways, out)
+    if parts is None:
+        raise _stray_quote(layout)
+    return parts, ways, undecided
 
-# %% ../../nbs/biobank/16_table.ipynb #f117e6a3
+# %% ../../nbs/biobank/16_table.ipynb #e3b89ba7
 def _labels(header: Header, dictionary: Dictionary) -> dict[str, dict[str, str | None]]:
     "Codes by label, by column of the file: of each field with a coding whose labels the dictionary has."
     known = {}
@@ -463,24 +447,29 @@ def _labels(header: Header, dictionary: Dictionary) -> dict[str, dict[str, str |
     return known
 
 
-def _ways(layout: Layout, header: Header, dictionary: Dictionary, n_rows: int) -> tuple[Ways, dict[str, int]]:
+def _ways(
+    layout: Layout, header: Header, dictionary: Dictionary, n_rows: int, coding: str
+) -> tuple[Ways, dict[str, int]]:
     "Find the ways in which a file is written; raises `TableError` where a column fits none."
-    get_logger().info("%s: some values are not written as expected; looking at them", layout.name)
+    get_logger().info("%s: looking at how its values are written", layout.name)
     types = {name: dtype for name, dtype in _target_types(header, layout.names).items() if dtype != pl.String}
-    labels = _labels(header, dictionary)
+    types.pop(header.eid)
+    labels = {} if coding == "codes" else _labels(header, dictionary)
     known = {name: codes for name, codes in labels.items() if name in types}
     try:
         counts = _count_misfits(layout, types, known, n_rows)
     except pl.exceptions.PolarsError:
         raise _stray_quote(layout) from None
-    ways, left = _decide(counts, known, header.eid)
+    ways, left = _decide(counts, known, coding == "labels")
     if left:
         _refuse_misfits(
-            layout, types, {name: counts[name]["plain"] for name in types if name in left}, n_rows
+            layout, types, {name: _fewest(counts[name]) for name in types if name in left}, n_rows
         )
-    if ways == Ways():
+    if ways == Ways() and coding != "labels":
         raise _stray_quote(layout)
-    if ways.labels:  # columns of text can't show whether they hold labels; the others did
+    if (
+        ways.labels or coding == "labels"
+    ):  # columns of text can't show whether they hold labels; the others did
         ways = replace(
             ways, labels={name: labels[name] for name in labels if name in ways.labels or name not in types}
         )
@@ -503,60 +492,107 @@ def _header_of(layout: Layout, dictionary: Dictionary) -> Header:
         raise TableError(thing, error.expected, error.found, error.remedy) from None
 
 # %% ../../nbs/biobank/16_table.ipynb #481fa881
+CODINGS = ("auto", "codes", "labels")
+
+
 def read_table(
-    path: str | Path,  # A text table: an extract of UK Biobank, or another with its column names
+    path: str | Path,  # An extract of UK Biobank or another table with its column names: text, or parquet
     dictionary: Dictionary,  # Where names and types come from
     out: str | Path,  # Where to write; "-0.parquet", ... is put behind it
     drop_negative: bool = False,  # Drop rows with a negative identifier instead of refusing them?
     encoding: str | None = None,  # Encoding of the text, such as "cp1252"; None finds it
-) -> tuple[TableSummary, pl.Series]:  # What became of it; the participants in order
-    "Read a text table into typed parquet files in order of the participants; raises `TableError`."
-    out = Path(out)
+    coding: str = "auto",  # Does the file hold "codes" or "labels"? "auto" finds it by columns of numbered codes
+) -> tuple[TableSummary, np.ndarray]:  # What became of it; the participants in order
+    "Read a table into typed parquet files in order of the participants; raises `TableError`."
+    if coding not in CODINGS:
+        raise TableError("coding", f"one of {', '.join(CODINGS)}", repr(coding))
+    try:
+        return _read_file(Path(path), dictionary, Path(out), drop_negative, encoding, coding)
+    except UnicodeDecodeError:  # its text is a participant's
+        pass
+    if encoding:
+        remedy = "Leave the encoding out to have it found."
+        raise TableError(Path(path).name, f"text in {encoding}", "bytes that are not", remedy)
+    return _read_file(Path(path), dictionary, Path(out), drop_negative, "cp1252", coding)
+
+# %% ../../nbs/biobank/16_table.ipynb #881a596c
+def _read_file(
+    path: Path, dictionary: Dictionary, out: Path, drop_negative: bool, encoding: str | None, coding: str
+) -> tuple[TableSummary, np.ndarray]:
+    "Read a file in a given encoding; raises `UnicodeDecodeError` where it is in another."
     out.parent.mkdir(parents=True, exist_ok=True)
     filled = out.with_name(f".{out.name}-filled.txt")
     try:
         with plain_text(path, out.parent, encoding) as plain:
-            layout, n_rows, notes = _count_even(read_layout(plain.path, plain.name), filled)
-            return _read_plain(layout, n_rows, dictionary, out, drop_negative, [*plain.notes, *notes])
+            layout = _parquet_layout(path) if is_parquet(path) else read_layout(plain.path, plain.name)
+            header = _header_of(layout, dictionary)
+            layout, eids, notes = _eids_of(layout, header, filled)
+            _check_eids(eids, layout, drop_negative)
+            written = _parse_to(layout, header, dictionary, eids, coding, out)
     finally:
         filled.unlink(missing_ok=True)
+    return _summary(layout.name, header, eids, [*plain.notes, *notes], *written), np.sort(eids[eids > 0])
 
-# %% ../../nbs/biobank/16_table.ipynb #881a596c
-def _count_even(layout: Layout, filled: Path) -> tuple[Layout, int, list[str]]:
-    "Count a table's rows, evening its lines out where it is ukbconv's ragged text: layout, rows, what was done."
-    ragged = layout.delimiter == "\t" and any(SPELLINGS["ukbconv"].fullmatch(name) for name in layout.names)
+
+def _summary(
+    name: str,
+    header: Header,
+    eids: np.ndarray,
+    notes: list[str],
+    parts: list[str],
+    ways: Ways,
+    undecided: dict[str, int],
+) -> TableSummary:
+    "Say what became of a file."
+    notes += ["dates are written day/month/year"] if ways.date == DAY_FIRST else []
+    n_rows = int((eids > 0).sum())
+    return TableSummary(
+        name, n_rows, list(header.columns), parts, header.unknown, header.spellings, header.ambiguous,
+        notes, sorted(ways.floats), sorted(ways.labels), undecided, len(eids) - n_rows,
+    )  # fmt: skip
+
+# %% ../../nbs/biobank/16_table.ipynb #f822a24d
+def _parquet_layout(path: Path) -> Layout:
+    "The columns of a parquet file; raises `TableError` where it can't be read."
     try:
-        return layout, count_rows(layout), []
+        return Layout(path, "", pl.scan_parquet(path).collect_schema().names(), path.name)
+    except pl.exceptions.PolarsError:
+        remedy = "Copy or export it again."
+        raise TableError(
+            path.name, "a whole parquet file", "one that is cut off or damaged", remedy
+        ) from None
+
+
+def _eids_in_parquet(layout: Layout, name: str) -> np.ndarray:
+    "The identifiers of a parquet file."
+    column = pl.read_parquet(layout.path, columns=[name])[name]
+    known = column.is_not_null()
+    if column.dtype.is_float():  # as pandas makes it where one was missing
+        column = pl.select(pl.when(column == column.round()).then(column)).to_series()
+    number = column.cast(pl.Int64, strict=False)
+    return (
+        pl.select(pl.when(known).then(number.fill_null(NO_NUMBER)).otherwise(MISSING)).to_series().to_numpy()
+    )
+
+# %% ../../nbs/biobank/16_table.ipynb #b51d5912
+def _eids_of(layout: Layout, header: Header, filled: Path) -> tuple[Layout, np.ndarray, list[str]]:
+    "Go over a table, evening its lines out where it is ukbconv's ragged text: layout, identifiers, what was done."
+    if not header.columns:
+        raise TableError(layout.name, "participants and fields", "no column of a known field")
+    ragged = layout.delimiter == "\t" and any(SPELLINGS["ukbconv"].fullmatch(name) for name in layout.names)
+    notes = []
+    try:
+        eids = (
+            read_lines(layout, header.eid).eids if layout.delimiter else _eids_in_parquet(layout, header.eid)
+        )
     except TableError:
         if not ragged:
             raise
-    changed = fill_lines(layout.path, filled, layout.name)
-    layout = replace(layout, path=filled)
-    return layout, count_rows(layout), [f"{changed:,} lines were shorter or longer than the header"]
-
-
-def _read_plain(
-    layout: Layout, n_rows: int, dictionary: Dictionary, out: Path, drop_negative: bool, notes: list[str]
-) -> tuple[TableSummary, pl.Series]:
-    "Read plain, even text into typed parquet files."
-    header = _header_of(layout, dictionary)
-    if n_rows == 0 or not header.columns:
-        found = "no rows" if n_rows == 0 else "no column of a known field"
-        raise TableError(layout.name, "participants and fields", found)
-    get_logger().info("%s: %s rows, %s columns", layout.name, f"{n_rows:,}", f"{len(layout.names):,}")
-    raw = out.with_name(f".{out.name}-raw.parquet")
-    try:
-        ways, undecided = _parse_to(raw, layout, header, dictionary, n_rows)
-        eids = pl.read_parquet(raw, columns=["eid"])["eid"]
-        if len(eids) != n_rows:  # polars has joined rows
-            raise _stray_quote(layout)
-        _check_eids(eids, layout, drop_negative)
-        parts, kept = _put_in_order(raw, list(header.columns), eids, out)
-    finally:
-        raw.unlink(missing_ok=True)
-    notes += ["dates are written day/month/year"] if ways.date == DAY_FIRST else []
-    summary = TableSummary(
-        layout.name, len(kept), list(header.columns), parts, header.unknown, header.spellings,
-        header.ambiguous, notes, sorted(ways.floats), sorted(ways.labels), undecided, len(eids) - len(kept),
-    )  # fmt: skip
-    return summary, kept
+        changed = fill_lines(layout.path, filled, layout.name)
+        layout = replace(layout, path=filled)
+        eids = read_lines(layout, header.eid).eids
+        notes.append(f"{changed:,} lines were shorter or longer than the header")
+    if not len(eids):
+        raise TableError(layout.name, "participants and fields", "no rows")
+    get_logger().info("%s: %s rows, %s columns", layout.name, f"{len(eids):,}", f"{len(layout.names):,}")
+    return layout, eids, notes

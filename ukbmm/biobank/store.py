@@ -18,6 +18,7 @@ from fastcore.basics import patch
 
 from .. import __version__
 from .cleaning import Cleaned, clean_column, missing_table
+from .delivery import find_delivery
 from .dictionary import Dictionary, Field, load_dictionary, replaced, save_dictionary
 from .extract import read_extract
 from ukbmm.biobank.genotypes import (
@@ -360,7 +361,9 @@ def _plink_files(prefixes: list[Path]) -> list[Path]:
 
 # %% ../../nbs/biobank/18_store.ipynb #d80b29ff
 def ingest(
-    table: str | Path | Iterable,  # The files of an extract: csv or tab-separated text, one or several
+    table: str
+    | Path
+    | Iterable,  # The files of an extract, text or parquet, one or several; or a folder with all there is
     out: str | Path,  # Folder of the new Biobank; must not exist
     fields: str | Path | None = None,  # Table of your own fields; None for UK Biobank's only
     codings: str | Path | None = None,  # Table of your own codings; None for none
@@ -375,13 +378,16 @@ def ingest(
     bridge: str | Path | None = None,  # Bridge file for tables of another application; None for none
 ) -> Biobank:
     "Read an extract into a new Biobank folder, whole or not at all; goes on where an earlier attempt stopped."
-    out, lists, prefixes = Path(out), _paths(withdrawals), _paths(genotypes)
+    out = Path(out)
     folder, was_there = _claim(out)
     try:
-        given = {"table": _paths(table), "fields": _paths(fields), "codings": _paths(codings), "withdrawals": lists,
-                 "bridge": _paths(bridge), "relatedness": _paths(relatedness), "genotypes": _plink_files(prefixes)}  # fmt: skip
+        given = {"table": _paths(table), "fields": _paths(fields), "codings": _paths(codings), "withdrawals": _paths(withdrawals),
+                 "bridge": _paths(bridge), "relatedness": _paths(relatedness), "genotypes": _paths(genotypes)}  # fmt: skip
+        given, not_read = _with_folders(given)
+        prefixes, given["genotypes"] = given["genotypes"], _plink_files(given["genotypes"])
         _look_at(given, prefixes)
         manifest = _stages(folder, given, prefixes, (drop_negative, encoding, coding), build, memory_gib)
+        manifest["not_read"] = not_read
     except Exception as error:
         in_input = isinstance(error, UkbmmError) and not was_there
         if in_input or not (folder / "journal.json").is_file():
@@ -389,6 +395,23 @@ def ingest(
         raise
     _finish(folder, out, manifest)
     return Biobank(out)
+
+# %% ../../nbs/biobank/18_store.ipynb #abdd981d
+def _with_folders(given: dict[str, list[Path]]) -> tuple[dict[str, list[Path]], list[str]]:
+    "The files of folders among the tables, what was named by itself first; and the names of files that are not read."
+    given, not_read = {**given, "table": []} | {"folders": given["table"]}, []
+    for path in given.pop("folders"):
+        if not path.is_dir():
+            given["table"].append(path)
+            continue
+        found = find_delivery(path)
+        given["table"] += found.tables
+        given["withdrawals"] = [*given["withdrawals"], *found.withdrawals]
+        given["relatedness"] = given["relatedness"] or found.relatedness
+        given["genotypes"] = given["genotypes"] or found.genotypes
+        records = [record for paths in found.records.values() for record in paths]
+        not_read += [other.name for other in [*records, *found.dictionary, *found.unknown]]
+    return given, not_read
 
 # %% ../../nbs/biobank/18_store.ipynb #da377a77
 def _look_at(given: dict[str, list[Path]], prefixes: list[Path]) -> None:
@@ -529,6 +552,10 @@ def report(self: Biobank) -> list[str]:
     genotypes = [
         line for name, found in self.manifest["genotypes"].items() for line in _genotype_lines(name, found)
     ]
+    others = self.manifest.get("not_read", [])
+    genotypes += [
+        f"files of the folder that are not read: {', '.join(others[:8])}{', ...' if len(others) > 8 else ''}"
+    ] * bool(others)
     return [*_table_lines(self.manifest), text + outside, *genotypes]
 
 # %% ../../nbs/biobank/18_store.ipynb #31144fae

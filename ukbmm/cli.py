@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import traceback
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,8 +23,8 @@ from .core import UkbmmError, get_logger, redact
 from .disclosure import assert_publishable
 
 # %% auto #0
-__all__ = ['app', 'words', 'SetOption', 'ingest', 'describe', 'verify', 'show_field', 'search_fields', 'check', 'schema', 'run',
-           'report', 'demo', 'main']
+__all__ = ['app', 'words', 'SetOption', 'Coding', 'ingest', 'describe', 'verify', 'show_field', 'search_fields', 'check',
+           'schema', 'run', 'report', 'demo', 'main']
 
 # %% ../nbs/90_cli.ipynb #28f01834
 app = typer.Typer(help="Multi-modal deep learning on UK Biobank, from extract to honest report.", no_args_is_help=True,
@@ -61,9 +62,20 @@ def _common(
     get_logger()
 
 
+class Coding(str, Enum):
+    "What a table of categories holds."
+
+    auto = "auto"
+    codes = "codes"
+    labels = "labels"
+
+
 @app.command()
 def ingest(
-    tables: Annotated[list[Path], typer.Argument(help="The files of an extract of UK Biobank, as text.")],
+    tables: Annotated[
+        list[Path],
+        typer.Argument(help="The files of an extract, text or parquet; or a folder with all there is."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the new Biobank; must not exist.")],
     fields: Annotated[Path | None, typer.Option(help="Table of your own fields.")] = None,
     codings: Annotated[Path | None, typer.Option(help="Table of your own codings.")] = None,
@@ -78,25 +90,16 @@ def ingest(
     drop_negative_eids: Annotated[bool, typer.Option(help="Drop rows with a negative identifier.")] = False,
     memory_gib: Annotated[float, typer.Option(help="Memory for turning genotypes round, in GiB.")] = 1.5,
     encoding: Annotated[str | None, typer.Option(help="Encoding of the tables; found if left out.")] = None,
+    coding: Annotated[Coding, typer.Option(help="What the tables hold; found if left out.")] = Coding.auto,
     bridge: Annotated[Path | None, typer.Option(help="Bridge to tables of another application.")] = None,
 ) -> None:
     "Read an extract into a Biobank folder, once."
     from ukbmm.biobank.store import ingest as read
 
     biobank = read(
-        tables,
-        out,
-        fields,
-        codings,
-        relatedness,
-        genotypes,
-        withdrawals,
-        drop_negative_eids,
-        build,
-        memory_gib,
-        encoding,
-        bridge,
-    )
+        tables, out, fields=fields, codings=codings, relatedness=relatedness, genotypes=genotypes, withdrawals=withdrawals,
+        drop_negative=drop_negative_eids, build=build, memory_gib=memory_gib, encoding=encoding, coding=coding.value, bridge=bridge,
+    )  # fmt: skip
     for line in biobank.report():
         print(redact(line))  # a column's name comes from the file
     print(out)

@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 
 from .files import compression_of, is_parquet
-from .names import is_eid
+from .names import is_eid, parse_name
 from ..core import TableError
 
 # %% auto #0
@@ -76,7 +76,9 @@ def kind_of_words(
     record = next((name for name, needed in RECORDS.items() if needed <= names), None)
     if record:
         return record
-    return "table" if len(words) > 1 and any(is_eid(word) for word in words) else None
+    titled = any(word.lower() == "participant id" for word in words)  # the others are titles of fields then
+    known = titled or any(parse_name(word) for word in words)
+    return "table" if known and len(words) > 1 and any(is_eid(word) for word in words) else None
 
 # %% ../../nbs/biobank/17a_delivery.ipynb #5e08fe3d
 def kind_of_file(

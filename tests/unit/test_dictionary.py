@@ -23,7 +23,7 @@ D = Dictionary.builtin()
 def test_the_shipped_schema_has_every_field_once():
     assert len(D) == 11_821
     assert all(field_id == field.field_id for field_id, field in D.fields.items())
-    assert repr(D) == "Dictionary of 11,821 fields, labels of 543 codings"
+    assert repr(D) == "Dictionary of 11,821 fields, labels of 553 codings"
 
 
 # title, type, units, coding, instanced, arrayed, kind of occasion; from the public showcase
@@ -116,11 +116,9 @@ def test_an_unknown_field_is_an_error_with_numbers_one_digit_away():
 def test_search_finds_all_words_in_any_order_and_case():
     found = [field.field_id for field in D.search("PRESSURE systolic automated")]
     by_hand = [
-        i
-        for i in sorted(D.fields)
-        if all(w in D[i].title.lower() for w in ("pressure", "systolic", "automated"))
+        i for i in D.fields if all(w in D[i].title.lower() for w in ("pressure", "systolic", "automated"))
     ]
-    assert 4080 in found and found == by_hand
+    assert found[0] == 4080 and sorted(found) == sorted(by_hand)
     assert D.search("no such words anywhere") == []
 
 
@@ -195,8 +193,11 @@ def test_fields_in_the_new_layout_of_the_showcase_are_read(tmp_path):
     ("rows", "message"),
     [
         ([("90100", "x", "Number")], r"own.tsv, line 2, column ValueType.*'Number'"),
-        ([("90100", "x", "Integer"), ("x", "y", "Integer")], "own.tsv, line 3.*whole numbers in FieldID"),
-        ([("", "y", "Integer")], "own.tsv, line 2.*whole numbers in FieldID"),
+        (
+            [("90100", "x", "Integer"), ("x", "y", "Integer")],
+            "own.tsv, line 3, column FieldID.*a whole number",
+        ),
+        ([("", "y", "Integer")], "own.tsv, line 2, column FieldID.*a whole number"),
     ],
 )
 def test_a_bad_row_of_own_fields_is_named_by_its_line(tmp_path, rows, message):
@@ -208,7 +209,7 @@ def test_missing_columns_and_files_are_named(tmp_path):
     with pytest.raises(DictionaryError, match="own.tsv.*no column ValueType"):
         D.overlay(tsv(tmp_path / "own.tsv", ("FieldID", "Field"), ("1", "x")))
     with pytest.raises(DictionaryError, match="nowhere.tsv.*nothing at that place"):
-        D.overlay(codings=tmp_path / "nowhere.tsv")
+        D.overlay(None, tmp_path / "nowhere.tsv")
     with pytest.raises(DictionaryError, match="nowhere.tsv.*nothing at that place"):
         D.overlay(tmp_path / "nowhere.tsv")
 
@@ -217,10 +218,10 @@ def test_missing_columns_and_files_are_named(tmp_path):
     "make",
     [
         lambda path: path.write_text(""),
-        lambda path: path.write_bytes("FieldID\tField\tValueType\n1\té\tInteger\n".encode("latin-1")),
+        lambda path: path.write_bytes(b"FieldID\tField\tValueType\n1\t\x81\tInteger\n"),
         lambda path: path.write_text("FieldID\tField\tValueType\n1\ta\tInteger\textra\tmore\n"),
     ],
-    ids=["empty", "not UTF-8", "ragged"],
+    ids=["empty", "no text", "ragged"],
 )
 def test_a_damaged_file_of_own_fields_is_a_dictionary_error(tmp_path, make):
     make(tmp_path / "own.tsv")
@@ -232,7 +233,7 @@ def test_a_damaged_file_of_own_fields_is_a_dictionary_error(tmp_path, make):
 def test_a_coding_that_is_no_number_is_a_dictionary_error(tmp_path, number):
     codings = tsv(tmp_path / "codings.tsv", ("Coding", "Value", "Meaning"), (number, "1", "one"))
     with pytest.raises(DictionaryError, match="codings.tsv, line 2, column Coding"):
-        D.overlay(codings=codings)
+        D.overlay(codings)
 
 
 def test_a_number_that_is_none_in_the_new_layout_is_a_dictionary_error(tmp_path):
@@ -247,7 +248,7 @@ def test_labels_are_kept_by_coding_and_code(tmp_path):
     codings = tsv(
         tmp_path / "c.tsv", ("Coding", "Value", "Meaning"), ("90001", "1", 'the "first"'), ("90001", "-3", "b"), ("7", "A", "c")
     )  # fmt: skip
-    own = D.overlay(codings=codings)
+    own = D.overlay(codings)
     assert own.labels[90001] == {"1": 'the "first"', "-3": "b"} and own.labels[7] == {"A": "c"}
     assert (
         D.labels[7] == {"0": "No", "1": "Yes"} and 90001 not in D.labels

@@ -19,8 +19,8 @@ import polars as pl
 
 SCHEMA = Path(__file__).parent.parent / "ukbmm" / "biobank" / "schema"
 CLASSIFICATIONS = {19: "ICD-10", 87: "ICD-9", 240: "OPCS-4", 259: "OPCS-3"}
+ICD9, OPCS4 = 87, 240
 NAMES = {"node_id": "node", "parent_id": "parent", "coding": "code", "meaning": "label"}
-WIDTH = 3  # characters of a category of OPCS; ICD has blocks, which say their range
 
 
 def hierarchies(wheels: Path) -> pl.DataFrame:
@@ -38,17 +38,23 @@ def hierarchies(wheels: Path) -> pl.DataFrame:
     return whole.with_columns(pl.col("selectable") == "Y", pl.col("label").str.strip_chars())
 
 
+def ends(code: str, icd9: bool) -> tuple[str, str] | None:
+    "The range that a block names, or the category of a code; None for other headings."
+    block = re.fullmatch(r"Block (\w+)-(\w+)", code)
+    if block:
+        return block.groups()
+    category = code[: 4 if icd9 and code.startswith("E") else 3]
+    return None if " " in code or len(category) < 3 else (category, category)
+
+
 def spans(tree: pl.DataFrame) -> dict[int, tuple[str, str]]:
-    "First and last category below each heading: of its blocks, or of its codes where a tree has no blocks."
-    parent, found = dict(tree.select("node", "parent").iter_rows()), {}
-    blocks = tree.filter(pl.col("code").str.starts_with("Block "))
-    codes = tree.filter(pl.col("code").str.len_chars() >= WIDTH, ~pl.col("code").str.contains(" "))
-    for node, code in (blocks if blocks.height else codes).select("node", "code").iter_rows():
-        block = re.fullmatch(r"Block (\w+)-(\w+)", code)
-        ends = block.groups() if block else (code[:WIDTH], code[:WIDTH])
-        while node:
-            first, last = found.get(node, ends)
-            found[node] = min(first, ends[0]), max(last, ends[1])
+    "First and last category at or below each node."
+    parent, found, icd9 = dict(tree.select("node", "parent").iter_rows()), {}, tree["coding"][0] == ICD9
+    for node, code in tree.select("node", "code").iter_rows():
+        own = ends(code, icd9)
+        while own and node:
+            first, last = found.get(node, own)
+            found[node] = min(first, own[0]), max(last, own[1])
             node = parent[node]
     return found
 
@@ -57,8 +63,12 @@ def headings(tree: pl.DataFrame) -> pl.DataFrame:
     "Chapters and blocks of a classification, with the range of their categories in place of a title."
     by_node = spans(tree)
     kept = tree.filter(pl.col("code").str.contains("^(Chapter|Block) "))
-    ranges = pl.Series("label", [f"{by_node[node][0]}-{by_node[node][1]}" for node in kept["node"]])
-    return kept.with_columns(ranges, pl.lit(False).alias("selectable"))
+    ranges = [f"{by_node[node][0]}-{by_node[node][1]}" for node in kept["node"]]
+    blocks = kept["code"].str.extract(r"^Block (\w+-\w+)$").to_list()
+    ranges = [block or found for block, found in zip(blocks, ranges, strict=True)]
+    if tree["coding"][0] == OPCS4:  # a chapter is a letter, whatever numbers it holds today
+        ranges = [f"{letter}00-{letter}99" for letter in kept["code"].str.tail(1)]
+    return kept.with_columns(pl.Series("label", ranges), pl.lit(False).alias("selectable"))
 
 
 def main(wheels: Path) -> None:

@@ -355,7 +355,11 @@ def _settle(old: Field | None, new: Field, file: ShowcaseFile) -> tuple[str, Fie
         )
     elif knows_less or file.form == "field.txt" and new.version < old.version:
         return "kept", old
-    return ("unchanged", old) if _same(old, new) else ("changed", new)
+    return (
+        ("unchanged", replace(old, category=new.category or old.category))
+        if _same(old, new)
+        else ("changed", new)
+    )
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #87fdd8b5
 def _contradiction(thing: str, one: str, other: str) -> DictionaryError:
@@ -390,7 +394,11 @@ def _field_tables(found: list[ShowcaseFile]) -> dict[int, tuple[Field, ShowcaseF
     names = _categories(found)
     fields: dict[int, tuple[Field, ShowcaseFile]] = {}
     for file in (file for file in found if file.holds == "fields"):
-        table = file.table.with_columns(pl.col("category").replace(names)) if names else file.table
+        table = file.table
+        if file.form == "field.txt":  # it gives a number, which says nothing without its name
+            table = table.with_columns(
+                pl.Series("category", [names.get(number) for number in table["category"]], dtype=pl.String)
+            )
         for number, field in _fields_of(table, file.name).items():
             other = fields.get(number)
             if (

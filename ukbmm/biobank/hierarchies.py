@@ -117,7 +117,10 @@ class Tree:
         self._named = {
             n.label: n.node for n in self.nodes.values() if not n.selectable and heads[n.label] == 1
         }
-        self._named |= {node.name: node.node for node in self.nodes.values()}
+        self._named |= {
+            n.code.removeprefix("Block "): n.node for n in self.nodes.values() if "Block " in n.code
+        }
+        self._named |= {n.name: n.node for n in self.nodes.values()}
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -151,7 +154,7 @@ def _plain(coding: int, code: str | int) -> str:
     text = str(code).strip()
     if coding not in CLASSIFICATIONS or _SPAN.fullmatch(text) or " " in text:
         return text
-    return re.sub(r"[^0-9A-Z]", "", text.upper())
+    return re.sub(r"\.|[-+*†]+$", "", text.upper())
 
 
 def _category(coding: int, code: str) -> str:
@@ -327,12 +330,10 @@ def _level_number(tree: Tree, level: int | str) -> int:
 
 def _mapped(codes: pl.Series, old: list, new: pl.Series) -> pl.Series:
     "Put new values in the place of codes, in values or in lists; what is not in `old` becomes null."
-    if not old:
-        inner = pl.List(new.dtype) if isinstance(codes.dtype, pl.List) else new.dtype
-        return pl.Series(codes.name, [None] * len(codes), dtype=inner)
-    element = pl.element() if isinstance(codes.dtype, pl.List) else pl.col(codes.name)
-    put = element.replace_strict(pl.Series(old), new, default=None, return_dtype=new.dtype)
-    whole = pl.col(codes.name).list.eval(put) if isinstance(codes.dtype, pl.List) else put
+    inner = codes.dtype.inner if isinstance(codes.dtype, pl.List) else codes.dtype
+    element = pl.col(codes.name) if inner == codes.dtype else pl.element()
+    put = element.replace_strict(pl.Series(old, dtype=inner), new, default=None, return_dtype=new.dtype)
+    whole = put if inner == codes.dtype else pl.col(codes.name).list.eval(put)
     return codes.to_frame().select(whole.alias(codes.name)).to_series()
 
 

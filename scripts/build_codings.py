@@ -21,8 +21,9 @@ NOT_OURS = {
     **dict.fromkeys((2, 123, 497), "Standard Occupational Classification, Crown copyright"),
     609: "cross map to ICD-10",
 }
-# Special dates and times, typed from the showcase's pages of these codings (biobank.ndph.ox.ac.uk/showcase/coding.cgi?id=819 and
-# so on), as public analyses of UK Biobank quote them; each coding has as many codes as the showcase's encoding.txt says.
+# Special dates and times of the showcase's codings 272 to 1642 (biobank.ndph.ox.ac.uk/showcase/coding.cgi?id=819 and so on), 21 labels,
+# typed from public quotations: those of 272, 439, 586, 819 and 1313 from scripts of analyses, the nine others as the R package ukbrapR
+# lists them (facts alone; nothing of the package is used). Each coding has as many codes as the showcase's encoding.txt says.
 FUTURE = "Code has event date in the future and is presumed to be a place-holder or other system default"
 SPECIAL_DATES = {
     272: {"1900-01-01": "Date is unknown"},

@@ -98,7 +98,7 @@ def describe_field(
     }
     return {name: value for name, value in parts.items() if value}
 
-
+# %% ../../nbs/biobank/10_dictionary.ipynb #5315108a
 def _html(rows: Iterable[Iterable[object]], heads: Iterable[str] = ()) -> str:
     "A table for a notebook, its text escaped; the first cell of a row is a heading where there are no `heads`."
     heads = list(heads)
@@ -125,7 +125,7 @@ NODES = {
     "selectable": pl.Boolean,
 }
 
-
+# %% ../../nbs/biobank/10_dictionary.ipynb #556632ac
 class Dictionary:
     "Everything known about data fields: types, units, occasions, codings and their trees."
 
@@ -217,7 +217,7 @@ def _rank(words: list[str], text: str) -> tuple[int, int] | None:
     whole = set(re.findall(r"\w+", text))
     return sum(word not in whole for word in words), len(text)
 
-
+# %% ../../nbs/biobank/10_dictionary.ipynb #e5bcd674
 @patch
 def search(
     self: Dictionary,
@@ -266,7 +266,7 @@ def codes(
         found[label] = None if label in found and not _IS_DATE.match(code) else code
     return found
 
-
+# %% ../../nbs/biobank/10_dictionary.ipynb #543a245b
 @patch
 def about(
     self: Dictionary,
@@ -298,7 +298,7 @@ class Coding:
         more = f" and {len(self.fields) - 5:,} more" if len(self.fields) > 5 else ""
         return f"<p>{html.escape(f'{self!r}: {used}{more}')}</p>{_html(rows, ('code', 'label'))}"
 
-
+# %% ../../nbs/biobank/10_dictionary.ipynb #a17d3776
 @patch
 def coding(
     self: Dictionary,
@@ -341,7 +341,7 @@ def _differences(old: Field, new: Field) -> str:
             parts.append(f"{name.replace('_', ' ')} {was!s} -> {now!s}")
     return f"field {new.field_id}: {', '.join(parts)}"
 
-
+# %% ../../nbs/biobank/10_dictionary.ipynb #c84655a4
 def _settle(old: Field | None, new: Field, file: ShowcaseFile) -> tuple[str, Field]:
     "Decide between what is known of a field and what a file says: what happened, and the field to keep."
     if old is None:
@@ -388,7 +388,7 @@ def _code_tables(found: list[ShowcaseFile]) -> pl.DataFrame:
     lists = pl.col("node").is_null() & pl.col("coding").is_in(with_tree.implode())
     return table.filter(~lists).unique([*NODES][:4], keep="first", maintain_order=True)
 
-
+# %% ../../nbs/biobank/10_dictionary.ipynb #8858ae08
 def _field_tables(found: list[ShowcaseFile]) -> dict[int, tuple[Field, ShowcaseFile]]:
     "The fields of all files, the newest of each; raises `DictionaryError` where two files contradict each other."
     names = _categories(found)
@@ -472,7 +472,7 @@ def _with_fields(
         changes += [_differences(old, fields[number])] if old and what == "changed" else []
     return fields, counts, changes
 
-
+# %% ../../nbs/biobank/10_dictionary.ipynb #9f284a89
 def _with_codes(
     known: Dictionary, codes: pl.DataFrame
 ) -> tuple[dict[int, dict[str, str]], pl.DataFrame, Counter]:
@@ -492,7 +492,7 @@ def _with_codes(
         counts,
     )
 
-
+# %% ../../nbs/biobank/10_dictionary.ipynb #663ac08d
 @patch
 def update(
     self: Dictionary,
@@ -548,7 +548,7 @@ def _tables(dictionary: Dictionary) -> dict[str, pl.DataFrame]:
         "nodes": dictionary.nodes,
     }
 
-
+# %% ../../nbs/biobank/10_dictionary.ipynb #50586a98
 def save_dictionary(
     dictionary: Dictionary,  # What to keep
     path: str | Path,  # A file, by custom of the ending .parquet or .dictionary

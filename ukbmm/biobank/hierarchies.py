@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import polars as pl
@@ -34,7 +34,7 @@ LEVELS = {
     259: ("chapter", "category"),
 }  # names of levels, from the top
 
-
+# %% ../../nbs/biobank/10a_hierarchies.ipynb #ff8e428d
 @dataclass(frozen=True)
 class Node:
     "One node of a tree."
@@ -50,7 +50,7 @@ class Node:
     def __str__(self) -> str:
         return self.name if self.label in ("", self.name) else f"{self.name} {self.label}"
 
-# %% ../../nbs/biobank/10a_hierarchies.ipynb #ff8e428d
+# %% ../../nbs/biobank/10a_hierarchies.ipynb #200e100d
 def _rows(table: pl.DataFrame, coding: int) -> dict[int, dict]:
     "Rows by node; raises `DictionaryError` where a node stands twice or has no parent."
     rows = {row["node"]: row for row in table.iter_rows(named=True)}
@@ -65,7 +65,7 @@ def _rows(table: pl.DataFrame, coding: int) -> dict[int, dict]:
                               "Download the coding again.")  # fmt: skip
     return rows
 
-
+# %% ../../nbs/biobank/10a_hierarchies.ipynb #cf38f684
 def _levels(rows: dict[int, dict], coding: int) -> dict[int, int]:
     "Steps from a root to each node; raises `DictionaryError` where a node stands above itself."
     levels: dict[int, int] = {0: -1}
@@ -87,6 +87,14 @@ def _names(rows: dict[int, dict], labels: dict[int, str]) -> dict[int, str]:
     first = {node: row["code"] if codes[row["code"]] == 1 else labels[node] for node, row in rows.items()}
     count = Counter(first.values())
     return {node: name if count[name] == 1 else f"{name} ({node})" for node, name in first.items()}
+
+# %% ../../nbs/biobank/10a_hierarchies.ipynb #e558eef6
+def _lookup(nodes: Collection[Node]) -> dict[str, int]:
+    "The numbers of nodes by all that they may be asked by: label of a heading, range of a block, name."
+    heads = Counter(node.label for node in nodes if not node.selectable)
+    labels = {node.label: node.node for node in nodes if not node.selectable and heads[node.label] == 1}
+    blocks = {node.code.removeprefix("Block "): node.node for node in nodes if "Block " in node.code}
+    return labels | blocks | {node.name: node.node for node in nodes}
 
 # %% ../../nbs/biobank/10a_hierarchies.ipynb #1b031c1c
 class Tree:
@@ -113,14 +121,7 @@ class Tree:
         self._below: dict[int, list[int]] = {}
         for node in self.nodes.values():
             self._below.setdefault(node.parent, []).append(node.node)
-        heads = Counter(node.label for node in self.nodes.values() if not node.selectable)
-        self._named = {
-            n.label: n.node for n in self.nodes.values() if not n.selectable and heads[n.label] == 1
-        }
-        self._named |= {
-            n.code.removeprefix("Block "): n.node for n in self.nodes.values() if "Block " in n.code
-        }
-        self._named |= {n.name: n.node for n in self.nodes.values()}
+        self._named = _lookup(self.nodes.values())
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -130,7 +131,7 @@ class Tree:
         kind = CLASSIFICATIONS.get(self.coding, "tree")
         return f"Coding {self.coding}: {kind} of {len(self):,} nodes on {depth} levels"
 
-
+# %% ../../nbs/biobank/10a_hierarchies.ipynb #6cc50f65
 @patch
 def tree(
     self: Dictionary,
@@ -171,7 +172,7 @@ def _spans(tree: Tree) -> dict[int, tuple[str, str]]:
             found |= {node.node: match.groups()} if match else {}
     return found
 
-
+# %% ../../nbs/biobank/10a_hierarchies.ipynb #0e690c83
 def _heading(tree: Tree, category: str, spans: dict[int, tuple[str, str]]) -> int | None:
     "The deepest heading that a category belongs to: the one that begins last before it, in a range that holds it."
     begun = [(first, tree.nodes[node].level, node) for node, (first, _) in spans.items() if first <= category]
@@ -196,7 +197,7 @@ def _steps(
         return [] if node is None else [(ways[0], node), *zip(ways[1:], ways[:-1], strict=True)]
     return list(zip(ways[top + 1 :], ways[top:-1], strict=True))
 
-
+# %% ../../nbs/biobank/10a_hierarchies.ipynb #cf80f216
 @patch
 def with_codes(
     self: Tree,
@@ -206,25 +207,16 @@ def with_codes(
     if self.coding not in CLASSIFICATIONS:
         return self
     known = {node.code: node.node for node in self.nodes.values()}
-    new, spans, number = {}, _spans(self), max(self.nodes, default=0)
+    new, spans = [], _spans(self)
     for code in sorted({_plain(self.coding, code) for code in codes} - set(known)):
         for step, above in _steps(self, code, spans, known):
-            number += 1
-            known[step] = number
-            new[number] = (
-                self.coding,
-                number,
-                known[above] if isinstance(above, str) else above,
-                step,
-                None,
-                True,
-            )
+            known[step] = max(self.nodes) + len(new) + 1
+            parent = known[above] if isinstance(above, str) else above
+            new.append((self.coding, known[step], parent, step, None, True))
     if not new:
         return self
     return Tree(
-        self.coding,
-        pl.concat([self.table, pl.DataFrame(list(new.values()), schema=NODES, orient="row")]),
-        self.labels,
+        self.coding, pl.concat([self.table, pl.DataFrame(new, schema=NODES, orient="row")]), self.labels
     )
 
 # %% ../../nbs/biobank/10a_hierarchies.ipynb #d92e5fc4
@@ -253,7 +245,10 @@ def __contains__(self: Tree, code: str | int) -> bool:
 
 # %% ../../nbs/biobank/10a_hierarchies.ipynb #e36ed89e
 @patch
-def ancestors(self: Tree, code: str | int) -> list[Node]:
+def ancestors(
+    self: Tree,
+    code: str | int,  # A code, the name of a node, or the label of a heading
+) -> list[Node]:
     "The nodes above a code, the nearest first; raises `DictionaryError` for an unknown code."
     tree, node = self._place(code)
     node, found = node or self[code], []
@@ -264,13 +259,19 @@ def ancestors(self: Tree, code: str | int) -> list[Node]:
 
 
 @patch
-def parent(self: Tree, code: str | int) -> Node | None:
+def parent(
+    self: Tree,
+    code: str | int,  # A code, the name of a node, or the label of a heading
+) -> Node | None:
     "The node above a code; None for a root."
     return next(iter(self.ancestors(code)), None)
 
-
+# %% ../../nbs/biobank/10a_hierarchies.ipynb #ab26c4d0
 @patch
-def children(self: Tree, code: str | int | None = None) -> list[Node]:
+def children(
+    self: Tree,
+    code: str | int | None = None,  # A code, a name, or the label of a heading; None for the roots
+) -> list[Node]:
     "The nodes one step below a code; the roots for None."
     tree, node = self._place(code) if code is not None else (self, None)
     number = 0 if code is None else (node or self[code]).node
@@ -278,7 +279,10 @@ def children(self: Tree, code: str | int | None = None) -> list[Node]:
 
 
 @patch
-def descendants(self: Tree, code: str | int | None = None) -> list[Node]:
+def descendants(
+    self: Tree,
+    code: str | int | None = None,  # A code, a name, or the label of a heading; None for the whole tree
+) -> list[Node]:
     "All listed nodes below a code, each before what is below it; the whole tree for None."
     tree, node = self._place(code) if code is not None else (self, None)
     top = 0 if code is None else (node or self[code]).node
@@ -291,7 +295,10 @@ def descendants(self: Tree, code: str | int | None = None) -> list[Node]:
 
 # %% ../../nbs/biobank/10a_hierarchies.ipynb #5b1abf1c
 @patch
-def leaves(self: Tree, code: str | int | None = None) -> list[Node]:
+def leaves(
+    self: Tree,
+    code: str | int | None = None,  # A code, a name, or the label of a heading; None for the whole tree
+) -> list[Node]:
     "The nodes at or below a code that have nothing below them; of the whole tree for None."
     own = [] if code is None else [self[code]]
     tree = self if code is None else self._place(code)[0]
@@ -299,13 +306,19 @@ def leaves(self: Tree, code: str | int | None = None) -> list[Node]:
 
 
 @patch
-def codes_below(self: Tree, code: str | int) -> list[str]:
+def codes_below(
+    self: Tree,
+    code: str | int,  # A code, the name of a node, or the label of a heading
+) -> list[str]:
     "The codes at or below a node that a participant can have."
     return [node.code for node in [self[code], *self.descendants(code)] if node.selectable]
 
-
+# %% ../../nbs/biobank/10a_hierarchies.ipynb #a1755327
 @patch
-def path(self: Tree, code: str | int) -> str:
+def path(
+    self: Tree,
+    code: str | int,  # A code, the name of a node, or the label of a heading
+) -> str:
     "The way from a root to a code, as text."
     return " > ".join(str(node) for node in [*reversed(self.ancestors(code)), self[code]])
 
@@ -336,7 +349,7 @@ def _mapped(codes: pl.Series, old: list, new: pl.Series) -> pl.Series:
     whole = put if inner == codes.dtype else pl.col(codes.name).list.eval(put)
     return codes.to_frame().select(whole.alias(codes.name)).to_series()
 
-
+# %% ../../nbs/biobank/10a_hierarchies.ipynb #e3cd1b38
 @patch
 def rollup(
     self: Tree,
@@ -410,7 +423,7 @@ class Branch:
         )
         return f"<p>{html.escape(repr(self.tree))}</p>{''.join(rows)}"
 
-
+# %% ../../nbs/biobank/10a_hierarchies.ipynb #247726e5
 @patch
 def show(
     self: Tree,

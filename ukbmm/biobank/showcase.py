@@ -79,7 +79,7 @@ def _plausible(header: Sequence[str], cells: Sequence[str]) -> bool:
             return False
     return True
 
-
+# %% ../../nbs/biobank/09_showcase.ipynb #1308a930
 def _rejoined(header: Sequence[str], cells: list[str]) -> list[str] | None:
     "Join cells that a tab within free text divided; None where that leads nowhere."
     extra = len(cells) - len(header)
@@ -169,7 +169,7 @@ _WORDS = {str(number): word for number, word in VALUE_TYPES.items()} | {
     re.sub(r"\W+", " ", word.replace("_", " ")): word for word in VALUE_TYPES.values()
 }
 
-
+# %% ../../nbs/biobank/09_showcase.ipynb #585f9bd0
 def _with_type(table: pl.DataFrame, name: str, column: str) -> pl.DataFrame:
     "Read types written as words or numbers; raises `DictionaryError` at the first that is none."
     words = (
@@ -244,7 +244,7 @@ def _rap_type() -> pl.Expr:
         .otherwise(by_storage)
     )
 
-
+# %% ../../nbs/biobank/09_showcase.ipynb #e006dd63
 def _rap_fields(table: pl.DataFrame, name: str) -> pl.DataFrame:
     "Fields of a RAP `data_dictionary.csv`."
     optional = [c for c in ("is_sparse_coding", "units", "folder_path") if c not in table.columns]
@@ -290,7 +290,7 @@ def _codes(table: pl.DataFrame, name: str, coding: str, code: str, label: str) -
                         pl.col(label).alias("label"), "selectable").cast(_NODE)  # fmt: skip
     return rows.filter(pl.col("code").is_not_null() & pl.col("label").is_not_null())
 
-
+# %% ../../nbs/biobank/09_showcase.ipynb #f3379057
 def _one_coding(table: pl.DataFrame, name: str) -> pl.DataFrame:
     "Codes of a file that holds one coding; its number is in the name."
     number = re.search(r"(\d+)", name)
@@ -348,7 +348,7 @@ _CODES: dict[str, Callable[[pl.DataFrame, str], pl.DataFrame]] = {
     "codings.csv": _rap_codes,
 }
 
-
+# %% ../../nbs/biobank/09_showcase.ipynb #c05c7198
 def read_showcase(
     path: str | Path,  # A file of any form in FORMS
 ) -> ShowcaseFile:

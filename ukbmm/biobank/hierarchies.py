@@ -184,16 +184,15 @@ def _heading(tree: Tree, category: str, spans: dict[int, tuple[str, str]]) -> in
 
 # %% ../../nbs/biobank/10a_hierarchies.ipynb #a5506c02
 def _steps(
-    tree: Tree, code: str, spans: dict[int, tuple[str, str]], known: dict[str, int]
+    code: str, category: str, heads: dict[str, int | None], known: dict[str, int]
 ) -> list[tuple[str, str | int]]:
     "The nodes to add for a code, from the top: each with its parent, a code or a node; none for what is no code."
-    category = _category(tree.coding, code)
     if not _CODE.fullmatch(code) or len(code) < len(category):
         return []
     ways = [code[:end] for end in range(len(category), len(code) + 1)]
     top = next((at for at in range(len(ways) - 1, -1, -1) if ways[at] in known), None)
     if top is None:
-        node = _heading(tree, category, spans)
+        node = heads[category]
         return [] if node is None else [(ways[0], node), *zip(ways[1:], ways[:-1], strict=True)]
     return list(zip(ways[top + 1 :], ways[top:-1], strict=True))
 
@@ -207,10 +206,13 @@ def with_codes(
     if self.coding not in CLASSIFICATIONS:
         return self
     known = {node.code: node.node for node in self.nodes.values()}
-    new, spans = [], _spans(self)
-    for code in sorted({_plain(self.coding, code) for code in codes} - set(known)):
-        for step, above in _steps(self, code, spans, known):
-            known[step] = max(self.nodes) + len(new) + 1
+    unknown = sorted({_plain(self.coding, code) for code in codes} - set(known))
+    categories, spans = {_category(self.coding, code) for code in unknown}, _spans(self)
+    heads = {category: _heading(self, category, spans) for category in categories}
+    new, last = [], max(self.nodes, default=0)
+    for code in unknown:
+        for step, above in _steps(code, _category(self.coding, code), heads, known):
+            known[step] = last + len(new) + 1
             parent = known[above] if isinstance(above, str) else above
             new.append((self.coding, known[step], parent, step, None, True))
     if not new:

@@ -1,5 +1,8 @@
 "The dictionary agrees with what is known of UK Biobank's fields."
 
+import subprocess
+import sys
+
 import polars as pl
 import pytest
 from shared_data import shared_data
@@ -15,6 +18,7 @@ from ukbmm.biobank.dictionary import (
     save_dictionary,
     special_values,
 )
+from ukbmm.biobank.table import read_table
 from ukbmm.core import DictionaryError
 
 D = Dictionary.builtin()
@@ -23,7 +27,7 @@ D = Dictionary.builtin()
 def test_the_shipped_schema_has_every_field_once():
     assert len(D) == 11_821
     assert all(field_id == field.field_id for field_id, field in D.fields.items())
-    assert repr(D) == "Dictionary of 11,821 fields, labels of 543 codings"
+    assert repr(D) == "Dictionary of 11,821 fields, labels of 553 codings"
 
 
 # title, type, units, coding, instanced, arrayed, kind of occasion; from the public showcase
@@ -116,11 +120,9 @@ def test_an_unknown_field_is_an_error_with_numbers_one_digit_away():
 def test_search_finds_all_words_in_any_order_and_case():
     found = [field.field_id for field in D.search("PRESSURE systolic automated")]
     by_hand = [
-        i
-        for i in sorted(D.fields)
-        if all(w in D[i].title.lower() for w in ("pressure", "systolic", "automated"))
+        i for i in D.fields if all(w in D[i].title.lower() for w in ("pressure", "systolic", "automated"))
     ]
-    assert 4080 in found and found == by_hand
+    assert found[0] == 4080 and sorted(found) == sorted(by_hand)
     assert D.search("no such words anywhere") == []
 
 
@@ -195,8 +197,11 @@ def test_fields_in_the_new_layout_of_the_showcase_are_read(tmp_path):
     ("rows", "message"),
     [
         ([("90100", "x", "Number")], r"own.tsv, line 2, column ValueType.*'Number'"),
-        ([("90100", "x", "Integer"), ("x", "y", "Integer")], "own.tsv, line 3.*whole numbers in FieldID"),
-        ([("", "y", "Integer")], "own.tsv, line 2.*whole numbers in FieldID"),
+        (
+            [("90100", "x", "Integer"), ("x", "y", "Integer")],
+            "own.tsv, line 3, column FieldID.*a whole number",
+        ),
+        ([("", "y", "Integer")], "own.tsv, line 2, column FieldID.*a whole number"),
     ],
 )
 def test_a_bad_row_of_own_fields_is_named_by_its_line(tmp_path, rows, message):
@@ -208,7 +213,7 @@ def test_missing_columns_and_files_are_named(tmp_path):
     with pytest.raises(DictionaryError, match="own.tsv.*no column ValueType"):
         D.overlay(tsv(tmp_path / "own.tsv", ("FieldID", "Field"), ("1", "x")))
     with pytest.raises(DictionaryError, match="nowhere.tsv.*nothing at that place"):
-        D.overlay(codings=tmp_path / "nowhere.tsv")
+        D.overlay(None, tmp_path / "nowhere.tsv")
     with pytest.raises(DictionaryError, match="nowhere.tsv.*nothing at that place"):
         D.overlay(tmp_path / "nowhere.tsv")
 
@@ -217,10 +222,10 @@ def test_missing_columns_and_files_are_named(tmp_path):
     "make",
     [
         lambda path: path.write_text(""),
-        lambda path: path.write_bytes("FieldID\tField\tValueType\n1\té\tInteger\n".encode("latin-1")),
+        lambda path: path.write_bytes(b"FieldID\tField\tValueType\n1\t\x81\tInteger\n"),
         lambda path: path.write_text("FieldID\tField\tValueType\n1\ta\tInteger\textra\tmore\n"),
     ],
-    ids=["empty", "not UTF-8", "ragged"],
+    ids=["empty", "no text", "ragged"],
 )
 def test_a_damaged_file_of_own_fields_is_a_dictionary_error(tmp_path, make):
     make(tmp_path / "own.tsv")
@@ -232,7 +237,7 @@ def test_a_damaged_file_of_own_fields_is_a_dictionary_error(tmp_path, make):
 def test_a_coding_that_is_no_number_is_a_dictionary_error(tmp_path, number):
     codings = tsv(tmp_path / "codings.tsv", ("Coding", "Value", "Meaning"), (number, "1", "one"))
     with pytest.raises(DictionaryError, match="codings.tsv, line 2, column Coding"):
-        D.overlay(codings=codings)
+        D.overlay(codings)
 
 
 def test_a_number_that_is_none_in_the_new_layout_is_a_dictionary_error(tmp_path):
@@ -247,7 +252,7 @@ def test_labels_are_kept_by_coding_and_code(tmp_path):
     codings = tsv(
         tmp_path / "c.tsv", ("Coding", "Value", "Meaning"), ("90001", "1", 'the "first"'), ("90001", "-3", "b"), ("7", "A", "c")
     )  # fmt: skip
-    own = D.overlay(codings=codings)
+    own = D.overlay(codings)
     assert own.labels[90001] == {"1": 'the "first"', "-3": "b"} and own.labels[7] == {"A": "c"}
     assert (
         D.labels[7] == {"0": "No", "1": "Yes"} and 90001 not in D.labels
@@ -279,12 +284,234 @@ def test_the_shipped_labels_are_the_showcases_and_none_that_belong_to_others():
     }
     own = {(coding, code): label for coding, codes in D.labels.items() for code, label in codes.items()}
     assert 25_000 < len(own) < 30_000
-    differ = [key for key, label in own.items() if (rows[key] or "").strip() != label]
+    dates = {key for key in own if D.labels[key[0]] and len(key[1]) >= 10 and key[1][4] == key[1][7] == "-"}
+    assert {coding for coding, _ in dates} == set(SPECIAL_DATES) and not dates & set(rows)  # tofu has none
+    differ = [key for key, label in own.items() if key not in dates and (rows[key] or "").strip() != label]
     assert len(differ) < 100  # a tree may list a code twice, under other words
     assert not {19, 87, 240, 259, 1834, 1835, 2} & set(D.labels)
     assert D.labels[100291] == {"-1": "Do not know", "-3": "Prefer not to answer"}
     several = [label for coding in D.labels for label, code in D.codes(coding).items() if code is None]
     assert "myasthenia gravis" in several
+
+
+# how many codes the showcase's encoding.txt gives the codings of dates and times
+SPECIAL_DATES = {272: 1, 439: 1, 586: 3, 691: 2, 819: 6, 1273: 2, 1313: 1, 1345: 2, 1439: 2, 1642: 1}
+
+
+def test_every_coding_of_dates_is_whole():
+    assert {coding: len(D.labels[coding]) for coding in SPECIAL_DATES} == SPECIAL_DATES
+    used = {f.coding for f in D.fields.values() if f.value_type in ("date", "time") and f.coding}
+    assert used == set(SPECIAL_DATES)
+    for coding in SPECIAL_DATES:
+        kinds = {f.value_type for f in D.fields.values() if f.coding == coding}
+        assert {len(code) for code in D.labels[coding]} == {10 if kinds == {"date"} else 19}
+
+
+def test_an_export_with_labels_in_columns_of_dates_is_read(tmp_path):
+    future = D.labels[819]["2037-07-07"]
+    assert future == D.labels[819]["1909-09-09"]
+    cells = ["2011-02-03", "Code has no event date", "", f'"{future}"', D.labels[819]["1902-02-02"]]
+    text = "eid,p31,p131298,p3166_i0_a0\n" + "".join(
+        f"{5_000_001 + i},Female,{cell},{'Not performed' if i else '2008-01-02T03:04:05'}\n"
+        for i, cell in enumerate(cells)
+    )
+    (tmp_path / "rap.csv").write_text(text)
+    summary, _ = read_table(tmp_path / "rap.csv", D, tmp_path / "out" / "t")
+    found = pl.read_parquet(tmp_path / "out" / summary.parts[0])
+    assert found["p131298"].cast(pl.String).to_list() == [
+        "2011-02-03",
+        "1900-01-01",
+        None,
+        "2037-07-07",
+        "1902-02-02",
+    ]
+    assert found["p3166_i0_a0"].dt.to_string("%Y").to_list() == ["2008"] + ["1900"] * 4
+    assert summary.undecided == {}
+
+
+def test_a_label_of_several_dates_is_the_last_and_of_several_codes_is_none():
+    assert D.codes(819)[D.labels[819]["2037-07-07"]] == "2037-07-07"
+    several = Dictionary({}, {1: {"1": "a", "2": "a", "3": "b"}, 2: {"2000-01-01": "a", "2001-01-01": "a"}})
+    assert several.codes(1) == {"a": None, "b": "3"} and several.codes(2) == {"a": "2001-01-01"}
+
+
+def test_a_field_is_found_by_its_number_and_whole_words_come_first():
+    assert D.search("30690")[0].field_id == 30690 and D.search(" 31 ")[0].field_id == 31
+    few = Dictionary({i: Field(i, title, "integer") for i, title in enumerate(
+        ["Percentage of stage", "Age at recruitment, in years", "Age", "Damage"])})  # fmt: skip
+    assert [f.title for f in few.search("AGE")] == [
+        "Age",
+        "Age at recruitment, in years",
+        "Damage",
+        "Percentage of stage",
+    ]
+    assert "<td>2</td><td>Age</td>" in few.search("age")._repr_html_()
+
+
+def test_search_in_labels_names_coding_code_and_fields():
+    found = D.search_codes("MYOCARDIAL attack")
+    row = found.filter((pl.col("coding") == 6) & (pl.col("code") == "1075")).row(0, named=True)
+    assert row["label"] == D.labels[6]["1075"] and row["fields"] == sorted(
+        i for i, f in D.fields.items() if f.coding == 6
+    )
+    by_hand = {
+        (c, k) for c, codes in D.labels.items() for k, label in codes.items() if "myocardial" in label.lower()
+    }
+    found = D.search_codes("myocardial")
+    assert set(found.select("coding", "code").iter_rows()) == by_hand and len(by_hand) == found.height > 1
+
+
+def test_a_coding_shows_its_first_codes_and_escapes_them():
+    coding = Dictionary(
+        {5: Field(5, "a<b", "integer", coding=1)}, {1: {str(i): f"<{i}>" for i in range(40)}}
+    ).coding(1)
+    shown = coding._repr_html_()
+    assert "&lt;29&gt;" in shown and "&lt;30&gt;" not in shown and "10 more" in shown and "a&lt;b" in shown
+    with pytest.raises(DictionaryError, match="coding 19: .*ukbmm dictionary update"):
+        D.coding(19)
+
+
+NEW = ("field_id", "title", "value_type", "base_type", "units", "instanced", "arrayed", "encoding_id", "instance_id", "instance_max",
+       "array_max", "version")  # fmt: skip
+
+
+def new_row(field_id=50, version="2027-01-01", instance_max=4, title="Standing height"):
+    return (
+        str(field_id),
+        title,
+        "31",
+        "0",
+        "cm",
+        "1",
+        "0",
+        "0",
+        "2",
+        str(instance_max),
+        "0",
+        f"{version} 01:02:03",
+    )
+
+
+def test_the_newer_version_of_a_field_wins(tmp_path):
+    update = D.update(tsv(tmp_path / "a", NEW, new_row()))
+    assert update.fields == {"added": 0, "changed": 1, "unchanged": 0, "kept": 0}
+    assert (
+        update.conflicts == ["field 50: instance max 3 -> 4"]
+        and update.dictionary[50].version == "2027-01-01"
+    )
+    update = D.update(tsv(tmp_path / "a", NEW, new_row(version="2001-01-01")))
+    assert update.fields["kept"] == 1 and update.dictionary.fields == D.fields and update.conflicts == []
+    update = D.update(tsv(tmp_path / "a", NEW, new_row(instance_max=3)))
+    assert update.fields["unchanged"] == 1 and update.dictionary[50] == D[50]
+
+
+def test_the_newest_of_two_files_wins_in_any_order(tmp_path):
+    old, new = (
+        tsv(tmp_path / "old", NEW, new_row(version="2026-06-01", instance_max=5)),
+        tsv(tmp_path / "new", NEW, new_row()),
+    )
+    for paths in ((old, new), (new, old)):
+        assert D.update(*paths).dictionary[50].instance_max == 4
+
+
+def test_files_that_know_less_add_and_do_not_replace(tmp_path):
+    old = tsv(tmp_path / "old", ("Path", *OLD), ("A > B", "50", "Height, old", "Integer", "mm", "", "1", "1"),
+              ("A > B", "987650", "New to us", "Integer", "mm", "", "1", "1"))  # fmt: skip
+    update = D.update(old)
+    assert update.fields == {"added": 1, "changed": 0, "unchanged": 0, "kept": 1}
+    assert update.dictionary[50] == D[50] and update.dictionary[987650].category == "A > B"
+    (tmp_path / "rap").write_text("entity,name,type,coding_name,is_multi_select,title,units\n"
+                                  "participant,p50_i7,string,,,Height | Instance 7,\n")  # fmt: skip
+    update = D.update(tmp_path / "rap")
+    assert update.conflicts == ["field 50: instance max 3 -> 7"]
+    assert (update.dictionary[50].value_type, update.dictionary[50].instance_id) == ("continuous", 2)
+    (tmp_path / "rap").write_text(
+        "entity,name,type,coding_name,is_multi_select,title,units\nparticipant,p50_i1,float,,,x,\n"
+    )
+    assert D.update(tmp_path / "rap").fields["unchanged"] == 1
+
+
+def test_a_coding_is_replaced_whole_and_counted(tmp_path):
+    same = tsv(tmp_path / "same", ("Coding", "Value", "Meaning"), ("9", "0", "Female"), ("9", "1", "Male"))
+    other = tsv(tmp_path / "other", ("Coding", "Value", "Meaning"), ("7", "1", "Aye"), ("90001", "1", "x"))
+    update = D.update(same, other)
+    assert update.codings == {"added": 1, "changed": 1, "unchanged": 1}
+    assert update.dictionary.labels[7] == {"1": "Aye"} and D.labels[7] == {"0": "No", "1": "Yes"}
+    assert "same: read as Codings" in str(update) and "codings: 1 added, 1 changed, 1 unchanged" in str(
+        update
+    )
+
+
+def test_files_that_contradict_each_other_are_named(tmp_path):
+    head = ("Coding", "Value", "Meaning")
+    one, two = tsv(tmp_path / "one", head, ("7", "1", "Yes")), tsv(tmp_path / "two", head, ("7", "1", "Aye"))
+    with pytest.raises(DictionaryError, match="code 1 of coding 7: .*one and two say different things"):
+        D.update(one, two)
+    assert D.update(one, one).dictionary.labels[7] == {"1": "Yes"}
+    one, two = tsv(tmp_path / "one", NEW, new_row()), tsv(tmp_path / "two", NEW, new_row(instance_max=9))
+    with pytest.raises(DictionaryError, match="field 50: .*one and two say different things"):
+        D.update(one, two)
+
+
+def test_a_tree_beside_a_list_of_the_same_coding_keeps_the_tree(tmp_path):
+    tree = tsv(tmp_path / "coding6.tsv", ("coding", "meaning", "node_id", "parent_id", "selectable"),
+               ("-1", "heart", "1", "0", "N"), ("1075", "heart attack", "2", "1", "Y"))  # fmt: skip
+    flat = tsv(tmp_path / "flat", ("Coding", "Value", "Meaning"), ("6", "1075", "heart attack"))
+    for paths in ((tree, flat), (flat, tree), (tree,)):
+        found = D.update(*paths).dictionary
+        assert found.labels[6] == {"1075": "heart attack"}
+        assert found.nodes.filter(pl.col("coding") == 6).rows() == [
+            (6, 1, 0, "-1", "heart", False), (6, 2, 1, "1075", None, True)
+        ]  # fmt: skip
+        assert found.nodes.filter(pl.col("coding") != 6).equals(D.nodes.filter(pl.col("coding") != 6))
+
+
+def test_a_coding_that_is_cut_off_is_named(tmp_path):
+    sizes = tsv(
+        tmp_path / "e", ("encoding_id", "title", "num_members"), ("9", "Sex", "2"), ("7", "Yes/no", "2")
+    )
+    codes = tsv(
+        tmp_path / "c",
+        ("encoding_id", "value", "meaning"),
+        ("9", "0", "Female"),
+        ("7", "0", "No"),
+        ("7", "1", "Yes"),
+    )
+    assert D.update(sizes, codes).conflicts == ["coding 9: 1 of 2 codes were read"]
+
+
+def test_categories_name_the_fields_of_a_field_txt(tmp_path):
+    fields = tsv(tmp_path / "f", (*NEW, "main_category"), (*new_row(), "100010"))
+    titles = tsv(
+        tmp_path / "t", ("category_id", "title"), ("100010", "Body size"), ("100006", "Physical measures")
+    )
+    above = tsv(tmp_path / "b", ("parent_id", "child_id"), ("100006", "100010"))
+    assert D.update(fields, titles, above).dictionary[50].category == "Physical measures > Body size"
+    assert D.update(fields).dictionary[50].category is None  # a number says nothing
+    assert (
+        describe_field(D.update(above, titles, fields).dictionary[50])["category"]
+        == "Physical measures > Body size"
+    )
+
+
+def test_a_dictionary_is_one_file_and_anything_else_is_refused(tmp_path):
+    save_dictionary(D, tmp_path / "d")
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+    again = load_dictionary(tmp_path / "d")
+    assert again.fields == D.fields and again.labels == D.labels and again.nodes.equals(D.nodes)
+    save_dictionary(Dictionary(D.fields), tmp_path / "d")
+    assert load_dictionary(tmp_path / "d").labels == {} and load_dictionary(tmp_path / "d").nodes.height == 0
+    pl.DataFrame({"x": [1]}).write_parquet(tmp_path / "other")
+    (tmp_path / "text").write_text("x")
+    for name in ("other", "text", "nowhere"):
+        with pytest.raises(DictionaryError, match=f"the dictionary {name}: expected a file"):
+            load_dictionary(tmp_path / name)
+
+
+def test_nothing_heavy_is_imported_or_read_with_the_module():
+    code = ("import sys, ukbmm.biobank.table; from ukbmm.biobank import dictionary;"
+            "assert not {'torch', 'pandas', 'matplotlib'} & set(sys.modules), 'heavy'")  # fmt: skip
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
 def test_raps_codings_are_read_as_the_showcases(tmp_path):

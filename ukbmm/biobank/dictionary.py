@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import html
+import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -14,23 +16,14 @@ from pathlib import Path
 import polars as pl
 from fastcore.basics import patch
 
+from .showcase import VALUE_TYPES, ShowcaseFile, category_paths, normal_fields, read_showcase
 from ..core import DictionaryError, atomic_file
 
 # %% auto #0
-__all__ = ['VALUE_TYPES', 'DTYPES', 'INTEGERS', 'Field', 'describe_field', 'Dictionary', 'special_values', 'replaced',
+__all__ = ['DTYPES', 'NODES', 'Field', 'describe_field', 'Dictionary', 'Found', 'Coding', 'special_values', 'Update', 'replaced',
            'save_dictionary', 'load_dictionary']
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #c6230411
-VALUE_TYPES = {
-    11: "integer",
-    21: "categorical_single",
-    22: "categorical_multiple",
-    31: "continuous",
-    41: "text",
-    51: "date",
-    61: "time",
-    101: "compound",
-}
 DTYPES = {
     "integer": pl.Int64,
     "categorical_single": pl.Int32,
@@ -60,6 +53,9 @@ class Field:
     text_codes: bool = False  # Are its codes text, such as ICD-10?
     version: str = ""  # Date of the last change in the showcase, yyyy-mm-dd
     source: str = "UK Biobank"  # Who describes it: UK Biobank, or the name of the user's file
+    category: str | None = (
+        None  # Way to its category in the showcase, such as "Blood assays > Biochemistry"; None where unsaid
+    )
 
     @property
     def dtype(self) -> pl.DataType:
@@ -79,7 +75,7 @@ class Field:
 # %% ../../nbs/biobank/10_dictionary.ipynb #b8c46a92
 def _occasions(field: Field) -> str:
     "Say when and how often a field was measured."
-    kind = {0: "once", 2: "assessment visits"}.get(
+    kind = {0: "once", 2: "assessment visits", -1: "occasions of an unknown kind"}.get(
         field.instance_id, f"occasions of kind {field.instance_id}"
     )
     when = f"{kind} 0 to {field.instance_max}" if field.instanced else "once"
@@ -93,6 +89,7 @@ def describe_field(
     parts = {
         "field": str(field.field_id),
         "title": field.title,
+        "category": field.category or "",
         "type": field.value_type.replace("_", " "),
         "units": field.units or "",
         "coding": str(field.coding or ""),
@@ -101,29 +98,45 @@ def describe_field(
     }
     return {name: value for name, value in parts.items() if value}
 
+# %% ../../nbs/biobank/10_dictionary.ipynb #5315108a
+def _html(rows: Iterable[Iterable[object]], heads: Iterable[str] = ()) -> str:
+    "A table for a notebook, its text escaped; the first cell of a row is a heading where there are no `heads`."
+    heads = list(heads)
+    top = "".join(f"<th>{html.escape(head)}</th>" for head in heads)
+    body = ""
+    for row in rows:
+        first, *rest = ("" if cell is None else html.escape(str(cell)) for cell in row)
+        name = f"<td>{first}</td>" if heads else f"<th>{first}</th>"
+        body += f"<tr>{name}{''.join(f'<td>{cell}</td>' for cell in rest)}</tr>"
+    return f"<table>{f'<tr>{top}</tr>' if top else ''}{body}</table>"
+
 
 @patch
 def _repr_html_(self: Field) -> str:
-    rows = (
-        f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>"
-        for name, value in describe_field(self).items()
-    )
-    return f"<table>{''.join(rows)}</table>"
+    return _html(describe_field(self).items())
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #c8fe088f
-def _schema_file(name: str):
-    return files("ukbmm.biobank") / "schema" / name
+NODES = {
+    "coding": pl.Int32,
+    "node": pl.Int32,
+    "parent": pl.Int32,  # 0 for a root
+    "code": pl.String,
+    "label": pl.String,  # of headings; null for what a participant can have, whose label is among the labels
+    "selectable": pl.Boolean,
+}
 
-
+# %% ../../nbs/biobank/10_dictionary.ipynb #556632ac
 class Dictionary:
-    "Everything known about data fields: types, units, codings, occasions."
+    "Everything known about data fields: types, units, occasions, codings and their trees."
 
     def __init__(
         self,
         fields: dict[int, Field],  # Fields by their number
         labels: dict[int, dict[str, str]] | None = None,  # Labels by coding and code; None for none
+        nodes: pl.DataFrame | None = None,  # Nodes of all trees, with the columns of NODES; None for none
     ):
         self.fields, self.labels = fields, labels or {}
+        self.nodes = pl.DataFrame(schema=NODES) if nodes is None else nodes.select(*NODES).cast(NODES)
 
     def __len__(self) -> int:
         return len(self.fields)
@@ -143,32 +156,23 @@ def _labels_of(rows: Iterable[tuple[int, str, str]]) -> dict[int, dict[str, str]
     return labels
 
 
-def _builtin_field(row: dict) -> Field:
-    "Take one row of the shipped schema as a `Field`."
-    return Field(
-        field_id=row["field_id"],
-        title=row["title"].strip(),
-        value_type=VALUE_TYPES[row["value_type"]],
-        units=row["units"],
-        coding=row["encoding_id"] or None,
-        instanced=row["instanced"] != 0,
-        arrayed=row["arrayed"] == 1,
-        instance_id=row["instance_id"],
-        instance_max=row["instance_max"],
-        array_max=row["array_max"],
-        text_codes=row["base_type"] == 41,
-        version=row["version"],
-    )
+def _fields_of(table: pl.DataFrame, source: str = "UK Biobank") -> dict[int, Field]:
+    "Fields by number, from one row each."
+    return {row["field_id"]: Field(**row, source=source) for row in table.iter_rows(named=True)}
+
+
+def _shipped(name: str) -> pl.DataFrame:
+    "A table that ships with the package."
+    with (files("ukbmm.biobank") / "schema" / name).open("rb") as stream:
+        return pl.read_parquet(stream)
 
 
 @patch(cls_method=True)
 def builtin(cls: Dictionary) -> Dictionary:
     "The public schema of UK Biobank that ships with the package."
-    with _schema_file("fields.parquet").open("rb") as stream:
-        rows = pl.read_parquet(stream).iter_rows(named=True)
-        fields = {row["field_id"]: _builtin_field(row) for row in rows}
-    with _schema_file("codings.parquet").open("rb") as stream:
-        return cls(fields, _labels_of(pl.read_parquet(stream).iter_rows()))
+    table = _shipped("fields.parquet").with_columns(pl.col("value_type").replace_strict(VALUE_TYPES))
+    fields = _fields_of(normal_fields(table.drop("main_category")))
+    return cls(fields, _labels_of(_shipped("codings.parquet").iter_rows()), _shipped("trees.parquet"))
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #7f70d3ec
 def _similar_ids(field_id: int, known: dict[int, Field]) -> list[int]:
@@ -197,30 +201,72 @@ def __getitem__(self: Dictionary, field_id: int) -> Field:
     return field
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #c665e674
+class Found(list):
+    "Fields that a search found, best first; a table in a notebook."
+
+    def _repr_html_(self) -> str:
+        rows = ((f.field_id, f.title, f.value_type.replace("_", " "), f.units, f.coding) for f in self)
+        return _html(rows, ("field", "title", "type", "units", "coding"))
+
+
+def _rank(words: list[str], text: str) -> tuple[int, int] | None:
+    "How well a text answers: words that it holds in part only, and its length; None where a word is absent."
+    text = text.lower()
+    if not all(word in text for word in words):
+        return None
+    whole = set(re.findall(r"\w+", text))
+    return sum(word not in whole for word in words), len(text)
+
+# %% ../../nbs/biobank/10_dictionary.ipynb #e5bcd674
 @patch
 def search(
     self: Dictionary,
-    words: str,  # Words that the title must hold, in any order, upper or lower case
-) -> list[Field]:  # Fields by number
-    "Find fields by words of their title."
+    words: str,  # Words that the title must hold, in any order, upper or lower case; or the number of a field
+) -> Found:  # Fields, best first
+    "Find fields by words of their title, or by number."
     wanted = words.lower().split()
-    return [
-        field for _, field in sorted(self.fields.items()) if all(w in field.title.lower() for w in wanted)
-    ]
+    ranks = {number: _rank(wanted, field.title) for number, field in self.fields.items()}
+    found = [number for number, rank in ranks.items() if rank is not None]
+    found.sort(key=lambda number: (*ranks[number], number))
+    exact = [int(words)] if words.strip().isdigit() and int(words) in self.fields else []
+    return Found(self.fields[number] for number in dict.fromkeys([*exact, *found]))
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #ec57e7e7
+@patch
+def search_codes(
+    self: Dictionary,
+    words: str,  # Words that the label must hold, in any order, upper or lower case
+) -> pl.DataFrame:  # coding, code, label, fields: numbers of fields with this coding; best first
+    "Find codes by words of their label."
+    users: dict[int, list[int]] = {}
+    for number, field in sorted(self.fields.items()):
+        users.setdefault(field.coding or 0, []).append(number)
+    wanted, rows = words.lower().split(), []
+    for coding, labels in self.labels.items():
+        for code, label in labels.items():
+            rank = _rank(wanted, label)
+            rows += [] if rank is None else [(*rank, coding, code, label, users.get(coding, []))]
+    columns = ("partial", "length", "coding", "code", "label", "fields")
+    types = [pl.Int32, pl.Int32, pl.Int32, pl.String, pl.String, pl.List(pl.Int32)]
+    table = pl.DataFrame(rows, schema=dict(zip(columns, types, strict=True)), orient="row")
+    return table.sort("partial", "length", "coding", "code").drop("partial", "length")
+
+# %% ../../nbs/biobank/10_dictionary.ipynb #7a4ff8a5
+_IS_DATE = re.compile(r"\d{4}-\d\d-\d\d")
+
+
 @patch
 def codes(
     self: Dictionary,
     coding: int | None,  # Number of a coding
-) -> dict[str, str | None]:  # Code by label; None for a label of several codes
+) -> dict[str, str | None]:  # Code by label; None for a label of several codes that are no dates
     "Turn a coding's labels round."
     found: dict[str, str | None] = {}
     for code, label in self.labels.get(coding or -1, {}).items():
-        found[label] = None if label in found else code
+        found[label] = None if label in found and not _IS_DATE.match(code) else code
     return found
 
-
+# %% ../../nbs/biobank/10_dictionary.ipynb #543a245b
 @patch
 def about(
     self: Dictionary,
@@ -234,6 +280,38 @@ def about(
     return describe_field(field) | ({"codes": "; ".join(labels[:most] + more)} if labels else {})
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #71f362b8
+@dataclass(frozen=True)
+class Coding:
+    "One coding: its codes and labels, and the fields whose values they are."
+
+    number: int  # Number in the showcase
+    labels: dict[str, str]  # Label by code
+    fields: list[Field]  # Fields that use it
+
+    def __repr__(self) -> str:
+        return f"Coding {self.number}: {len(self.labels):,} codes, {len(self.fields):,} fields"
+
+    def _repr_html_(self) -> str:
+        rows = [*list(self.labels.items())[:30]]
+        rows += [("...", f"{len(self.labels) - 30:,} more")] if len(self.labels) > 30 else []
+        used = ", ".join(f"{field.field_id} {field.title}" for field in self.fields[:5])
+        more = f" and {len(self.fields) - 5:,} more" if len(self.fields) > 5 else ""
+        return f"<p>{html.escape(f'{self!r}: {used}{more}')}</p>{_html(rows, ('code', 'label'))}"
+
+# %% ../../nbs/biobank/10_dictionary.ipynb #a17d3776
+@patch
+def coding(
+    self: Dictionary,
+    number: int,  # Number of a coding
+) -> Coding:
+    "The labels of a coding and the fields that use it; raises `DictionaryError` where no labels are known."
+    if number not in self.labels:
+        raise DictionaryError(f"coding {number}", "a coding whose labels are known", "none of this number",
+                              "Read the showcase's file of it with `ukbmm dictionary update`.")  # fmt: skip
+    used = [field for _, field in sorted(self.fields.items()) if field.coding == number]
+    return Coding(number, self.labels[number], used)
+
+# %% ../../nbs/biobank/10_dictionary.ipynb #cc527a24
 def special_values() -> pl.DataFrame:
     "The shipped table of special values: coding, value, kind, number, source."
     types = {
@@ -243,153 +321,204 @@ def special_values() -> pl.DataFrame:
         "number": pl.Float64,
         "source": pl.String,
     }
-    with _schema_file("special_values.tsv").open("rb") as stream:
+    with (files("ukbmm.biobank") / "schema" / "special_values.tsv").open("rb") as stream:
         return pl.read_csv(stream, separator="\t", schema=types)
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #9ac322ff
-def _read_tsv(path: Path) -> pl.DataFrame:
-    "Read a tab-separated table of the showcase's style as text; quotes mean nothing in it."
-    if not path.is_file():
-        raise DictionaryError(f"the dictionary file {path.name}", "a file", "nothing at that place")
-    try:
-        table = pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False)
-    except pl.exceptions.PolarsError:
-        raise DictionaryError(
-            f"the dictionary file {path.name}", "a tab-separated table in UTF-8", "something else"
-        ) from None
-    return table.with_columns(pl.all().str.strip_chars().replace("", None))
+def _same(one: Field, other: Field) -> bool:
+    "Do two fields say the same, whoever says it?"
+    return replace(one, source="", version="", category=None) == replace(
+        other, source="", version="", category=None
+    )
 
 
-def _need(table: pl.DataFrame, path: Path, needed: tuple[str, ...]) -> None:
-    "Raise `DictionaryError` where columns are missing."
-    missing = [name for name in needed if name not in table.columns]
-    if missing:
-        raise DictionaryError(
-            f"the dictionary file {path.name}",
-            expected=f"the columns {', '.join(needed)}",
-            found=f"no column {', '.join(missing)}",
-            remedy="Use the column names of the showcase's Data_Dictionary_Showcase.tsv or Codings.tsv.",
+def _differences(old: Field, new: Field) -> str:
+    "What changes from one field to another, in words."
+    parts = []
+    for name, now in vars(new).items():
+        was = getattr(old, name)
+        if name not in ("version", "source", "category") and was != now:
+            parts.append(f"{name.replace('_', ' ')} {was!s} -> {now!s}")
+    return f"field {new.field_id}: {', '.join(parts)}"
+
+# %% ../../nbs/biobank/10_dictionary.ipynb #c84655a4
+def _settle(old: Field | None, new: Field, file: ShowcaseFile) -> tuple[str, Field]:
+    "Decide between what is known of a field and what a file says: what happened, and the field to keep."
+    if old is None:
+        return "added", new
+    knows_less = file.form == "data_dictionary.csv" or "Path" in file.columns
+    if file.form == "data_dictionary.csv":
+        new = replace(
+            old,
+            instance_max=max(old.instance_max, new.instance_max),
+            array_max=max(old.array_max, new.array_max),
         )
-
-# %% ../../nbs/biobank/10_dictionary.ipynb #a50ee564
-def _whole_numbers(table: pl.DataFrame, path: Path, names: tuple[str, ...]) -> pl.DataFrame:
-    "Take columns of text as whole numbers; raises `DictionaryError` at the first cell that is none."
-    for name in names:
-        numbers = table[name].cast(pl.Int32, strict=False)
-        if numbers.null_count():
-            line = numbers.is_null().arg_true()[0] + 2
-            where = f"{path.name}, line {line:,}, column {name}"
-            raise DictionaryError(where, "a whole number", "an empty cell or text")
-        table = table.with_columns(numbers)
-    return table
+    elif knows_less or file.form == "field.txt" and new.version < old.version:
+        return "kept", old
+    return (
+        ("unchanged", replace(old, category=new.category or old.category))
+        if _same(old, new)
+        else ("changed", new)
+    )
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #87fdd8b5
-def _value_type(word: str | None, path: Path, line: int) -> str:
-    "Read a value type as the showcase writes it: a word, or its number."
-    text = (word or "").strip().lower().replace(" ", "_")
-    known = {**{name: name for name in DTYPES}, **{str(number): name for number, name in VALUE_TYPES.items()}}
-    known["categorical_(single)"], known["categorical_(multiple)"] = (
-        "categorical_single",
-        "categorical_multiple",
+def _contradiction(thing: str, one: str, other: str) -> DictionaryError:
+    return DictionaryError(
+        thing, "the same in every file", f"{one} and {other} say different things", "Give one of the two."
     )
-    if text not in known:
-        raise DictionaryError(
-            f"{path.name}, line {line}, column ValueType",
-            expected=", ".join(name.replace("_", " ") for name in DTYPES),
-            found=repr(word),
-        )
-    return known[text]
 
 
-def _own_field(row: dict, path: Path, line: int) -> Field:
-    "Take one row of a user's table as a `Field`."
-    try:
-        count = {name: int(row.get(name) or 1) for name in ("Instances", "Array")}
-        numbers = int(row["FieldID"]), int(row["Coding"]) if row.get("Coding") else None
-    except (ValueError, TypeError):
-        where = f"{path.name}, line {line}"
-        raise DictionaryError(
-            where, "whole numbers in FieldID, Coding, Instances and Array", "text"
-        ) from None
-    return Field(
-        field_id=numbers[0],
-        title=row["Field"] or f"Field {numbers[0]}",
-        value_type=_value_type(row["ValueType"], path, line),
-        units=row.get("Units"),
-        coding=numbers[1],
-        instanced=count["Instances"] > 1,
-        arrayed=count["Array"] > 1,
-        instance_id=2 if count["Instances"] > 1 else 0,
-        instance_max=count["Instances"] - 1,
-        array_max=count["Array"] - 1,
-        source=path.name,
+def _code_tables(found: list[ShowcaseFile]) -> pl.DataFrame:
+    "The codes of all files, each once; raises `DictionaryError` where two files contradict each other."
+    tables = [
+        file.table.with_columns(pl.lit(file.name).alias("file")) for file in found if file.holds == "codes"
+    ]
+    if not tables:
+        return pl.DataFrame(schema={**NODES, "file": pl.String})
+    table = pl.concat(tables)
+    own = table.filter("selectable")
+    labels = own.group_by("coding", "code", maintain_order=True).agg(
+        "file", pl.col("label").n_unique().alias("n")
     )
+    bad = labels.filter((pl.col("n") > 1) & (pl.col("file").list.n_unique() > 1))
+    if bad.height:
+        coding, code, files_of, _ = bad.row(0)
+        raise _contradiction(f"code {code} of coding {coding}", files_of[0], files_of[-1])
+    with_tree = table.filter(pl.col("node").is_not_null())["coding"].unique()
+    lists = pl.col("node").is_null() & pl.col("coding").is_in(with_tree.implode())
+    return table.filter(~lists).unique([*NODES][:4], keep="first", maintain_order=True)
+
+# %% ../../nbs/biobank/10_dictionary.ipynb #8858ae08
+def _field_tables(found: list[ShowcaseFile]) -> dict[int, tuple[Field, ShowcaseFile]]:
+    "The fields of all files, the newest of each; raises `DictionaryError` where two files contradict each other."
+    names = _categories(found)
+    fields: dict[int, tuple[Field, ShowcaseFile]] = {}
+    for file in (file for file in found if file.holds == "fields"):
+        table = file.table
+        if file.form == "field.txt":  # it gives a number, which says nothing without its name
+            table = table.with_columns(
+                pl.Series("category", [names.get(number) for number in table["category"]], dtype=pl.String)
+            )
+        for number, field in _fields_of(table, file.name).items():
+            other = fields.get(number)
+            if (
+                other
+                and other[1].form == file.form
+                and field.version == other[0].version
+                and not _same(field, other[0])
+            ):
+                raise _contradiction(f"field {number}", other[1].name, file.name)
+            if other is None or field.version > other[0].version:
+                fields[number] = (field, file)
+    return fields
+
+# %% ../../nbs/biobank/10_dictionary.ipynb #c6b1f289
+def _categories(found: list[ShowcaseFile]) -> dict[str, str]:
+    "The way to each category, from a `category.txt` and a `catbrowse.txt` among the files."
+    tables = {file.form: file.table for file in found}
+    none = pl.DataFrame(schema={"parent_id": pl.String, "child_id": pl.String})
+    return (
+        category_paths(tables["category.txt"], tables.get("catbrowse.txt", none))
+        if "category.txt" in tables
+        else {}
+    )
+
+
+def _incomplete(found: list[ShowcaseFile], codes: pl.DataFrame) -> list[str]:
+    "Codings of which fewer codes were read than an `encoding.txt` among the files says."
+    tables = [file.table for file in found if file.form == "encoding.txt"]
+    sizes = dict(codes.group_by("coding").len().iter_rows())
+    told = {
+        int(coding): int(count)
+        for table in tables
+        for coding, count in table.select("encoding_id", "num_members").iter_rows()
+    }
+    short = (
+        (coding, size, told[coding]) for coding, size in sorted(sizes.items()) if size < told.get(coding, 0)
+    )
+    return [f"coding {coding}: {size:,} of {of:,} codes were read" for coding, size, of in short]
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #52f336f6
-INTEGERS = (
-    "field_id",
-    "value_type",
-    "base_type",
-    "instanced",
-    "arrayed",
-    "instance_id",
-    "instance_max",
-    "array_max",
-    "encoding_id",
-)
+@dataclass(frozen=True)
+class Update:
+    "A dictionary after files were laid over it, and what they changed."
 
+    dictionary: Dictionary  # The new dictionary
+    forms: dict[str, str]  # What each file was taken for, by its name
+    fields: dict[str, int]  # Fields that were added, changed, unchanged and kept
+    codings: dict[str, int]  # Codings that were added, changed and unchanged
+    conflicts: list[str]  # What changed in fields that were known, and codings that are not complete
 
-def _new_layout(table: pl.DataFrame, path: Path) -> list[Field]:
-    "Take the rows of a `field.txt` as fields."
-    _need(table, path, (*INTEGERS, "title", "units", "version"))
-    empty = {"encoding_id": "0", "version": ""}
-    table = table.with_columns(pl.col(name).fill_null(value) for name, value in empty.items())
-    table = table.with_columns(pl.col("title").fill_null("Field " + pl.col("field_id")))
-    table = _whole_numbers(table, path, INTEGERS)
-    for line, number in enumerate(table["value_type"], 2):
-        _value_type(str(number), path, line)
-    return [replace(_builtin_field(row), source=path.name) for row in table.iter_rows(named=True)]
+    def __str__(self) -> str:
+        lines = [f"{name}: read as {form}" for name, form in self.forms.items()]
+        for what, counts in (("fields", self.fields), ("codings", self.codings)):
+            lines.append(f"{what}: " + ", ".join(f"{count:,} {word}" for word, count in counts.items()))
+        more = [f"... and {len(self.conflicts) - 10:,} more"] if len(self.conflicts) > 10 else []
+        return "\n".join([*lines, *self.conflicts[:10], *more])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #c414937d
-def _read_fields(path: Path) -> list[Field]:
-    "Read a user's fields, in the old or the new layout of the showcase."
-    table = _read_tsv(path)
-    if "field_id" in table.columns:
-        return _new_layout(table, path)
-    _need(table, path, ("FieldID", "Field", "ValueType"))
-    return [_own_field(row, path, line) for line, row in enumerate(table.iter_rows(named=True), 2)]
+def _with_fields(
+    known: dict[int, Field], found: list[ShowcaseFile]
+) -> tuple[dict[int, Field], Counter, list[str]]:
+    "Lay the fields of files over known ones."
+    fields, counts, changes = dict(known), Counter({"added": 0, "changed": 0, "unchanged": 0, "kept": 0}), []
+    for number, (field, file) in _field_tables(found).items():
+        old = fields.get(number)
+        what, fields[number] = _settle(old, field, file)
+        counts[what] += 1
+        changes += [_differences(old, fields[number])] if old and what == "changed" else []
+    return fields, counts, changes
 
+# %% ../../nbs/biobank/10_dictionary.ipynb #9f284a89
+def _with_codes(
+    known: Dictionary, codes: pl.DataFrame
+) -> tuple[dict[int, dict[str, str]], pl.DataFrame, Counter]:
+    "Lay codings over known ones, each as a whole."
+    given = _labels_of(codes.filter("selectable").select("coding", "code", "label").iter_rows())
+    counts = Counter({"added": 0, "changed": 0, "unchanged": 0})
+    for coding, labels in given.items():
+        old = known.labels.get(coding)
+        counts["added" if old is None else "unchanged" if old == labels else "changed"] += 1
+    nodes = codes.filter(pl.col("node").is_not_null()).with_columns(
+        pl.when(~pl.col("selectable")).then("label").alias("label")
+    )
+    replaced_trees = pl.col("coding").is_in(nodes["coding"].unique().implode())
+    return (
+        known.labels | given,
+        pl.concat([known.nodes.filter(~replaced_trees), nodes.select(*NODES)]),
+        counts,
+    )
 
-def _read_rap_codings(path: Path) -> pl.DataFrame:
-    "Read the codings.csv that `dx extract_dataset -ddd` writes; names such as data_coding_9."
-    table = pl.read_csv(path, infer_schema=False, columns=["coding_name", "code", "meaning"])
-    number = pl.col("coding_name").str.extract(r"(\d+)$").alias("Coding")
-    return table.select(
-        number, pl.col("code").alias("Value"), pl.col("meaning").alias("Meaning")
-    ).drop_nulls()
+# %% ../../nbs/biobank/10_dictionary.ipynb #663ac08d
+@patch
+def update(
+    self: Dictionary,
+    *paths: str | Path,  # Files of the showcase, of RAP, or of your own, in any order
+) -> Update:
+    "Lay files over the dictionary; raises `DictionaryError` for an unknown form, a bad line or a contradiction."
+    found = [read_showcase(path) for path in paths]
+    codes = _code_tables(found)
+    fields, field_counts, changes = _with_fields(self.fields, found)
+    labels, nodes, coding_counts = _with_codes(self, codes)
+    forms = {file.name: file.form for file in found}
+    conflicts = [*changes, *_incomplete(found, codes)]
+    return Update(
+        Dictionary(fields, labels, nodes), forms, dict(field_counts), dict(coding_counts), conflicts
+    )
 
-
-def _read_labels(path: Path) -> dict[int, dict[str, str]]:
-    "Read a user's labels, by coding and code."
-    table, needed = _read_tsv(path), ("Coding", "Value", "Meaning")
-    if table.width == 1 and "coding_name" in table.columns[0]:
-        table = _read_rap_codings(path)
-    _need(table, path, needed)
-    return _labels_of(_whole_numbers(table, path, needed[:1]).select(needed).iter_rows())
-
-# %% ../../nbs/biobank/10_dictionary.ipynb #b0c9b120
+# %% ../../nbs/biobank/10_dictionary.ipynb #8328dee2
 @patch
 def overlay(
     self: Dictionary,
-    fields: str | Path | None = None,  # A table of fields; None adds none
-    codings: str | Path | None = None,  # A table Coding, Value, Meaning; None adds none
-) -> Dictionary:  # A new dictionary in which the given fields stand before the shipped ones
-    "Add a user's fields and labels; a field of the same number replaces the shipped one."
-    own = _read_fields(Path(fields)) if fields else []
-    labels = {**self.labels, **(_read_labels(Path(codings)) if codings else {})}
-    return Dictionary({**self.fields, **{field.field_id: field for field in own}}, labels)
+    *paths: str | Path | None,  # Files as for `update`; None is passed over
+) -> Dictionary:  # A new dictionary
+    "Lay files over the dictionary and say nothing."
+    return self.update(*(path for path in paths if path is not None)).dictionary
 
-# %% ../../nbs/biobank/10_dictionary.ipynb #8328dee2
+
 def replaced(
     dictionary: Dictionary,  # A dictionary with a user's fields
     shipped: Dictionary,  # The dictionary without them
@@ -401,32 +530,46 @@ def replaced(
         if field_id in shipped and shipped[field_id] != field
     ]
 
-# %% ../../nbs/biobank/10_dictionary.ipynb #9f825881
-def save_dictionary(
-    dictionary: Dictionary,  # What to keep
-    path: str | Path,  # A parquet file
-) -> None:
-    "Write a dictionary, its labels included."
-    rows = [{**vars(field), "labels": None} for _, field in sorted(dictionary.fields.items())]
+# %% ../../nbs/biobank/10_dictionary.ipynb #32163c28
+def _tables(dictionary: Dictionary) -> dict[str, pl.DataFrame]:
+    "A dictionary as three tables."
     labels = [
         (coding, code, text)
         for coding, codes in sorted(dictionary.labels.items())
         for code, text in codes.items()
     ]
-    fields = pl.DataFrame(rows, infer_schema_length=None).drop("labels")
-    table = pl.DataFrame(
-        labels, schema={"coding": pl.Int32, "value": pl.String, "meaning": pl.String}, orient="row"
+    fields = pl.DataFrame(
+        [vars(field) for _, field in sorted(dictionary.fields.items())], infer_schema_length=None
     )
+    types = {name: NODES[name] for name in ("coding", "code", "label")}
+    return {
+        "fields": fields,
+        "labels": pl.DataFrame(labels, schema=types, orient="row"),
+        "nodes": dictionary.nodes,
+    }
+
+# %% ../../nbs/biobank/10_dictionary.ipynb #50586a98
+def save_dictionary(
+    dictionary: Dictionary,  # What to keep
+    path: str | Path,  # A file, by custom of the ending .parquet or .dictionary
+) -> None:
+    "Write a dictionary, its labels and trees included, as one file."
+    parts = [table.with_columns(pl.lit(kind).alias("kind")) for kind, table in _tables(dictionary).items()]
     with atomic_file(path) as temporary:
-        fields.write_parquet(temporary, compression="zstd")
-    with atomic_file(Path(path).with_suffix(".labels.parquet")) as temporary:
-        table.write_parquet(temporary, compression="zstd")
+        pl.concat(parts, how="diagonal_relaxed").write_parquet(temporary, compression="zstd")
 
 
 def load_dictionary(
     path: str | Path,  # A file that save_dictionary wrote
 ) -> Dictionary:
-    "Read a dictionary back."
-    fields = {row["field_id"]: Field(**row) for row in pl.read_parquet(path).iter_rows(named=True)}
-    labels = _labels_of(pl.read_parquet(Path(path).with_suffix(".labels.parquet")).iter_rows())
-    return Dictionary(fields, labels)
+    "Read a dictionary back; raises `DictionaryError` where the file is no dictionary."
+    try:
+        table = pl.read_parquet(path)
+        part = {kind: table.filter(pl.col("kind") == kind) for kind in ("fields", "labels", "nodes")}
+        names = list(Field.__dataclass_fields__)
+        fields = {row["field_id"]: Field(**row) for row in part["fields"].select(names).iter_rows(named=True)}
+        labels = _labels_of(part["labels"].select("coding", "code", "label").iter_rows())
+    except (OSError, pl.exceptions.PolarsError):
+        raise DictionaryError(f"the dictionary {Path(path).name}", "a file that `ukbmm dictionary update` wrote", "another file",
+                              "Make it again from the showcase's files.") from None  # fmt: skip
+    return Dictionary(fields, labels, part["nodes"])

@@ -172,7 +172,9 @@ def known_values(
 def _as_raw(text: str, field: Field) -> Any:
     "A code of a coding as a column holds it; None where it can't be a value of the field."
     try:
-        return str(text) if field.dtype == pl.String else float(text) if field.is_number else int(text)
+        return (
+            str(text) if field.dtype == pl.String else float(text) if field.dtype == pl.Float64 else int(text)
+        )
     except ValueError:
         return None
 
@@ -265,8 +267,10 @@ def _count_frame(
 
 # %% ../../nbs/biobank/18a_description.ipynb #56c90d25
 def _names_of(biobank: Biobank, columns: Iterable[str] | None) -> list[str]:
-    "The columns that are meant; raises `StoreError` for one that the Biobank does not have."
+    "The columns that are meant; raises `StoreError` for none, and for one that the Biobank does not have."
     names = biobank.columns if columns is None else list(columns)
+    if not names:
+        raise StoreError("what to count", "at least one column", "none", "Leave `columns` out to count all.")
     for name in names:
         if name not in biobank.manifest["columns"]:
             raise StoreError(f"column {name}", "a column of the Biobank", "no such column")
@@ -610,11 +614,11 @@ def plot_reasons(
             axis.barh(labels, width, left=left, color=COLOURS[kind], height=0.78,
                       label=KIND_WORDS.get(kind, kind.replace("_", " ")))  # fmt: skip
         left += width
-    axis.set(xlim=(0, 100), xlabel="share of all cells of the group (%)")
-    axis.invert_yaxis()
+    axis.set(xlim=(0, 100), ylim=(len(labels) - 0.4, -0.6))
+    axis.set_xlabel("share of all cells of the group (%)", fontsize=9)
     axis.spines[["top", "right", "left"]].set_visible(False)
-    axis.tick_params(left=False)
-    axis.legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0))
+    axis.tick_params(left=False, labelsize=9)
+    axis.legend(frameon=False, fontsize=8.5, ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0))
     return axis
 
 # %% ../../nbs/biobank/18a_description.ipynb #6d9f3d33
@@ -654,7 +658,7 @@ def plot_occasions(
         xticks=range(len(occasions)), xticklabels=occasions, yticks=range(len(groups)), yticklabels=groups
     )
     axis.xaxis.tick_top()
-    axis.tick_params(length=0)
+    axis.tick_params(length=0, labelsize=9)
     axis.spines[:].set_visible(False)
     return axis
 
@@ -676,7 +680,8 @@ def patterns_of(
     has: dict[str, np.ndarray],  # Who has anything, by group of fields, bool [participant]
 ) -> tuple[pl.DataFrame, int]:  # participants, and has it? by group; people with other patterns
     "Count which groups of fields people have together; every count is 0 or at least 5."
-    groups = [group for group in (*GROUPS, OWN, OTHER) if group in has]
+    known = [group for group in (*GROUPS, OWN, OTHER) if group in has]
+    groups = [*known, *(group for group in has if group not in known)]
     codes = sum((has[group].astype(np.int64) << i for i, group in enumerate(groups)), np.int64(0))
     values, counts = np.unique(codes, return_counts=True)
     kept, rest = _merge_small(list(zip(values.tolist(), counts.tolist(), strict=True)), PATTERNS)
@@ -699,16 +704,11 @@ def plot_patterns(
     axis.scatter(x, y, s=52, c=np.where(shown[y, x], COLOURS["present"], "#E4E4E4"), linewidths=0)
     labels = [show_share(count, n) for count in patterns["participants"]]
     labels += [f"{show_share(rest, n)} other"] if rest else []
-    axis.set(
-        xticks=range(len(groups)),
-        yticks=range(len(labels)),
-        yticklabels=labels,
-        ylabel="share of participants",
-    )
+    axis.set(xticks=range(len(groups)), yticks=range(len(labels)), yticklabels=labels)
     axis.set_xticklabels(groups, rotation=40, ha="left", rotation_mode="anchor")
     axis.set(xlim=(-0.6, len(groups) - 0.4), ylim=(len(labels) - 0.5, -0.5))
     axis.xaxis.tick_top()
-    axis.tick_params(length=0)
+    axis.tick_params(length=0, labelsize=9)
     axis.spines[:].set_visible(False)
     return axis
 
@@ -719,7 +719,7 @@ class Distribution(NamedTuple):
     kind: str  # "number", "date" or "category"
     edges: list  # Edges of bins, one more than counts; labels of categories
     counts: list[int]  # Participants
-    rest: int = 0  # Participants with a category that is not listed
+    rest: int = 0  # Times that a category was given which is not listed
 
 
 def _merge_bins(edges: np.ndarray, counts: np.ndarray) -> tuple[list[float], list[int]]:
@@ -742,14 +742,15 @@ def _merge_bins(edges: np.ndarray, counts: np.ndarray) -> tuple[list[float], lis
 BINS = 30  # Bins of a histogram at most
 
 
-def _edges(values: np.ndarray, whole: bool) -> np.ndarray:
-    "Round edges of about BINS bins over the middle 99% of the values."
+def _edges(values: np.ndarray) -> np.ndarray:
+    "Round edges of at most some BINS bins over the middle 99% of the values; whole numbers are in the middle of theirs."
     low, high = np.quantile(values, [0.005, 0.995])
-    step = 10.0 ** math.floor(math.log10(max(high - low, 1e-12) / BINS))
+    step = 10.0 ** math.floor(math.log10(max(high - low, 1e-9) / BINS))
     step = next(size * step for size in (1, 2, 5, 10, 20) if (high - low) / (size * step) <= BINS)
-    step = max(1.0, step) if whole else step
+    whole = float(np.mean(values == np.round(values)))
+    step = max(1.0, step) if whole > 0.9 else step  # 0.5 may stand for "less than one" among whole numbers
     start, stop = math.floor(low / step), math.floor(high / step) + 1
-    return (np.arange(start, stop + 1) - (0.5 if whole and step == 1 else 0)) * step
+    return (np.arange(start, stop + 1) - (0.5 if whole == 1 and step == 1 else 0)) * step
 
 
 def histogram(
@@ -762,8 +763,8 @@ def histogram(
         return None
     if kind == "date":
         known = known.dt.year() + (known.dt.ordinal_day() - 1) / 365.25
-    numbers, whole = known.cast(pl.Float64).to_numpy(), known.dtype.is_integer()
-    edges = _edges(numbers, whole)
+    numbers = known.cast(pl.Float64).to_numpy()
+    edges = _edges(numbers)
     counts, _ = np.histogram(np.clip(numbers, edges[0], edges[-1]), edges)
     return Distribution(kind, *_merge_bins(edges, counts))
 
@@ -817,9 +818,9 @@ def plot_distribution(
         axis.stairs(np.array(found.counts) / width, found.edges, fill=True, color=COLOURS["present"])
         axis.set(yticks=[], xlabel=units if found.kind == "number" else "year", ylim=(0, None))
         axis.locator_params(axis="x", nbins=5)
-    axis.set_title(_shorten(title, 42), fontsize=8.5, loc="left")
-    axis.tick_params(labelsize=7.5)
-    axis.xaxis.label.set_size(7.5)
+    axis.set_title(_shorten(title, 46), fontsize=8.5, loc="left")
+    axis.tick_params(labelsize=8)
+    axis.xaxis.label.set_size(8)
     axis.spines[["top", "right", "left"]].set_visible(False)
     return axis
 
@@ -829,15 +830,22 @@ def _shorten(text: str, most: int) -> str:
 
 
 def _bars(axis: Any, found: Distribution) -> None:
-    "Draw categories as bars, in percent of all that were counted."
+    "Draw categories as bars with their labels on them, in percent of all answers."
     total = sum(found.counts) + found.rest
-    labels = [_shorten(label, 26) for label in found.edges] + (["all others"] if found.rest else [])
+    labels = found.edges + (["all others"] if found.rest else [])
     shares = [100 * count / total for count in (*found.counts, *([found.rest] if found.rest else []))]
-    colours = [COLOURS["present"]] * len(found.counts) + ["#999999"]
-    axis.barh(range(len(labels)), shares, color=colours[: len(labels)], height=0.75)
-    axis.set(yticks=range(len(labels)), yticklabels=labels, xlabel="%")
-    axis.invert_yaxis()
-    axis.tick_params(left=False)
+    axis.barh(range(len(labels)), shares, color=["#9CCBE8"] * len(found.counts) + ["#D9D9D9"], height=0.8)
+    for place, (label, share) in enumerate(zip(labels, shares, strict=True)):
+        axis.text(
+            0.01,
+            place,
+            f"{_shorten(label, 40)}  {share:.0f}%",
+            va="center",
+            fontsize=7.5,
+            transform=axis.get_yaxis_transform(),
+        )
+    axis.set(yticks=[], xticks=[], ylim=(max(4, len(labels)) - 0.5, -0.5), xlim=(0, max([1, *shares])))
+    axis.spines["bottom"].set_visible(False)
 
 # %% ../../nbs/biobank/18a_description.ipynb #29d95507
 def _listed(names: list[str]) -> str:
@@ -946,7 +954,7 @@ def _attention(values: dict) -> list[str]:
     rows, tables = values["columns"], values["tables"]
     left = [table["left_out"] for table in tables]
     counts = {
-        "columns hold values that can not be": sum(bool(row["out_of_range"]) for row in rows),
+        "columns hold values that cannot be": sum(bool(row["out_of_range"]) for row in rows),
         "columns are of an occasion or a position that the dictionary does not have": sum(
             bool(row["beyond_dictionary"]) for row in rows
         ),
@@ -1126,12 +1134,14 @@ def _panels(shown: list[tuple[dict, Distribution]]) -> Any:
     from matplotlib.figure import Figure
 
     n_rows = -(-len(shown) // 3)
-    figure = Figure(figsize=(9.6, 2.0 * n_rows), layout="constrained")
+    figure = Figure(figsize=(9.6, 2.1 * n_rows))
     FigureCanvasAgg(figure)
     axes = figure.subplots(n_rows, 3, squeeze=False).ravel()
+    edge = 0.3 / figure.get_figheight()  # a third of an inch above, more below for what is on the axis
+    figure.subplots_adjust(left=0.02, right=0.98, top=1 - edge, bottom=1.5 * edge, wspace=0.08, hspace=0.55)
     for axis, (row, found) in zip(axes, shown, strict=False):
         visit = "" if row["occasion"] in ("once", "visit 0") else f", {row['occasion']}"
-        plot_distribution(axis, found, _shorten(row["title"], 40 - len(visit)) + visit, row["units"])
+        plot_distribution(axis, found, _shorten(row["title"], 46 - len(visit)) + visit, row["units"])
     for axis in axes[len(shown) :]:
         axis.set_axis_off()
     return figure
@@ -1192,6 +1202,14 @@ def description_table(
     return pl.DataFrame(cells, schema=dict.fromkeys((*names, "present", *kinds), pl.String))
 
 
+def _genotyped(biobank: Biobank) -> dict[str, np.ndarray]:
+    "Who has genotypes, by store, bool [participant]; without people who have withdrawn."
+    here = np.flatnonzero(~biobank.withdrawn)
+    return {
+        f"Genotypes: {name}": biobank.genotypes(name).present(here) for name in biobank.manifest["genotypes"]
+    }
+
+
 def description(
     biobank: Biobank,  # An open Biobank
     columns: Iterable[str] | None = None,  # Which columns; None describes all, and draws some of each group
@@ -1202,7 +1220,7 @@ def description(
     of_group = _drawn(rows, PANELS if columns is None else len(rows))
     found = _distributions(biobank, [name for names in of_group.values() for name in names])
     missing = _missing_figures(rows, n)
-    patterns, rest = patterns_of(counted.has)
+    patterns, rest = patterns_of(counted.has | (_genotyped(biobank) if columns is None else {}))
     figures = {"missing": missing["reasons"], "occasions": missing["occasions"],
                "together": _drawing(lambda axis: plot_patterns(axis, patterns, rest), 2.2 + 0.26 * patterns.width, 1.8 + 0.24 * patterns.height)}  # fmt: skip
     by_name = {row["column"]: row for row in rows}

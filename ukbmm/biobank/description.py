@@ -31,7 +31,7 @@ from ..core import StoreError, progress, redact, write_text
 from ..disclosure import MIN_COUNT, assert_publishable, is_small, show_count, show_parts, show_share
 
 # %% auto #0
-__all__ = ['GROUPS', 'OWN', 'OTHER', 'NOT_NEGATIVE', 'RANGES', 'EARLIEST', 'SPECIAL_DATES', 'KEYS', 'LISTED', 'FAULTS', 'COLOURS',
+__all__ = ['GROUPS', 'OWN', 'OTHER', 'NOT_NEGATIVE', 'RANGES', 'EARLIEST', 'SPECIAL_DATES', 'KEYS', 'LISTED', 'COLOURS',
            'KIND_WORDS', 'OCCASIONS', 'PATTERNS', 'BINS', 'BARS', 'PANELS', 'group_of', 'limits_of', 'Known',
            'known_values', 'questions', 'Counted', 'count_columns', 'ingest_day', 'show_percent', 'column_rows',
            'group_shares', 'plot_reasons', 'occasion_shares', 'plot_occasions', 'patterns_of', 'plot_patterns',
@@ -527,24 +527,22 @@ def _values(biobank: Biobank, rows: list[dict], n: int) -> dict[str, Any]:
 LISTED = 100  # Names or faults that a page lists before it says how many more there are
 
 
-def _words(counts: dict[str, int | str], names: dict[str, str]) -> str:
-    "Counts by name, as a reader would like them."
-    return ", ".join(
-        f"{names.get(name, name.replace('_', ' '))} {_shown(count)}" for name, count in counts.items()
-    )
+def _words(missing: dict[str, int | str]) -> str:
+    "Kinds of missing with their counts, as a reader would like them."
+    return ", ".join(f"{kind.replace('_', ' ')} {_shown(count)}" for kind, count in missing.items())
 
 
 def _shown(count: int | str) -> str:
     return f"{count:,}" if isinstance(count, int) else count
 
 
-FAULTS = {"code": "not in the coding", "below": "too small or too early", "above": "too large or too late"}
-
-
 def _faults(row: dict) -> str:
     "What is wrong with a column, in words."
-    faults = [_words(row["out_of_range"], FAULTS)] if row["out_of_range"] else []
-    return ", ".join(faults + ([row["beyond_dictionary"]] if row["beyond_dictionary"] else []))
+    date, unit = row["type"] in ("date", "time"), row["units"] or "its type"
+    words = {"code": "not in the coding", "below": "before 1900" if date else f"too small for {unit}",
+             "above": "after the ingest" if date else f"too large for {unit}"}  # fmt: skip
+    found = [f"{_shown(count)} {words[what]}" for what, count in row["out_of_range"].items()]
+    return ", ".join(found + ([row["beyond_dictionary"]] if row["beyond_dictionary"] else []))
 
 
 def _middle(shown: int | str) -> float:
@@ -566,7 +564,7 @@ def _line(rows: list[dict], n: int) -> dict[str, Any]:
         "units": best["units"],
         "share": best["share"],
         "width": round(100 * _middle(best["with_value"]) / max(1, n)),
-        "missing": _words(best["missing"], {"empty": "nothing there"}),
+        "missing": _words(best["missing"]),
         "faults": "; ".join(list(faults)[:3]),
     }
 
@@ -692,6 +690,16 @@ def patterns_of(
     return pl.DataFrame(rows, schema={"participants": pl.Int64, **dict.fromkeys(groups, pl.Boolean)}), rest
 
 # %% ../../nbs/biobank/18a_description.ipynb #6a3158ed
+def _about_share(
+    count: int,  # Participants
+    n: int,  # Participants in all
+) -> str:
+    "A share rounded to whole percent, or to more where one percent is fewer than ten people."
+    step = next((step for step in (1, 2, 5, 10) if step * n >= 1000), 20)
+    percent = step * round(100 * count / n / step)
+    return f"{percent}%" if percent else f"<{step}%"
+
+# %% ../../nbs/biobank/18a_description.ipynb #400abff9
 def plot_patterns(
     axis: Any,  # A matplotlib axis
     patterns: pl.DataFrame,  # From `patterns_of`
@@ -702,8 +710,8 @@ def plot_patterns(
     shown = patterns.select(groups).to_numpy()
     y, x = np.nonzero(np.ones_like(shown))
     axis.scatter(x, y, s=52, c=np.where(shown[y, x], COLOURS["present"], "#E4E4E4"), linewidths=0)
-    labels = [show_share(count, n) for count in patterns["participants"]]
-    labels += [f"{show_share(rest, n)} other"] if rest else []
+    labels = [_about_share(count, n) for count in patterns["participants"]]
+    labels += [f"{_about_share(rest, n)} other"] if rest else []
     axis.set(xticks=range(len(groups)), yticks=range(len(labels)), yticklabels=labels)
     axis.set_xticklabels(groups, rotation=40, ha="left", rotation_mode="anchor")
     axis.set(xlim=(-0.6, len(groups) - 0.4), ylim=(len(labels) - 0.5, -0.5))

@@ -32,7 +32,7 @@ from ..disclosure import MIN_COUNT, assert_publishable, is_small, show_count, sh
 
 # %% auto #0
 __all__ = ['GROUPS', 'OWN', 'OTHER', 'NOT_NEGATIVE', 'RANGES', 'EARLIEST', 'SPECIAL_DATES', 'KEYS', 'LISTED', 'COLOURS',
-           'KIND_WORDS', 'OCCASIONS', 'PATTERNS', 'BINS', 'BARS', 'PANELS', 'group_of', 'limits_of', 'Known',
+           'KIND_WORDS', 'OCCASIONS', 'PATTERNS', 'BINS', 'BARS', 'ALT', 'PANELS', 'group_of', 'limits_of', 'Known',
            'known_values', 'questions', 'Counted', 'count_columns', 'ingest_day', 'show_percent', 'column_rows',
            'group_shares', 'plot_reasons', 'occasion_shares', 'plot_occasions', 'patterns_of', 'plot_patterns',
            'Distribution', 'histogram', 'categories', 'distribution', 'plot_distribution', 'picture', 'IngestReport',
@@ -1024,13 +1024,24 @@ def _missing_figures(rows: list[dict], n: int) -> dict[str, Any]:
     }
 
 # %% ../../nbs/biobank/18a_description.ipynb #ea469ea3
+ALT = {
+    "reasons": "share of cells with a value and of each kind of missing, by group of fields",
+    "missing": "share of cells with a value and of each kind of missing, by group of fields",
+    "occasions": "share of participants with a value, by group of fields and visit",
+    "together": "which groups of fields participants have together",
+}  # what a figure shows, for those who cannot see it
+
+
 def _render(template: str, name: str, figures: dict[str, Any], **values: Any) -> str:
     "Fill a template; raises `DisclosureError` where something got in that has the shape of an identifier."
     import jinja2
 
     environment = jinja2.Environment(loader=jinja2.PackageLoader("ukbmm.biobank"), autoescape=True,
                                      undefined=jinja2.StrictUndefined)  # fmt: skip
-    drawn = {key: jinja2.utils.markupsafe.Markup(picture(figure, key)) for key, figure in figures.items()}
+    drawn = {
+        key: jinja2.utils.markupsafe.Markup(picture(figure, ALT.get(key, f"values of {key}")))
+        for key, figure in figures.items()
+    }
     text = environment.get_template(template).render(**values, figures=drawn, version=__version__)
     return assert_publishable(text, name)
 
@@ -1192,7 +1203,7 @@ class Description:
 
     def _repr_html_(self) -> str:
         shown = "".join(
-            picture(self.figures[name], name)
+            picture(self.figures[name], ALT[name])
             for name in ("missing", "together", "occasions")
             if name in self.figures
         )

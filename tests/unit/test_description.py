@@ -180,6 +180,7 @@ def test_every_key_of_the_json_is_documented(report):
     keys = {key for row in values["columns"] for key in row} | {
         key for table in values["tables"] for key in (*table, *table["left_out"])
     }
+    assert set(values) <= set(values["keys"])
     plain = {
         "title",
         "type",

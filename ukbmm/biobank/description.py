@@ -475,6 +475,12 @@ def _joined(manifest: dict) -> dict[str, Any]:
 
 # %% ../../nbs/biobank/18a_description.ipynb #ace87735
 KEYS = {
+    "format": "this layout and its version",
+    "biobank": "name of the folder",
+    "package": "version of ukbmm that read the files",
+    "written_by": "version of ukbmm that wrote this report",
+    "ingested": "day on which the files were read",
+    "keys": "this list",
     "counts": "numbers of participants who have not withdrawn; text such as <5, 20-39 or 'about 120' where an exact number would tell about one to four people",
     "participants": "participants who have not withdrawn",
     "withdrawn": "participants who have withdrawn; they are in no other count",
@@ -487,7 +493,12 @@ KEYS = {
     "tables.left_out.ambiguous_titles": "titles of several fields, with these fields",
     "tables.left_out.undecided_labels": "participants with a label of several codes, by column",
     "tables.left_out.negative_identifiers": "rows dropped",
-    "joined": "what happened where several tables were joined",
+    "tables.participants_not_in_it": "participants of other tables, rounded",
+    "joined": "what happened where several tables were joined: identifiers translated, columns in several tables, participants who differ",
+    "fields_of_your_own": "fields that your own dictionary describes",
+    "fields_that_replace_uk_biobanks": "those of them that have the number of a field of UK Biobank",
+    "related_pairs": "pairs in the relatedness file of whom both are participants; null without one",
+    "genotypes": "stores of genotypes: variants, genome build, participants with and without, people in no table, people with another sex in field 31",
     "columns": "one entry a column, in the order of the Biobank",
     "columns.column": "canonical name: p, field, _i occasion, _a position",
     "columns.with_value": "participants with a value that is not one of the special ones",
@@ -518,7 +529,7 @@ def _values(biobank: Biobank, rows: list[dict], n: int) -> dict[str, Any]:
         "joined": joined,
         "fields_of_your_own": len(manifest["own_fields"]),
         "fields_that_replace_uk_biobanks": len(manifest["replaced_fields"]),
-        "related_pairs": _about(related["n_pairs"]) if related["given"] else None,
+        "related_pairs": _plain(show_count(related["n_pairs"])) if related["given"] else None,
         "genotypes": [_genotype_values(biobank, name) for name in manifest["genotypes"]],
         "columns": rows,
     }
@@ -538,9 +549,9 @@ def _shown(count: int | str) -> str:
 
 def _faults(row: dict) -> str:
     "What is wrong with a column, in words."
-    date, unit = row["type"] in ("date", "time"), row["units"] or "its type"
-    words = {"code": "not in the coding", "below": "before 1900" if date else f"too small for {unit}",
-             "above": "after the ingest" if date else f"too large for {unit}"}  # fmt: skip
+    date, unit = row["type"] in ("date", "time"), row["units"]
+    words = {"code": "not in the coding", "below": "before 1900" if date else f"too small ({unit})",
+             "above": "after the ingest" if date else f"too large ({unit})"}  # fmt: skip
     found = [f"{_shown(count)} {words[what]}" for what, count in row["out_of_range"].items()]
     return ", ".join(found + ([row["beyond_dictionary"]] if row["beyond_dictionary"] else []))
 

@@ -27,7 +27,7 @@ setup(
     url=settings["git_url"],
     keywords=settings["keywords"],
     packages=find_packages(include=["ukbmm", "ukbmm.*"]),
-    package_data={"ukbmm": ["py.typed", "biobank/schema/*", "workflow/templates/*"]},
+    package_data={"ukbmm": ["py.typed", "biobank/schema/*", "biobank/templates/*", "workflow/templates/*"]},
     python_requires=f">={settings['min_python']}",
     install_requires=words("requirements"),
     extras_require={extra: words(f"{extra}_requirements") for extra in ("imaging", "dev", "docs")},

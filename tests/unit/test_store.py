@@ -14,7 +14,7 @@ from ukbmm.biobank import store as module
 from ukbmm.biobank.genotypes import unpack, write_bed
 from ukbmm.biobank.store import Biobank, ingest
 from ukbmm.core import GenotypeError, StoreError, TableError, UkbmmError
-from ukbmm.disclosure import show_parts
+from ukbmm.disclosure import show_share
 
 PEOPLE = np.array([1_000_003, 1_000_005, 1_000_008, 1_000_009, 1_000_011, 1_000_020, 1_000_021, 1_000_030])
 
@@ -121,7 +121,7 @@ def test_verify_finds_a_change_beside_the_genotypes(small, name):
 
 @pytest.mark.parametrize(
     "name",
-    ["participants.parquet", "tables/phenotypes-0.parquet", "dictionary.labels.parquet", "relatedness.parquet",
+    ["participants.parquet", "tables/phenotypes-0.parquet", "relatedness.parquet",
      "genotypes/array/geno.u8", "genotypes/array/samples.parquet", "genotypes/array/meta.json"],
 )  # fmt: skip
 def test_verify_finds_a_missing_file(small, name):
@@ -265,7 +265,7 @@ def test_nothing_of_a_killed_attempt_stays_in_the_folder(tmp_path, monkeypatch):
     (tmp_path / "in" / "t.csv").touch()  # the table is read again
     biobank = ingest(tmp_path / "in" / "t.csv", tmp_path / "b")  # and genotypes are no longer wanted
     assert sorted(path.relative_to(biobank.path).as_posix() for path in biobank.path.rglob("*")) == [
-        "dictionary.labels.parquet", "dictionary.parquet", "manifest.json", "participants.parquet", "relatedness.parquet",
+        "dictionary.parquet", "manifest.json", "participants.parquet", "relatedness.parquet",
         "tables", "tables/phenotypes-0.parquet",
     ]  # fmt: skip
     assert biobank.verify() == []
@@ -283,8 +283,7 @@ def test_people_of_the_fam_who_are_not_participants_are_reported_and_the_rest_ke
     assert np.array_equal(unpack(store.packed(np.arange(6)), store.variants), copies[7:13])
     report = "\n".join(biobank.report())
     assert "people in the .fam who are not in the table: 8" in report
-    have, lack = show_parts([6, 2])
-    assert f"{have} participants have them, {lack} do not" in report and have != "6"
+    assert f"of {show_share(6, 8)} of the participants" in report and show_share(6, 8) != "75%"
 
 
 def test_a_fam_of_strangers_only_is_an_error(tmp_path):

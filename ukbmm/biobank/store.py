@@ -5,6 +5,7 @@
 # %% ../../nbs/biobank/18_store.ipynb #3c0ebee4
 from __future__ import annotations
 
+import datetime
 import functools
 import json
 import os
@@ -17,7 +18,7 @@ import polars as pl
 from fastcore.basics import patch
 
 from .. import __version__
-from .cleaning import Cleaned, clean_column, missing_table
+from .cleaning import Cleaned, clean_column
 from .delivery import find_delivery
 from .dictionary import Dictionary, Field, load_dictionary, replaced, save_dictionary
 from .extract import read_extract
@@ -32,7 +33,7 @@ from ukbmm.biobank.genotypes import (
 from .names import parse_name
 from .relatedness import read_relatedness, read_withdrawals, related_eids, rows_of
 from ..core import GenotypeError, StoreError, UkbmmError, atomic_file, file_sha256, get_logger, write_text
-from ..disclosure import show_count, show_parts
+from ..disclosure import show_count, show_parts, show_share
 
 # %% auto #0
 __all__ = ['Biobank', 'ingest']
@@ -365,6 +366,9 @@ def ingest(
     | Path
     | Iterable,  # The files of an extract, text or parquet, one or several; or a folder with all there is
     out: str | Path,  # Folder of the new Biobank; must not exist
+    dictionary: str
+    | Path
+    | None = None,  # Dictionary that `ukbmm dictionary update` made; None takes the shipped one
     fields: str | Path | None = None,  # Table of your own fields; None for UK Biobank's only
     codings: str | Path | None = None,  # Table of your own codings; None for none
     relatedness: str | Path | None = None,  # UK Biobank's relatedness file; None means nobody is related
@@ -381,7 +385,7 @@ def ingest(
     out = Path(out)
     folder, was_there = _claim(out)
     try:
-        given = {"table": _paths(table), "fields": _paths(fields), "codings": _paths(codings), "withdrawals": _paths(withdrawals),
+        given = {"table": _paths(table), "dictionary": _paths(dictionary), "showcase": [], "fields": _paths(fields), "codings": _paths(codings), "withdrawals": _paths(withdrawals),
                  "bridge": _paths(bridge), "relatedness": _paths(relatedness), "genotypes": _paths(genotypes)}  # fmt: skip
         given, not_read = _with_folders(given)
         prefixes, given["genotypes"] = given["genotypes"], _plink_files(given["genotypes"])
@@ -409,8 +413,9 @@ def _with_folders(given: dict[str, list[Path]]) -> tuple[dict[str, list[Path]], 
         given["withdrawals"] = [*given["withdrawals"], *found.withdrawals]
         given["relatedness"] = given["relatedness"] or found.relatedness
         given["genotypes"] = given["genotypes"] or found.genotypes
+        given["showcase"] = [*given["showcase"], *found.dictionary]
         records = [record for paths in found.records.values() for record in paths]
-        not_read += [other.name for other in [*records, *found.dictionary, *found.unknown]]
+        not_read += [other.name for other in [*records, *found.unknown]]
     return given, not_read
 
 # %% ../../nbs/biobank/18_store.ipynb #da377a77
@@ -432,12 +437,11 @@ def _stages(
     memory_gib: float,
 ) -> dict:
     "Do every stage that is not done; `options` say how to read tables; returns the manifest."
-    shipped, journal = Dictionary.builtin(), _Journal(folder)
-    own = (given[name][0] if given[name] else None for name in ("fields", "codings"))
-    dictionary = shipped.overlay(*own)
-    described = [
-        path for kind in ("table", "fields", "codings", "withdrawals", "bridge") for path in given[kind]
-    ]
+    journal = _Journal(folder)
+    shipped = load_dictionary(given["dictionary"][0]) if given["dictionary"] else Dictionary.builtin()
+    dictionary = shipped.overlay(*given["showcase"], *given["fields"], *given["codings"])
+    kinds = ("table", "dictionary", "showcase", "fields", "codings", "withdrawals", "bridge")
+    described = [path for kind in kinds for path in given[kind]]
     mark = _mark(described, *options, __version__)
     work = functools.partial(_table_stage, given, folder, dictionary, options)
     table = journal.stage("table", mark, work)
@@ -448,7 +452,7 @@ def _stages(
         "relatedness", _mark(given["relatedness"], mark), lambda: _relatedness_stage(file, folder, eids)
     )
     about = {name: value for name, value in table.items() if name != "columns"}
-    manifest = {"version": 1, "package": __version__, "n_participants": len(eids), "columns": table["columns"],
+    manifest = {"version": 1, "package": __version__, "ingested": datetime.date.today().isoformat(), "n_participants": len(eids), "columns": table["columns"],
                 "table": about, "relatedness": related, "genotypes": {},
                 "own_fields": [f.field_id for f in dictionary.fields.values() if f.source != "UK Biobank"],
                 "replaced_fields": [f.field_id for f in replaced(dictionary, shipped)]}  # fmt: skip
@@ -498,7 +502,7 @@ def _file_lines(table: dict, n: int) -> list[str]:
 def _table_lines(manifest: dict) -> list[str]:
     "What to say about the tables."
     about, n = manifest["table"], manifest["n_participants"]
-    lines = [f"{n:,} participants, {len(manifest['columns']):,} columns"]
+    lines = [f"{n - about['n_withdrawn']:,} participants, {len(manifest['columns']):,} columns"]
     lines += [line for table in about["tables"] for line in _file_lines(table, n)]
     lines += [f"{name}: identifiers translated by the bridge" for name in about["bridged"]]
     differ = {name: count for name, count in about["repeated"].items() if count}
@@ -521,9 +525,9 @@ def _table_lines(manifest: dict) -> list[str]:
 # %% ../../nbs/biobank/18_store.ipynb #554e1dd6
 def _genotype_lines(name: str, found: dict) -> list[str]:
     "What to say about a store of genotypes."
-    have, lack = show_parts([found["n_shared"], found["n_without"]])
+    have = show_share(found["n_shared"], found["n_shared"] + found["n_without"])
     lines = [
-        f"genotypes {name}: {found['n_variants']:,} variants, build {found['build']}; {have} participants have them, {lack} do not"
+        f"genotypes {name}: {found['n_variants']:,} variants, build {found['build']}, of {have} of the participants"
     ]
     strangers = found["n_people"] - found["n_shared"]
     if strangers:
@@ -557,25 +561,6 @@ def report(self: Biobank) -> list[str]:
         f"files of the folder that are not read: {', '.join(others[:8])}{', ...' if len(others) > 8 else ''}"
     ] * bool(others)
     return [*_table_lines(self.manifest), text + outside, *genotypes]
-
-# %% ../../nbs/biobank/18_store.ipynb #31144fae
-@patch
-def describe(
-    self: Biobank,
-    columns: Iterable[str] | None = None,  # Which columns; None describes all
-) -> pl.DataFrame:  # One row a column, publishable
-    "Describe columns, without withdrawn participants: title, type, units, share present, kinds of missing."
-    names = self.columns if columns is None else list(columns)
-    tables, here = [], np.flatnonzero(~self.withdrawn)
-    for start in range(0, len(names), 100):
-        group = names[start : start + 100]
-        about = [(name, self.field(name).title, self.field(name).value_type.replace("_", " "), self.field(name).units or "")
-                 for name in group]  # fmt: skip
-        left = pl.DataFrame(about, schema=["column", "title", "type", "units"], orient="row")
-        tables.append(
-            left.join(missing_table(self.clean(group, here)), on="column", how="left", maintain_order="left")
-        )
-    return pl.concat(tables, how="diagonal").fill_null("0") if tables else pl.DataFrame()
 
 # %% ../../nbs/biobank/18_store.ipynb #0335f7c8
 @patch

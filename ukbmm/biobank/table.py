@@ -19,6 +19,7 @@ from .files import fill_lines, is_parquet, plain_text
 from .lines import MISSING, NO_NUMBER, Layout, line_of, read_layout, read_lines
 from .names import SPELLINGS, Header, read_header
 from ..core import TableError, atomic_file, get_logger, progress
+from ..disclosure import show_count
 
 # %% auto #0
 __all__ = ['MISSING_TEXTS', 'ISO', 'DAY_FIRST', 'EXACT', 'WHAT', 'GROUP_CELLS', 'MOST_PARTS', 'CODINGS', 'Ways', 'TableSummary',
@@ -591,7 +592,7 @@ def _eids_of(layout: Layout, header: Header, filled: Path) -> tuple[Layout, np.n
         changed = fill_lines(layout.path, filled, layout.name)
         layout = replace(layout, path=filled)
         eids = read_lines(layout, header.eid).eids
-        notes.append(f"{changed:,} lines were shorter or longer than the header")
+        notes.append(f"{show_count(changed)} lines were shorter or longer than the header")
     if not len(eids):
         raise TableError(layout.name, "participants and fields", "no rows")
     get_logger().info("%s: %s rows, %s columns", layout.name, f"{len(eids):,}", f"{len(layout.names):,}")

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from ukbmm.biobank.cleaning import missing_table
+from ukbmm.biobank.description import describe
 from ukbmm.disclosure import (
     DisclosureError,
     Step,
@@ -284,7 +285,7 @@ def every_text(biobank):
     columns = biobank.columns
     yield from (repr(biobank), str(biobank), repr(biobank.genotypes()), repr(biobank.dictionary))
     yield from biobank.report()
-    yield str(biobank.describe())
+    yield str(describe(biobank))
     yield str(biobank.relatives)
     yield str(biobank.verify())
     yield json.dumps(biobank.manifest)

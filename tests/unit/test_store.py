@@ -11,6 +11,7 @@ import pytest
 from shared_data import shared_data
 
 from ukbmm.biobank import store as module
+from ukbmm.biobank.description import describe
 from ukbmm.biobank.genotypes import unpack, write_bed
 from ukbmm.biobank.store import Biobank, ingest
 from ukbmm.core import GenotypeError, StoreError, TableError, UkbmmError
@@ -374,7 +375,7 @@ def test_a_biobank_can_be_moved(small, tmp_path):
 
 
 def test_describe_counts_as_pandas_does(biobank):
-    table = biobank.describe(["p20116_i0", "p30690_i0", "p31"])
+    table = describe(biobank, ["p20116_i0", "p30690_i0", "p31"])
     assert table["title"].to_list() == ["Smoking status", "Cholesterol", "Sex"]
     raw = pd.DataFrame(biobank.read(["p30690_i0", "p20116_i0"]).to_dict(as_series=False))
     empty = raw["p30690_i0"].isna().sum()

@@ -36,7 +36,7 @@ __all__ = ['GROUPS', 'OWN', 'OTHER', 'NOT_NEGATIVE', 'RANGES', 'EARLIEST', 'SPEC
            'known_values', 'questions', 'Counted', 'count_columns', 'ingest_day', 'show_percent', 'column_rows',
            'group_shares', 'plot_reasons', 'occasion_shares', 'plot_occasions', 'patterns_of', 'plot_patterns',
            'Distribution', 'histogram', 'categories', 'distribution', 'plot_distribution', 'picture', 'IngestReport',
-           'ingest_report', 'Description', 'description_table', 'description']
+           'add_report', 'ingest_report', 'Description', 'description_table', 'describe', 'description']
 
 # %% ../../nbs/biobank/18a_description.ipynb #2f762a9b
 GROUPS = {
@@ -1094,6 +1094,16 @@ class IngestReport:
         )
         return f"<p>{'<br>'.join(map(html.escape, lines))}</p><table>{table}</table>"
 
+# %% ../../nbs/biobank/18a_description.ipynb #91a1198c
+def add_report(
+    biobank: Biobank,  # An open Biobank
+) -> list[Path]:  # ingest.html and ingest.json, in its folder
+    "Write the ingest report into the Biobank's own folder."
+    paths = ingest_report(biobank).write(biobank.path)
+    for path in paths:
+        biobank.record(path.name)
+    return paths
+
 # %% ../../nbs/biobank/18a_description.ipynb #c43e5f76
 def _all_became(values: dict) -> list[tuple[str, list[tuple[str, str]]]]:
     return [
@@ -1230,6 +1240,14 @@ def description_table(
     cells = [{**{name: row[name] for name in names}, "present": row["share"],
               **{kind: _shown(row["missing"].get(kind, 0)) for kind in kinds}} for row in rows]  # fmt: skip
     return pl.DataFrame(cells, schema=dict.fromkeys((*names, "present", *kinds), pl.String))
+
+
+def describe(
+    biobank: Biobank,  # An open Biobank
+    columns: Iterable[str] | None = None,  # Which columns; None lists all
+) -> pl.DataFrame:  # One row a column, publishable
+    "List columns as `description_table` does, without drawing anything."
+    return description_table(column_rows(biobank, count_columns(biobank, columns)))
 
 
 def _genotyped(biobank: Biobank) -> dict[str, np.ndarray]:

@@ -366,9 +366,6 @@ def ingest(
     | Path
     | Iterable,  # The files of an extract, text or parquet, one or several; or a folder with all there is
     out: str | Path,  # Folder of the new Biobank; must not exist
-    dictionary: str
-    | Path
-    | None = None,  # Dictionary that `ukbmm dictionary update` made; None takes the shipped one
     fields: str | Path | None = None,  # Table of your own fields; None for UK Biobank's only
     codings: str | Path | None = None,  # Table of your own codings; None for none
     relatedness: str | Path | None = None,  # UK Biobank's relatedness file; None means nobody is related
@@ -380,6 +377,9 @@ def ingest(
     encoding: str | None = None,  # Encoding of the tables, such as "cp1252"; None finds each one's
     coding: str = "auto",  # Do the tables hold "codes" or "labels"? "auto" finds each one's
     bridge: str | Path | None = None,  # Bridge file for tables of another application; None for none
+    dictionary: str
+    | Path
+    | None = None,  # Dictionary that `ukbmm dictionary update` made; None takes the shipped one
 ) -> Biobank:
     "Read an extract into a new Biobank folder, whole or not at all; goes on where an earlier attempt stopped."
     out = Path(out)

@@ -112,9 +112,16 @@ class Rules(NamedTuple):
 
 # %% ../../nbs/biobank/13_cleaning.ipynb #10a8d69d
 @functools.cache
-def _shipped() -> pl.DataFrame:
-    "The shipped special values, read once."
-    return special_values()
+def _shipped_rows() -> dict[int, list[tuple]]:
+    "Value, kind and number of the shipped special values, by coding; read once."
+    return special_values().select("coding", "value", "kind", "number").rows_by_key("coding")
+
+
+def _rows_of(coding: int | None, table: pl.DataFrame | None) -> list[tuple]:
+    "Value, kind and number of a coding's special values."
+    if table is None:
+        return _shipped_rows().get(coding, [])
+    return table.filter(pl.col("coding") == (coding or -1)).select("value", "kind", "number").rows()
 
 
 def _as_raw(value: str, field: Field) -> Any:
@@ -131,9 +138,8 @@ def rules_for(
     table: pl.DataFrame | None = None,  # Special values; None takes the shipped ones
 ) -> Rules:
     "Find what the special values of a field mean."
-    rows = (_shipped() if table is None else table).filter(pl.col("coding") == (field.coding or -1))
     rules = Rules({}, {}, set(), {})
-    for value, kind, number in rows.select("value", "kind", "number").iter_rows():
+    for value, kind, number in _rows_of(field.coding, table):
         try:
             raw = _as_raw(value, field)
         except ValueError:
@@ -148,19 +154,19 @@ def rules_for(
 
 # %% ../../nbs/biobank/13_cleaning.ipynb #6e6f03f7
 def _clean_single(column: pl.Series, field: Field, rules: Rules) -> tuple[pl.Expr, pl.Expr]:
-    "Values and kinds of a column of single values."
+    "Values and kinds of a column of single values; compares with each special value, which is faster than a look-up."
     value = pl.col("raw")
-    kinds = pl.when(value.is_null()).then(pl.lit(1, pl.UInt8)).otherwise(pl.lit(0, pl.UInt8))
-    if rules.kinds:
-        key = value.dt.date() if column.dtype == pl.Datetime else value
-        codes, new = list(rules.kinds), list(rules.kinds.values())
-        special = key.replace_strict(codes, new, default=0, return_dtype=pl.UInt8)
-        kinds = pl.when(value.is_null()).then(pl.lit(1, pl.UInt8)).otherwise(special)
-        value = pl.when(special == 0).then(value)
+    key = value.dt.date() if column.dtype == pl.Datetime else value
+    kinds, kept = pl.when(value.is_null()).then(pl.lit(1, pl.UInt8)), pl.lit(True)
+    for raw, kind in rules.kinds.items():
+        kinds = kinds.when(key == raw).then(pl.lit(kind, pl.UInt8))
+        kept &= key != raw
+    value = pl.when(kept).then(value) if rules.kinds else value
     if rules.numbers and field.is_number:
-        codes = [float(raw) for raw in rules.numbers]
-        value = value.cast(pl.Float64).replace(codes, list(rules.numbers.values()))
-    return value, kinds
+        value = value.cast(pl.Float64)
+        for raw, number in rules.numbers.items():
+            value = pl.when(key == raw).then(pl.lit(number)).otherwise(value)
+    return value, kinds.otherwise(pl.lit(0, pl.UInt8))
 
 
 def _clean_lists(rules: Rules) -> tuple[pl.Expr, pl.Expr]:

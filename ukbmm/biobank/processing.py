@@ -252,6 +252,22 @@ def _set_bits(rows, places, out):
             out[rows[i], bit >> 3] |= np.uint8(1 << (bit & 7))
 
 
+@compiled
+def _count_once(rows, places, counts):
+    "Count each place once a row; the same row's places stand together."
+    last = np.full(len(counts), -1)
+    for i in range(len(rows)):
+        if places[i] >= 0 and last[places[i]] != rows[i]:
+            counts[places[i]] += 1
+            last[places[i]] = rows[i]
+
+
+def _places(codes: pl.Series, known: pl.Series) -> np.ndarray:
+    "The place of each code among the known ones, -1 where it is none of them."
+    numbers = pl.Series(range(len(known)), dtype=pl.Int32)
+    return codes.replace_strict(known, numbers, default=-1, return_dtype=pl.Int32).fill_null(-1).to_numpy()
+
+
 def _exploded(lists: pl.Series) -> tuple[np.ndarray, pl.Series]:
     "Rows and codes of a multiple choice, one below the other."
     lengths = lists.list.len().fill_null(0).to_numpy()
@@ -281,9 +297,11 @@ class MultiHot:
             raise TableError("codes of a multiple choice", "training rows", "none")
         self.rows = np.asarray(rows)
         some, codes = _exploded(lists[self.rows])
-        held = pl.DataFrame({"row": some, "code": codes}).drop_nulls().unique().group_by("code").len()
-        kept = held.filter(pl.col("len") >= self.min_count).sort("code")
-        self.codes, self.counts = kept["code"].to_list(), kept["len"].to_list()
+        every = codes.drop_nulls().unique().sort()
+        counts = np.zeros(len(every), np.int64)
+        _count_once(some, _places(codes, every), counts)
+        kept = counts >= self.min_count
+        self.codes, self.counts = every.filter(pl.Series(kept)).to_list(), counts[kept].tolist()
         return self
 
     @property
@@ -300,9 +318,7 @@ class MultiHot:
         out[:, 0] = lists.is_not_null().to_numpy()
         if self.codes:
             rows, codes = _exploded(lists)
-            numbers = pl.Series(range(len(self.codes)), dtype=pl.Int32)
-            places = codes.replace_strict(self.codes, numbers, default=-1, return_dtype=pl.Int32)
-            _set_bits(rows, places.fill_null(-1).to_numpy(), out)
+            _set_bits(rows, _places(codes, pl.Series(self.codes, dtype=codes.dtype)), out)
         return out
 
 # %% ../../nbs/biobank/13a_processing.ipynb #85895ad0

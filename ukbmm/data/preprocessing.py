@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import torch
+from fastcore.basics import patch
 
 from ..core import DataError, compiled
 
@@ -33,7 +34,7 @@ def _sums(values, rows, low, high, count, total):
             count[j] += 1.0 if x == x else 0.0  # not a number is not itself
             total[j] += x if x == x else 0.0
 
-
+# %% ../../nbs/data/31_preprocessing.ipynb #1c389903
 @compiled
 def _squares(values, rows, low, high, mean, total):
     "Add up the squared deviations of `rows`."
@@ -44,7 +45,7 @@ def _squares(values, rows, low, high, mean, total):
             x = (high[j] if x > high[j] else x) - mean[j]
             total[j] += x * x if x == x else 0.0
 
-
+# %% ../../nbs/data/31_preprocessing.ipynb #45ad0518
 @compiled
 def _standardise(values, low, high, mean, weight, fill, out):
     "Limit, centre and scale; what is missing becomes `fill`."
@@ -55,7 +56,7 @@ def _standardise(values, low, high, mean, weight, fill, out):
             x = ((high[j] if x > high[j] else x) - mean[j]) * weight[j]
             out[i, j] = x if x == x else fill
 
-# %% ../../nbs/data/31_preprocessing.ipynb #1c389903
+# %% ../../nbs/data/31_preprocessing.ipynb #ca8f7085
 def _quantiles(values: np.ndarray, rows: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
     "The quantiles `share` and 1 - `share` of each column's known values; without a known value, no limit."
     limits = np.tile([[-np.inf], [np.inf]], values.shape[1])
@@ -73,7 +74,7 @@ def _floats(values: np.ndarray) -> np.ndarray:
     "Values as floating point, in the precision they have."
     return values if values.dtype in (np.float32, np.float64) else values.astype(np.float64)
 
-
+# %% ../../nbs/data/31_preprocessing.ipynb #d004c955
 class Standardiser:
     "Bring columns to mean 0 and standard deviation 1 over the training rows."
 
@@ -109,35 +110,39 @@ class Standardiser:
         self.scale = np.where(tiny, np.inf, scale)
         return self
 
-    def __call__(
-        self,
-        values: np.ndarray,  # [batch, column], NaN where missing
-        dtype: type = np.float64,  # Precision of the result
-        fill: float = np.nan,  # What a missing value becomes: NaN, or 0 for the mean
-    ) -> np.ndarray:  # The same shape, standardised
-        "Standardise."
-        values, standard = _floats(values), np.empty(values.shape, dtype)
-        low = np.maximum(self.low, self.mean - LIMIT * self.scale)
-        high = np.minimum(self.high, self.mean + LIMIT * self.scale)
-        fitted = low, high, self.mean, 1 / self.scale, fill
-        if dtype is not np.float16:
-            _standardise(values, *fitted, standard)
-            return standard
-        step = max(1, AT_ONCE // max(1, values.shape[1]))
-        single = np.empty((step, values.shape[1]), np.float32)
-        for start in range(0, len(values), step):
-            some = values[start : start + step]
-            _standardise(some, *fitted, single[: len(some)])
-            half = torch.from_numpy(standard[start : start + step])
-            half.copy_(torch.from_numpy(single[: len(some)]))  # torch rounds many at a time, NumPy one by one
+# %% ../../nbs/data/31_preprocessing.ipynb #cc3ae3bc
+@patch
+def __call__(
+    self: Standardiser,
+    values: np.ndarray,  # [batch, column], NaN where missing
+    dtype: type = np.float64,  # Precision of the result
+    fill: float = np.nan,  # What a missing value becomes: NaN, or 0 for the mean
+) -> np.ndarray:  # The same shape, standardised
+    "Standardise."
+    values, standard = _floats(values), np.empty(values.shape, dtype)
+    low = np.maximum(self.low, self.mean - LIMIT * self.scale)
+    high = np.minimum(self.high, self.mean + LIMIT * self.scale)
+    fitted = low, high, self.mean, 1 / self.scale, fill
+    if dtype is not np.float16:
+        _standardise(values, *fitted, standard)
         return standard
+    step = max(1, AT_ONCE // max(1, values.shape[1]))
+    single = np.empty((step, values.shape[1]), np.float32)
+    for start in range(0, len(values), step):
+        some = values[start : start + step]
+        _standardise(some, *fitted, single[: len(some)])
+        half = torch.from_numpy(standard[start : start + step])
+        half.copy_(torch.from_numpy(single[: len(some)]))  # torch rounds many at a time, NumPy one by one
+    return standard
 
-    def undo(
-        self,
-        values: np.ndarray,  # Standardised values [batch, column]
-    ) -> np.ndarray:
-        "Go back to the original scale."
-        return values * np.where(np.isinf(self.scale), 0.0, self.scale) + self.mean
+
+@patch
+def undo(
+    self: Standardiser,
+    values: np.ndarray,  # Standardised values [batch, column]
+) -> np.ndarray:
+    "Go back to the original scale."
+    return values * np.where(np.isinf(self.scale), 0.0, self.scale) + self.mean
 
 # %% ../../nbs/data/31_preprocessing.ipynb #e4c64c9c
 CORRELATION_ROWS = 20_000  # Training rows that correlations are taken from, at most
@@ -156,7 +161,7 @@ def _correlations(values: np.ndarray, known: np.ndarray, part: slice) -> np.ndar
     varies = (spread_x > 1e-9 * n) & (spread_y > 1e-9 * n) & (n >= CORRELATION_PAIRS)
     return np.where(varies, r, 0.0)
 
-
+# %% ../../nbs/data/31_preprocessing.ipynb #98507ac2
 class ColumnFilter:
     "Leave out columns that are missing for most training rows, and those that follow an earlier one."
 
@@ -188,21 +193,23 @@ class ColumnFilter:
         self.keep = np.flatnonzero([not reason for reason in self.reasons])
         return self
 
-    def _leave_out_followers(self, values: np.ndarray) -> None:
-        "Find the columns that follow an earlier one, some at a time."
-        rows = self.rows[:: max(1, -(-len(self.rows) // CORRELATION_ROWS))]
-        candidates = np.flatnonzero([not reason for reason in self.reasons])
-        sample = values[np.ix_(rows, candidates)]
-        standard = Standardiser().fit(sample, np.arange(len(sample)))(sample, fill=0.0)
-        known, stays = (~np.isnan(sample)).astype(np.float64), np.ones(len(candidates), bool)
-        for start in range(0, len(candidates), 256):
-            part = slice(start, start + 256)
-            strength = np.abs(_correlations(standard[:, : start + 256], known[:, : start + 256], part))
-            for i in range(strength.shape[1]):
-                earlier = np.where(stays[: start + i], strength[: start + i, i], 0.0)
-                if len(earlier) and earlier.max() > self.max_correlation:
-                    stays[start + i] = False
-                    self.reasons[candidates[start + i]] = f"follows column {candidates[earlier.argmax()]}"
+# %% ../../nbs/data/31_preprocessing.ipynb #bb6eb159
+@patch
+def _leave_out_followers(self: ColumnFilter, values: np.ndarray) -> None:
+    "Find the columns that follow an earlier one, some at a time."
+    rows = self.rows[:: max(1, -(-len(self.rows) // CORRELATION_ROWS))]
+    candidates = np.flatnonzero([not reason for reason in self.reasons])
+    sample = values[np.ix_(rows, candidates)]
+    standard = Standardiser().fit(sample, np.arange(len(sample)))(sample, fill=0.0)
+    known, stays = (~np.isnan(sample)).astype(np.float64), np.ones(len(candidates), bool)
+    for start in range(0, len(candidates), 256):
+        part = slice(start, start + 256)
+        strength = np.abs(_correlations(standard[:, : start + 256], known[:, : start + 256], part))
+        for i in range(strength.shape[1]):
+            earlier = np.where(stays[: start + i], strength[: start + i, i], 0.0)
+            if len(earlier) and earlier.max() > self.max_correlation:
+                stays[start + i] = False
+                self.reasons[candidates[start + i]] = f"follows column {candidates[earlier.argmax()]}"
 
 # %% ../../nbs/data/31_preprocessing.ipynb #1b05fd45
 def missing_shares(

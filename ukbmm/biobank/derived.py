@@ -191,7 +191,13 @@ def glomerular_filtration(
 PACK_FIELDS = (20116, 21003, 2867, 2897, 2887, 2907, 3436, 3456, 3486, 6194, 6183)
 
 
-def _smoked(status, age, former, current, pipe) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _smoked(
+    status: np.ndarray,
+    age: np.ndarray,
+    former: tuple[np.ndarray, ...],
+    current: tuple[np.ndarray, ...],
+    pipe: tuple[np.ndarray, ...],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Cigarettes a day, years and gaps of those who smoke or have smoked."
     started, stopped, number, paused = former
     started_now, number_now, paused_now = current
@@ -208,7 +214,11 @@ def _smoked(status, age, former, current, pipe) -> tuple[np.ndarray, np.ndarray,
 
 @derived("pack_years", "Pack-years of smoking", "pack-years", PACK_FIELDS,
          "UK Biobank, notes of field 20161", optional=PACK_FIELDS[2:])  # fmt: skip
-def pack_years(status: np.ndarray, age: np.ndarray, *asked: np.ndarray) -> np.ndarray:
+def pack_years(
+    status: np.ndarray,  # Field 20116: 0 never, 1 previous, 2 current
+    age: np.ndarray,  # Field 21003, years
+    *asked: np.ndarray,  # The other fields of PACK_FIELDS, in their order
+) -> np.ndarray:  # Pack-years
     "Cigarettes a day over twenty, times years of smoking; 0 for never smokers."
     per_day, years, gap = _smoked(status, age, asked[:4], asked[4:7], asked[7:])
     smoked = np.where(years >= 0, per_day / 20 * np.maximum(years - gap, 0), np.nan)

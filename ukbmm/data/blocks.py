@@ -5,6 +5,7 @@
 # %% ../../nbs/data/32_blocks.ipynb #8d6da97e
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple
@@ -348,16 +349,22 @@ class PhenotypeBlock(Block):
                 f"fitted on {len(self.rows):,} rows")  # fmt: skip
 
 # %% ../../nbs/data/32_blocks.ipynb #bc2cf9c1
+def _identity(one: Input) -> tuple:
+    "What two inputs that are the same have in common, whatever they are called."
+    several = len(one.columns) > 1 or len(one.columns[0]) > 1
+    how = (one.choice.derived, one.choice.array, one.choice.instance) if several else None
+    return tuple(map(tuple, one.columns)), how
+
+
 @patch
 def open(self: PhenotypeBlock, biobank: Biobank) -> PhenotypeBlock:
     "Read and clean the columns, once for all copies of the block; learn nothing."
     if self._biobank is biobank:
         return self
     inputs = [input_of(biobank, choice) for choice in self.settings.fields]
-    seen = [str(one.choice.model_copy(update={"name": None})) + str(one.columns) for one in inputs]
-    for one, key in zip(inputs, seen, strict=True):
-        if seen.count(key) > 1 or self._plain_twice(one, inputs):
-            raise DataError(f"modality {self.name!r}", "each column once", f"{one.columns[0][0]} twice")
+    twice = [key for key, count in Counter(map(_identity, inputs)).items() if count > 1]
+    if twice:
+        raise DataError(f"modality {self.name!r}", "each column once", f"{twice[0][0][0][0]} twice")
     read = [name for one in inputs for names in one.columns for name in names]
     parents = (
         [parent for name in read for parent in parent_columns(name, biobank.columns)]
@@ -368,15 +375,6 @@ def open(self: PhenotypeBlock, biobank: Biobank) -> PhenotypeBlock:
     self._raw, self._present = self._read(biobank, inputs)
     self._biobank, self.rows = biobank, None  # what was learned from another Biobank does not count
     return self
-
-
-@patch
-def _plain_twice(self: PhenotypeBlock, one: Input, inputs: list[Input]) -> bool:
-    "Is a column an input as it is, twice?"
-    plain = [
-        other.columns[0] for other in inputs if not other.choice.derived and sum(map(len, other.columns)) == 1
-    ]
-    return not one.choice.derived and plain.count(one.columns[0]) > 1
 
 
 @patch

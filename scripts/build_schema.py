@@ -4,7 +4,8 @@
     python scripts/build_schema.py wheels
 
 Writes ukbmm/biobank/schema/fields.parquet (one row for each field of the UK Biobank showcase) and
-ukbmm/biobank/schema/special_values.tsv (what the special values of each coding mean).
+ukbmm/biobank/schema/special_values.tsv (what the special values of each coding mean; reads the labels of
+codings.parquet, which build_codings.py writes).
 Both packages are Apache-2.0, University of Oxford; see NOTICE.
 """
 
@@ -65,11 +66,59 @@ OTHER_KIND = {  # by (coding, value), from the labels of the showcase, where the
     **{("221", value): "do_not_know" for value in ("9", "X")},
     ("100279", "0"): "do_not_know",
 }
-ADDED = [
-    (21, "-1", "do_not_know")
-]  # special values that FUNPACK does not list, from the labels of the showcase
 NOT_MISSING = {("100305", "-7"), ("100658", "-7")}  # "none of the above" is an answer
 NUMBERS = {"-10": 0.5, "-1001": 0.5}  # "less than one": a number, not a missing value
+SHOWCASE = "showcase label"
+FUNPACK = "FUNPACK datacodings_recoding"
+DATES = {  # coding, date: what the showcase says of it; times of codings 439 and 1439 are at midnight
+    **{(819, day): "occurred_date_unknown" for day in ("1900-01-01", "1901-01-01")},
+    **{(819, day): "from_birth" for day in ("1902-02-02", "1903-03-03")},
+    **{(819, day): "placeholder" for day in ("1909-09-09", "2037-07-07")},
+    (272, "1900-01-01"): "occurred_date_unknown",
+    (439, "1900-01-01"): "occurred_date_unknown",
+    (586, "1910-01-01"): "prefer_not_to_answer",
+    (586, "1920-01-01"): "do_not_know",
+    (586, "1930-01-01"): "not_applicable",
+    (691, "1910-01-01"): "prefer_not_to_answer",
+    (691, "1920-01-01"): "do_not_know",
+    **{(1345, day): "do_not_know" for day in ("1900-01-01", "1902-01-01")},
+    **{(coding, "1900-01-01"): "do_not_know" for coding in (1273, 1439)},
+    (1313, "1904-04-04"): "do_not_know",
+    **{(coding, "1999-01-01"): "placeholder" for coding in (1273, 1439, 1642)},
+}
+ADDED = [  # special values that FUNPACK does not list, or takes for something else: coding, value, kind, number
+    (21, "-1", "do_not_know", None),
+    (16, "-1", "not_measured", None),
+    (30, "-1", "not_measured", None),
+    (101, "-1", "not_measured", None),
+    (2730, "-803", "do_not_know", None),
+    (100655, "-5", "do_not_know", None),
+    (957, "-777", "not_applicable", None),
+    (100504, "-2", "not_applicable", None),  # never had sex
+    (100585, "-2", "not_applicable", None),  # only had twins
+    (100595, "-11", "not_applicable", None),  # still taking the pill
+    (100598, "-11", "not_applicable", None),  # still taking HRT
+    (100582, "-6", "uncountable", None),  # irregular cycle
+    *((coding, "-999", "uncountable", None) for coding in (511, 517, 528, 530)),
+    *((3018, value, "uncountable", None) for value in ("-98", "-97")),
+    (100307, "-2", "number", 0.0),  # unable to walk
+    (487, "-1", "number", 31.0),  # more than a month, in days
+    (3014, "-100", "number", 0.0),
+    (3014, "-99", "number", 1.0),
+    (1231, "-7", "none_of_the_above", None),
+]
+# Codings whose codes have an order or stand for amounts. FUNPACK's recoding gives the numbers where it has one;
+# codes that it leaves alone, and the codings after the bar, are in order already.
+ORDERED = """
+    489 493 494 496 537 950 1018 3002 3003 3004 3005 3006 3012 3013 3019 3020 3021 100001 100002 100003 100004 100005
+    100006 100007 100008 100009 100011 100012 100016 100017 100327 100338 100347 100348 100359 100360 100369 100398
+    100402 100416 100417 100428 100429 100435 100478 100479 100508 100511 100540 100631 100635 100636 100637 100662 100664
+    | 504 505 506 509 510 515 519 521 522 523 526 527 529 531 532 534 538 871 100293 100294 100301 100313 100314 100317
+    100318 100335 100336 100337 100341 100342 100343 100346 100356 100357 100377 100394 100401 100432 100484 100501 100539
+    100570 100639 100657 100659 100663 100700
+"""
+AMOUNTS = (*range(100001, 100008), 100009, 100016, 100017)  # diet: 0 stands for a food that was not ticked
+OUT_OF_ORDER = {(489, "-7"), (100313, "-7")}
 
 
 def member(wheels: Path, package: str, path: str) -> io.BytesIO:
@@ -96,30 +145,80 @@ def is_number(value: str) -> bool:
     return value.lstrip("-").replace(".", "", 1).isdigit()
 
 
-def build_special_values(wheels: Path) -> pl.DataFrame:
-    "One row for each special value: its coding, its kind, and its number where it stands for one."
-    package, folder = "fmrib_unpack", "funpack/configs/fmrib"
+def config(wheels: Path, name: str) -> pl.DataFrame:
+    "A table of FUNPACK's rules."
     if not any(wheels.glob("fmrib_unpack_fmrib_config-*.whl")):
         raise SystemExit("fmrib-unpack-fmrib-config is needed too")
-    package = "fmrib_unpack_fmrib_config"
-    missing = pl.read_csv(
-        member(wheels, package, f"{folder}/datacodings_navalues.tsv"), separator="\t", infer_schema=False
-    )
-    recoded = pl.read_csv(
-        member(wheels, package, f"{folder}/datacodings_recoding.tsv"), separator="\t", infer_schema=False
-    )
+    path = f"funpack/configs/fmrib/{name}.tsv"
+    return pl.read_csv(member(wheels, "fmrib_unpack_fmrib_config", path), separator="\t", infer_schema=False)
+
+
+def funpack_rows(wheels: Path) -> list[tuple]:
+    "What FUNPACK says is missing, with the kind that the label says, and what is less than one."
     rows = []
-    for coding, values in missing.iter_rows():
+    for coding, values in config(wheels, "datacodings_navalues").iter_rows():
         for value in values.split(","):
             if (coding, value) in NOT_MISSING or value.count("-") > 1:
-                continue  # dates are not numbers to be cleaned: their meanings differ by coding
+                continue  # dates: their meanings differ, see DATES
             kind = OTHER_KIND.get((coding, value)) or USUAL_KIND.get(value, "not_measured")
             rows.append((int(coding), value, kind, None, "FUNPACK datacodings_navalues"))
-    for coding, raw, new in recoded.select("ID", "RawLevels", "NewLevels").iter_rows():
+    for coding, raw, new in (
+        config(wheels, "datacodings_recoding").select("ID", "RawLevels", "NewLevels").iter_rows()
+    ):
         for value, number in zip(raw.split(","), new.split(","), strict=False):
             if value in NUMBERS and number == "0.5":
-                rows.append((int(coding), value, "number", 0.5, "FUNPACK datacodings_recoding"))
-    rows += [(coding, value, kind, None, "showcase label") for coding, value, kind in ADDED]
+                rows.append((int(coding), value, "number", 0.5, FUNPACK))
+    return rows
+
+
+def none_rows(labels: pl.DataFrame, multiple: set[int]) -> list[tuple]:
+    "The answer 'none of the above' of multiple choices."
+    found = labels.filter(
+        pl.col("coding").is_in(list(multiple)), pl.col("meaning").str.starts_with("None of the above")
+    )
+    return [(coding, value, "none_of_the_above", None, SHOWCASE) for coding, value, _ in found.iter_rows()]
+
+
+def order_rows(wheels: Path, labels: pl.DataFrame, special: set[tuple]) -> list[tuple]:
+    "The numbers of codes that have an order."
+    recoded = {
+        int(coding): dict(zip(raw.split(","), new.split(","), strict=True))
+        for coding, raw, new in config(wheels, "datacodings_recoding")
+        .select("ID", "RawLevels", "NewLevels")
+        .iter_rows()
+        if "(" not in new
+    }
+    of_funpack, in_order = (list(map(int, part.split())) for part in ORDERED.split("|"))
+    rows = []
+    for coding in [*of_funpack, *in_order]:
+        new = recoded[coding] if coding in of_funpack else {}
+        codes = labels.filter(pl.col("coding") == coding)["value"].to_list()
+        for value in dict.fromkeys([*codes, *new]):
+            if (coding, value) not in special | OUT_OF_ORDER:
+                rows.append(
+                    (
+                        coding,
+                        value,
+                        "order",
+                        float(new.get(value, value)),
+                        FUNPACK if value in new else SHOWCASE,
+                    )
+                )
+    have = {row[:2] for row in rows}
+    return rows + [
+        (coding, "0", "order", 0.0, "nothing taken") for coding in AMOUNTS if (coding, "0") not in have
+    ]
+
+
+def build_special_values(wheels: Path, fields: pl.DataFrame) -> pl.DataFrame:
+    "One row for each special value: its coding, its kind, and its number where it stands for one."
+    labels = pl.read_parquet(SCHEMA / "codings.parquet")
+    multiple = set(fields.filter(pl.col("value_type") == 22)["encoding_id"])
+    rows = {row[:2]: row for row in funpack_rows(wheels)}
+    rows |= {row[:2]: row for row in none_rows(labels, multiple)}
+    rows |= {key: (*key, kind, None, f"showcase data-coding {key[0]}") for key, kind in DATES.items()}
+    rows |= {row[:2]: (*row, SHOWCASE if row[0] not in (487, 3014, 3018, 1231) else FUNPACK) for row in ADDED}
+    rows |= {row[:2]: row for row in order_rows(wheels, labels, set(rows))}
     names = {
         "coding": pl.Int32,
         "value": pl.String,
@@ -127,7 +226,7 @@ def build_special_values(wheels: Path) -> pl.DataFrame:
         "number": pl.Float64,
         "source": pl.String,
     }
-    return pl.DataFrame(rows, schema=names, orient="row").unique().sort("coding", "value")
+    return pl.DataFrame(list(rows.values()), schema=names, orient="row").sort("coding", "value")
 
 
 if __name__ == "__main__":
@@ -137,6 +236,6 @@ if __name__ == "__main__":
     SCHEMA.mkdir(parents=True, exist_ok=True)
     fields = build_fields(wheels)
     fields.write_parquet(SCHEMA / "fields.parquet", compression="zstd", compression_level=19)
-    special = build_special_values(wheels)
+    special = build_special_values(wheels, fields)
     special.write_csv(SCHEMA / "special_values.tsv", separator="\t")
     print(f"{len(fields):,} fields, {len(special):,} special values")

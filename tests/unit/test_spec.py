@@ -319,3 +319,65 @@ def test_a_file_that_is_no_mapping_or_no_yaml_is_refused_with_its_line(tmp_path)
         Spec.parse("version: 1\nname: [a\n", name="study")
     with pytest.raises(UkbmmError, match="no such file"):
         Spec.load(tmp_path / "nothing.yaml")
+
+
+RICH = MINIMAL.replace(
+    "[31, {field: 21003, instance: 0}]",
+    "[31, {derived: age}, {field: 4080, instance: last, until: 0, array: mean}, {field: 20116, ordered: false}]\n"
+    "    winsorise: 0.01\n    drop_sparse: 0.9\n    drop_redundant: 0.98\n    fill: true",
+)
+
+
+def test_everything_that_inputs_can_be_made_of_is_in_the_schema_reads_back_and_reaches_the_block(
+    schema, biobank
+):
+    spec = Spec.parse(RICH)
+    assert [error.message for error in schema.iter_errors(Document(RICH).plain())] == []
+    assert Spec.parse(to_yaml(spec)) == spec
+    modality = spec.modalities["life"]
+    assert [choice.name for choice in modality.fields] == [None, "Age at the visit", None, None]
+    block = modality.block("life")
+    assert (block.settings.winsorise, block.settings.drop_sparse, block.settings.drop_redundant) == (
+        0.01,
+        0.9,
+        0.98,
+    )
+    assert block.settings.fill and block.settings.fields == modality.fields
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "path", "word"),
+    [
+        ("derived: age", "derived: aeg", "modalities.life.fields.1", "Did you mean 'age'?"),
+        ("derived: age", "derived: age, array: mean", "modalities.life.fields.1", "`derived` goes with"),
+        ("derived: age", "name: nothing", "modalities.life.fields.1", "either `field` or `derived`"),
+        ("array: mean", "array: median", "modalities.life.fields.2.array", "expected one of mean, first, last"),
+        ("instance: last, ", "", "modalities.life.fields.2", "`until` goes with"),
+        ("winsorise: 0.01", "winsorise: 0.5", "modalities.life.winsorise", "less than 0.5"),
+        ("drop_sparse: 0.9", "drop_sparse: 90", "modalities.life.drop_sparse", "less than 1"),
+        ("drop_redundant", "drop_redundent", "modalities.life.drop_redundent", "Did you mean 'drop_redundant'?"),
+        ("field: 30750", "field: 34", "modalities.life.fields.1", "field 34 is both an input and the outcome"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_how_inputs_are_made_is_named_with_its_place(old, new, path, word):
+    found = problems(RICH.replace(old, new))
+    assert set(found) == {path} and word in found[path] and found[path].startswith("study.yaml:")
+
+
+def test_what_inputs_are_made_of_is_checked_against_the_biobank(biobank):
+    for wrong, path, word in (
+        ("{derived: egfr}", "modalities.life.fields.1", "found none of 30700"),
+        ("{field: 21001, array: any}", "modalities.life.fields.1", "array: any"),
+        ("{field: 54, instance: 0, ordered: true}", "modalities.life.fields.1", ""),
+    ):
+        found = checked(MINIMAL.replace("{field: 21003, instance: 0}", wrong), biobank)
+        assert set(found) == {path} and word in found[path]
+
+
+def test_an_event_is_an_outcome_of_a_spec():
+    spec = Spec.parse(
+        MINIMAL.replace("{kind: regression, field: 30750}", "{kind: binary, field: 131298, incident: true}")
+    )
+    assert spec.outcome.incident and spec.outcome.cases is None
+    found = problems(MINIMAL.replace("{kind: regression, field: 30750}", "{kind: binary, field: 131298}"))
+    assert any("incident" in text for text in found.values())

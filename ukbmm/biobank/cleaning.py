@@ -5,15 +5,20 @@
 # %% ../../nbs/biobank/13_cleaning.ipynb #2f91c27a
 from __future__ import annotations
 
-from typing import NamedTuple
+import datetime
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import polars as pl
 
 from .dictionary import Field, special_values
+from ..core import DictionaryError, did_you_mean
 from ..disclosure import show_parts, show_share
 
 # %% auto #0
-__all__ = ['MISSING_KINDS', 'Cleaned', 'Rules', 'rules_for', 'clean_column', 'missing_table']
+__all__ = ['MISSING_KINDS', 'OCCURRED', 'ROW_KINDS', 'read_special_values', 'Cleaned', 'Rules', 'rules_for', 'clean_column',
+           'in_order', 'missing_table']
 
 # %% ../../nbs/biobank/13_cleaning.ipynb #5808521e
 MISSING_KINDS = (
@@ -26,7 +31,68 @@ MISSING_KINDS = (
     "not_measured",  # 6: a test or measurement that was not completed
     "below_detection",  # 7: an assay that found less than it can measure
     "redacted",  # 8: taken out by UK Biobank
+    "occurred_date_unknown",  # 9: it happened, nobody knows when
+    "from_birth",  # 10: a date at birth or soon after: the person always had it
+    "placeholder",  # 11: a date that can't be true and stands for nothing
+    "uncountable",  # 12: an answer that no number says, such as "too many to count"
 )
+OCCURRED = tuple(MISSING_KINDS.index(kind) for kind in ("occurred_date_unknown", "from_birth"))
+
+# %% ../../nbs/biobank/13_cleaning.ipynb #9a54388a
+ROW_KINDS = (*MISSING_KINDS[2:], "number", "order", "none_of_the_above", "present")
+
+# %% ../../nbs/biobank/13_cleaning.ipynb #9f8e99bc
+def _wrong_row(row: dict, seen: set[tuple[int, str]]) -> tuple[str, str] | None:
+    "What a row of special values should be and what it is; None where all is well."
+    numbered = row["kind"] in ("number", "order")
+    if row["kind"] not in ROW_KINDS:
+        return "a kind of special value", f"an unknown one. {did_you_mean(row['kind'] or '', ROW_KINDS)}"
+    if row["coding"] is None or row["value"] is None:
+        return "the number of a coding, and a value", "an empty cell or text"
+    if numbered and row["number"] is None:
+        return f"a number with the kind {row['kind']}", "none"
+    if not numbered and row["number"] is not None:
+        return f"no number with the kind {row['kind']}", "one"
+    if (row["coding"], row["value"]) in seen:
+        return "each value of a coding once", "one a second time"
+    return None
+
+
+def _own_table(path: Path) -> pl.DataFrame:
+    "Read a user's table as it stands."
+    separator = "," if path.suffix == ".csv" else "\t"
+    try:
+        table = pl.read_csv(path, separator=separator, infer_schema=False)
+    except (OSError, pl.exceptions.PolarsError):
+        raise DictionaryError(
+            f"the special values {path.name}", "a table, tab-separated or .csv", "something else or no file"
+        ) from None
+    table = table.with_columns(pl.all().str.strip_chars().replace("", None))
+    missing = [name for name in ("coding", "value", "kind") if name not in table.columns]
+    if missing:
+        found = f"no column {', '.join(missing)}"
+        raise DictionaryError(f"the special values {path.name}", "the columns coding, value, kind", found)
+    number = pl.col("number") if "number" in table.columns else pl.lit(None)
+    return table.select(
+        pl.col("coding").cast(pl.Int32, strict=False), "value", "kind",
+        number.cast(pl.Float64, strict=False).alias("number"), pl.lit(path.name).alias("source"),
+    )  # fmt: skip
+
+# %% ../../nbs/biobank/13_cleaning.ipynb #3ee4b6f6
+def read_special_values(
+    path: str | Path,  # A table of coding, value, kind and number: tab-separated, or .csv
+    over: pl.DataFrame | None = None,  # The table it is put over; None takes the shipped one
+) -> pl.DataFrame:  # coding, value, kind, number, source
+    "Read your own special values over the shipped ones; raises `DictionaryError` that names the first bad line."
+    own, seen = _own_table(Path(path)), set()
+    for line, row in enumerate(own.iter_rows(named=True), 2):
+        wrong = _wrong_row(row, seen)
+        if wrong:
+            raise DictionaryError(f"the special values {Path(path).name}, line {line}", *wrong)
+        seen.add((row["coding"], row["value"]))
+    shipped = special_values() if over is None else over
+    kept = shipped.join(own, on=["coding", "value"], how="anti")
+    return pl.concat([kept, own.filter(pl.col("kind") != "present")]).sort("coding", "value")
 
 # %% ../../nbs/biobank/13_cleaning.ipynb #35d0ef5b
 class Cleaned(NamedTuple):
@@ -37,53 +103,120 @@ class Cleaned(NamedTuple):
 
 
 class Rules(NamedTuple):
-    "What the special values of one coding mean."
+    "What the special values of one coding mean, by raw value."
 
-    kinds: dict  # Kind (position in MISSING_KINDS) by raw value
-    numbers: dict  # Number by raw value
+    kinds: dict  # Kind (position in MISSING_KINDS)
+    numbers: dict  # Number
+    none: frozenset = frozenset()  # Values that choose nothing in a multiple choice
+    orders: dict = {}  # Place in an order, or amount
 
 # %% ../../nbs/biobank/13_cleaning.ipynb #10a8d69d
+@functools.cache
+def _shipped_rows() -> dict[int, list[tuple]]:
+    "Value, kind and number of the shipped special values, by coding; read once."
+    return special_values().select("coding", "value", "kind", "number").rows_by_key("coding")
+
+
+def _rows_of(coding: int | None, table: pl.DataFrame | None) -> list[tuple]:
+    "Value, kind and number of a coding's special values."
+    if table is None:
+        return _shipped_rows().get(coding, [])
+    return table.filter(pl.col("coding") == (coding or -1)).select("value", "kind", "number").rows()
+
+
+def _as_raw(value: str, field: Field) -> Any:
+    "A value of the table as the store holds it; raises `ValueError` where the field can't hold it."
+    if field.dtype in (pl.Date, pl.Datetime):
+        return datetime.date.fromisoformat(value[:10])
+    if field.dtype == pl.String:
+        return value
+    return float(value) if field.dtype == pl.Float64 else int(value)
+
+
 def rules_for(
     field: Field,  # A field of the dictionary
     table: pl.DataFrame | None = None,  # Special values; None takes the shipped ones
 ) -> Rules:
     "Find what the special values of a field mean."
-    table = special_values() if table is None else table
-    rows = table.filter(pl.col("coding") == (field.coding or -1))
-    as_raw = str if field.dtype == pl.String else float if field.dtype == pl.Float64 else int
-    kinds, numbers = {}, {}
-    for value, kind, number in rows.select("value", "kind", "number").iter_rows():
+    rules = Rules({}, {}, set(), {})
+    for value, kind, number in _rows_of(field.coding, table):
         try:
-            raw = as_raw(value)
+            raw = _as_raw(value, field)
         except ValueError:
-            continue  # a code of text in a field of numbers can not occur in it
-        if kind == "number":
-            numbers[raw] = number
+            continue  # a code of text in a field of numbers can't occur in it
+        if kind in ("number", "order"):
+            (rules.numbers if kind == "number" else rules.orders)[raw] = number
+        elif kind == "none_of_the_above":
+            rules.none.add(raw)
         else:
-            kinds[raw] = MISSING_KINDS.index(kind)
-    return Rules(kinds, numbers)
+            rules.kinds[raw] = MISSING_KINDS.index(kind)
+    return rules._replace(none=frozenset(rules.none))
 
 # %% ../../nbs/biobank/13_cleaning.ipynb #6e6f03f7
+def _clean_single(column: pl.Series, field: Field, rules: Rules) -> tuple[pl.Expr, pl.Expr]:
+    "Values and kinds of a column of single values; compares with each special value, which is faster than a look-up."
+    value = pl.col("raw")
+    key = value.dt.date() if column.dtype == pl.Datetime else value
+    kinds, kept = pl.when(value.is_null()).then(pl.lit(1, pl.UInt8)), pl.lit(True)
+    for raw, kind in rules.kinds.items():
+        kinds = kinds.when(key == raw).then(pl.lit(kind, pl.UInt8))
+        kept &= key != raw
+    value = pl.when(kept).then(value) if rules.kinds else value
+    if rules.numbers and field.is_number:
+        value = value.cast(pl.Float64)
+        for raw, number in rules.numbers.items():
+            value = pl.when(key == raw).then(pl.lit(number)).otherwise(value)
+    return value, kinds.otherwise(pl.lit(0, pl.UInt8))
+
+
+def _clean_lists(rules: Rules) -> tuple[pl.Expr, pl.Expr]:
+    "Values and kinds of a column of lists."
+    lists, one = pl.col("raw"), pl.element()
+    kept, kind, said_none = lists, pl.lit(1, pl.UInt8), pl.lit(False)
+    if rules.kinds:
+        codes, new = list(rules.kinds), list(rules.kinds.values())
+        found = one.replace_strict(codes, new, default=0, return_dtype=pl.UInt8)
+        kind = pl.max_horizontal(lists.list.eval(found).list.max(), pl.lit(1, pl.UInt8))
+    if rules.kinds or rules.none:
+        special = [*rules.kinds, *rules.none]
+        kept = lists.list.eval(one.filter(one.is_not_null() & ~one.is_in(special)))
+        said_none = lists.list.eval(one.is_in(list(rules.none))).list.any()
+    answered = (kept.list.len() > 0) | said_none
+    value = pl.when(answered).then(kept)
+    return value, pl.when(answered).then(pl.lit(0, pl.UInt8)).when(lists.is_null()).then(
+        pl.lit(1, pl.UInt8)
+    ).otherwise(kind)
+
+# %% ../../nbs/biobank/13_cleaning.ipynb #2ae52ffd
 def clean_column(
     column: pl.Series,  # Raw values of one column, as the store holds them
     field: Field,  # The column's field
     table: pl.DataFrame | None = None,  # Special values; None takes the shipped ones
 ) -> Cleaned:
     "Separate a column into values and kinds of missing."
-    kind_of, number_of = rules_for(field, table)
-    kinds = pl.when(column.is_null()).then(1).otherwise(0).cast(pl.UInt8)
-    frame = pl.DataFrame({"raw": column})
-    value = pl.col("raw")
-    if kind_of and not isinstance(column.dtype, pl.List):
-        special = value.replace_strict(
-            list(kind_of), list(kind_of.values()), default=0, return_dtype=pl.UInt8
-        )
-        kinds = pl.when(value.is_null()).then(pl.lit(1, pl.UInt8)).otherwise(special)
-        value = pl.when(special == 0).then(value)
-    if number_of and field.is_number:
-        value = value.cast(pl.Float64).replace([float(raw) for raw in number_of], list(number_of.values()))
-    done = frame.select(value.alias("values"), kinds.alias("kinds"))
+    rules = rules_for(field, table)
+    lists = isinstance(column.dtype, pl.List)
+    value, kinds = _clean_lists(rules) if lists else _clean_single(column, field, rules)
+    done = pl.DataFrame({"raw": column}).select(value.alias("values"), kinds.alias("kinds"))
     return Cleaned(done["values"].rename(column.name), done["kinds"].rename(column.name))
+
+# %% ../../nbs/biobank/13_cleaning.ipynb #2cb7761d
+def in_order(
+    values: pl.Series,  # Cleaned codes of a single choice
+    field: Field,  # Their field
+    table: pl.DataFrame | None = None,  # Special values; None takes the shipped ones
+) -> pl.Series:  # Float64; null where there is no code, or one that has no place in the order
+    "Turn codes that have an order into numbers; raises `DictionaryError` where they have none."
+    orders = rules_for(field, table).orders
+    if not orders:
+        raise DictionaryError(
+            f"field {field.field_id} ({field.title})", "a coding whose codes have an order",
+            f"coding {field.coding}, which has none in the table of special values",
+            "Take it as codes, or give the order of its codes in your own table of special values.",
+        )  # fmt: skip
+    return values.replace_strict(
+        list(orders), list(orders.values()), default=None, return_dtype=pl.Float64
+    ).rename(values.name)
 
 # %% ../../nbs/biobank/13_cleaning.ipynb #8e360a16
 def missing_table(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import Field, model_validator
 
+from ..biobank.cleaning import OCCURRED
 from ..biobank.store import Biobank
 from .outcomes import Outcome
 from ..config import Settings
@@ -44,12 +45,12 @@ def fulfilled(
 ) -> np.ndarray:  # bool [participant]
     "Find who fulfils a condition."
     column = biobank.column(condition.field, condition.instance, condition.array)
-    values = biobank.clean([column])[column].values
+    values, kinds = biobank.clean([column])[column]
     if not values.dtype.is_numeric() and (condition.values or (condition.min, condition.max) != (None, None)):
         raise CohortError(
             f"field {condition.field} ({biobank.field(column).title})", "a quantity or codes that are numbers",
             f"a {biobank.field(column).value_type}", "Leave values, min and max out: who has any value then fulfils it.")  # fmt: skip
-    holds = values.is_not_null()
+    holds = values.is_not_null() | kinds.is_in(OCCURRED)
     if condition.values:
         holds &= values.is_in(condition.values)
     if condition.min is not None:
@@ -138,6 +139,9 @@ def _conditions(biobank: Biobank, outcome: Outcome, settings: CohortSettings, da
         yield condition.words(_title(biobank, condition)), ~holds
     if settings.genotyped:
         yield "no genotypes", biobank.genotypes().present(np.arange(len(biobank)))
+    if outcome.dates is not None:
+        yield f"had it already, from birth or at a date that nobody knows ({outcome.title})", ~outcome.already
+        yield f"had it by visit {settings.baseline.visit} ({outcome.title})", ~(outcome.dates <= dates)
     yield f"outcome unknown ({outcome.title})", outcome.known
 
 
@@ -149,6 +153,14 @@ def define_cohort(
     "Choose a study's participants; raises `CohortError` where nobody is left."
     settings = settings or CohortSettings()
     dates = _visit_dates(biobank, settings.baseline.visit)
+    if dates is None and outcome.dates is not None:
+        thing = f"the cohort of {outcome.title!r}"
+        raise CohortError(
+            thing,
+            "an index date",
+            f"no column p53_i{settings.baseline.visit}",
+            "Add field 53 to the extract.",
+        )
     stays, steps = np.ones(len(biobank), dtype=bool), []
     for reason, holds in _conditions(biobank, outcome, settings, dates):
         steps.append(Step(reason, int((stays & ~holds).sum())))

@@ -12,12 +12,13 @@ import numpy as np
 import polars as pl
 from pydantic import Field, model_validator
 
+from ..biobank.cleaning import MISSING_KINDS, OCCURRED, Cleaned
 from ..biobank.store import Biobank
 from ..config import Settings
 from ..core import CohortError
 
 # %% auto #0
-__all__ = ['OutcomeSettings', 'RegressionOutcome', 'BinaryOutcome', 'Outcome', 'read_outcome']
+__all__ = ['OutcomeSettings', 'NO_EVENT', 'RegressionOutcome', 'BinaryOutcome', 'Outcome', 'read_outcome']
 
 # %% ../../nbs/cohort/20_outcomes.ipynb #fe8b90bd
 class RegressionOutcome(Settings):
@@ -31,7 +32,7 @@ class RegressionOutcome(Settings):
 
 # %% ../../nbs/cohort/20_outcomes.ipynb #ecd5aaa6
 class BinaryOutcome(Settings):
-    "A yes or no made from one field: from its codes, or from a limit."
+    "A yes or no made from one field: from its codes, from a limit, or from the date of an event."
 
     kind: Literal["binary"] = "binary"
     field: int = Field(description="Number of the field")
@@ -45,15 +46,17 @@ class BinaryOutcome(Settings):
         None, min_length=1, description="Codes that mean no; all others if left out"
     )
     above: float | None = Field(None, description="Values above this limit mean yes")
+    incident: bool = Field(False, description="Of a date: yes if it comes after the index date; who had it before leaves the cohort")  # fmt: skip
 
     @model_validator(mode="after")
     def _one_definition(self) -> BinaryOutcome:
-        if (self.cases is None) == (self.above is None):
+        if (self.cases is not None) + (self.above is not None) + self.incident != 1:
             raise ValueError(
-                "expected either `cases` (codes that mean yes) or `above` (a limit), found both or neither"
+                "expected either `cases` (codes that mean yes) or `above` (a limit) or `incident` (of a date), "
+                "found more than one or none"
             )
-        if self.above is not None and self.controls:
-            raise ValueError("`controls` goes with `cases`, not with `above`")
+        if self.cases is None and self.controls:
+            raise ValueError("`controls` goes with `cases` only")
         both = set(self.cases or []) & set(self.controls or [])
         if both:
             raise ValueError(f"code {sorted(both)[0]} is among both the cases and the controls")
@@ -73,6 +76,10 @@ class Outcome:
     units: str  # Unit of a quantity; empty for a yes or no
     column: str  # Column of the Biobank it was made from
     values: np.ndarray  # float64 [participant]: the value, or 1 for yes and 0 for no; NaN where unknown
+    dates: np.ndarray | None = (
+        None  # datetime64[D] [participant]: of an event, NaT where none; None if there are no dates
+    )
+    already: np.ndarray | None = None  # bool [participant]: had it, from birth or at a date that nobody knows
 
     def __repr__(self) -> str:
         return f"Outcome {self.title!r}, {self.kind}, of {len(self.values):,} participants"
@@ -93,6 +100,19 @@ def _yes_or_no(values: pl.Series, settings: BinaryOutcome) -> np.ndarray:
     return pl.select(answer.cast(pl.Float64)).to_series().fill_null(np.nan).to_numpy()
 
 
+NO_EVENT = tuple(
+    MISSING_KINDS.index(kind) for kind in ("empty", "not_applicable", "not_asked", "placeholder")
+)  # Kinds of missing dates that say that nothing happened
+
+
+def _events(cleaned: Cleaned) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "Of a date: yes or no, NaN where nobody can tell; the date; and who had it already, whenever that was."
+    kinds = cleaned.kinds.to_numpy()
+    already = np.isin(kinds, OCCURRED)
+    answer = np.where(kinds == 0, 1.0, np.where(np.isin(kinds, NO_EVENT), 0.0, np.nan))
+    return answer, cleaned.values.cast(pl.Date).to_numpy().astype("datetime64[D]"), already
+
+
 def _title(settings: RegressionOutcome | BinaryOutcome, title: str, labels: dict[str, str]) -> str:
     "What reports call an outcome."
     if settings.name:
@@ -101,30 +121,55 @@ def _title(settings: RegressionOutcome | BinaryOutcome, title: str, labels: dict
         return title
     if settings.above is not None:
         return f"{title} above {settings.above:g}"
+    if settings.incident:
+        return f"{title}, after the index date"
     return f"{title}: {' or '.join(labels.get(str(code), f'code {code}') for code in settings.cases)}"
 
 # %% ../../nbs/cohort/20_outcomes.ipynb #cd4b0c39
+def _refuse(biobank: Biobank, column: str, settings: RegressionOutcome | BinaryOutcome) -> None:
+    "Raise `CohortError` where a column can't be such an outcome."
+    field = biobank.field(column)
+    thing, found = (
+        f"outcome field {field.field_id} ({field.title})",
+        f"a {field.value_type} field".replace("_", " "),
+    )
+    if settings.kind == "regression" and not field.is_number:
+        raise CohortError(thing, "a quantity", found, "Use `kind: binary` with `cases`, or another field.")
+    dated = field.value_type in ("date", "time")
+    if settings.kind == "binary" and settings.incident and not dated:
+        raise CohortError(thing, "a date", found, "Leave `incident` out, or choose the field of the date.")
+    countable = field.is_number or (field.value_type == "categorical_single" and not field.text_codes)
+    if settings.kind == "binary" and not settings.incident and not countable:
+        remedy = "Of a date, say `incident: true`." if dated else None
+        raise CohortError(thing, "codes or numbers", found, remedy)
+
+
+def _answer(biobank: Biobank, column: str, settings: RegressionOutcome | BinaryOutcome) -> tuple:
+    "Values of an outcome, and dates and who had it already where it is an event."
+    cleaned = biobank.clean([column])[column]
+    if settings.kind == "regression":
+        return cleaned.values.cast(pl.Float64).fill_null(np.nan).to_numpy(), None, None
+    if not settings.incident:
+        return _yes_or_no(cleaned.values, settings), None, None
+    answer, dates, already = _events(cleaned)
+    return np.where(biobank.withdrawn, np.nan, answer), dates, already
+
+
 def read_outcome(
     biobank: Biobank,  # Where the field is
     settings: RegressionOutcome | BinaryOutcome,  # The definition
 ) -> Outcome:
     "Read an outcome; raises `CohortError` where the field cannot be one."
     column = biobank.column(settings.field, settings.instance, settings.array)
-    field, values = biobank.field(column), biobank.clean([column])[column].values
-    if settings.kind == "regression" and not field.is_number:
-        what = field.value_type.replace("_", " ")
-        raise CohortError(f"outcome field {settings.field} ({field.title})", "a quantity", f"a {what} field",
-                          "Use `kind: binary` with `cases`, or another field.")  # fmt: skip
-    if settings.kind == "binary" and values.dtype not in (pl.Int32, pl.Int64, pl.Float64):
-        raise CohortError(
-            f"outcome field {settings.field} ({field.title})", "codes or numbers", f"{values.dtype}"
-        )
-    number = settings.kind == "regression"
-    answer = values.cast(pl.Float64).fill_null(np.nan).to_numpy() if number else _yes_or_no(values, settings)
+    _refuse(biobank, column, settings)
+    field, number = biobank.field(column), settings.kind == "regression"
+    answer, *event = _answer(biobank, column, settings)
     if np.isnan(answer).all():
         raise CohortError(
             f"outcome field {settings.field} ({field.title})", "a value for somebody", "none at all"
         )
     title = _title(settings, field.title, biobank.dictionary.labels.get(field.coding or 0, {}))
     units = (field.units or "") if number else ""
-    return Outcome(settings.kind, column if number else f"{column}_case", title, units, column, answer)
+    return Outcome(
+        settings.kind, column if number else f"{column}_case", title, units, column, answer, *event
+    )

@@ -5,6 +5,7 @@
 # %% ../../nbs/data/32_blocks.ipynb #8d6da97e
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple
@@ -14,21 +15,31 @@ import polars as pl
 import torch
 from fastcore.basics import patch
 from pydantic import Field as Setting
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 from torch import Tensor
 
-from ..biobank.cleaning import Cleaned
+from ..biobank.cleaning import Cleaned, in_order
+from ..biobank.derived import derive, formula, input_columns
 from ..biobank.dictionary import Field
 from ..biobank.genotypes import GenotypeStore, a1_frequency, count_codes, normal_chromosome
+from ..biobank.names import parse_name
+from ukbmm.biobank.processing import (
+    MultiHot,
+    as_list,
+    fill_children,
+    parent_columns,
+    reduce_columns,
+    roll_up,
+)
 from ..biobank.store import Biobank
 from ..cohort.outcomes import Outcome
 from ..config import Settings, also
-from ..core import DataError, compiled, progress
-from .preprocessing import COLUMNS_AT_ONCE, Levels, Standardiser
+from ..core import DataError, UkbmmError, compiled, progress
+from .preprocessing import COLUMNS_AT_ONCE, ColumnFilter, Levels, Standardiser
 
 # %% auto #0
-__all__ = ['Block', 'FieldChoice', 'PhenotypeSettings', 'columns_of', 'PhenotypeBlock', 'PackedFields', 'SNPSettings',
-           'chosen_variants', 'pack_panel', 'SNPBlock', 'OutcomeBlock']
+__all__ = ['Block', 'FieldChoice', 'PhenotypeSettings', 'Input', 'input_of', 'columns_of', 'Raw', 'PhenotypeBlock',
+           'PackedFields', 'SNPSettings', 'chosen_variants', 'pack_panel', 'SNPBlock', 'OutcomeBlock']
 
 # %% ../../nbs/data/32_blocks.ipynb #65bf9cf3
 class Block:
@@ -88,24 +99,72 @@ class Block:
 
 # %% ../../nbs/data/32_blocks.ipynb #1615f05b
 class FieldChoice(Settings):
-    "A field among the inputs."
+    "A field, or a quantity derived from fields, among the inputs."
 
-    field: int = Setting(description="Number of the field")
-    instance: int | None = Setting(None, description="Occasion; leave out where the field has one only")
-    array: int | Literal["mean"] | None = Setting(
-        None, description="Array position, or `mean` of all positions"
+    field: int | None = Setting(None, description="Number of the field")
+    derived: str | None = Setting(
+        None, description="Name of a derived field, such as egfr, in place of a field"
+    )
+    instance: int | Literal["first", "last"] | None = Setting(
+        None, description="Occasion, or the first or last known; leave out where the field has one only"
+    )
+    until: int | None = Setting(
+        None, ge=0, description="With instance first or last: the last occasion to look at"
+    )
+    array: int | Literal["mean", "first", "last", "max", "min", "any"] | None = Setting(
+        None,
+        description="Array position, or how all positions become one; any: which codes are at any position",
+    )
+    ordered: bool = Setting(False, description="Take a code that has an order as a number")
+    prefix: int | None = Setting(
+        None, ge=1, description="Keep so many characters of the codes of a multiple choice"
     )
     name: str | None = Setting(None, description="What reports call it; the field's title if left out")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_of_a_formula(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("derived"), str) and not value.get("name"):
+            try:
+                return {**value, "name": formula(value["derived"]).title}
+            except UkbmmError as error:
+                raise ValueError(str(error)) from None
+        return value
 
+    @model_validator(mode="after")
+    def _one_source(self) -> FieldChoice:
+        if (self.field is None) == (self.derived is None):
+            raise ValueError("expected either `field` or `derived`, found both or neither")
+        if self.derived and (
+            self.array is not None or self.ordered or self.prefix or isinstance(self.instance, str)
+        ):
+            raise ValueError("`derived` goes with an instance that is a number, and with nothing else")
+        if self.until is not None and not isinstance(self.instance, str):
+            raise ValueError("`until` goes with `instance: first` or `instance: last`")
+        return self
+
+# %% ../../nbs/data/32_blocks.ipynb #51d3942f
 class PhenotypeSettings(Settings):
     "Fields as inputs."
 
     kind: Literal["phenotype"] = "phenotype"
     fields: list[Annotated[FieldChoice, Setting(json_schema_extra=also(type="integer"))]] = Setting(
-        min_length=1, description="Fields by number, or with instance and array"
+        min_length=1, description="Fields by number, or with instance and array, or derived ones"
     )
     min_count: int = Setting(5, ge=1, description="Codes that fewer training rows hold count as unknown")
+    fill: bool = Setting(False, description="Fill empty answers that follow from an earlier answer?")
+    winsorise: float = Setting(
+        0.0, ge=0, lt=0.5, description="Share of training values moved to the nearest quantile, at either end"
+    )
+    drop_sparse: float | None = Setting(
+        None, ge=0, lt=1, description="Leave out inputs that more than this share of training rows lack"
+    )
+    drop_redundant: float | None = Setting(
+        None,
+        gt=0,
+        lt=1,
+        description="Leave out numbers that correlate more strongly than this with an earlier one",
+    )
 
     @field_validator("fields", mode="before")
     @classmethod
@@ -115,61 +174,156 @@ class PhenotypeSettings(Settings):
         return [{"field": item} if isinstance(item, int) else item for item in value]
 
 # %% ../../nbs/data/32_blocks.ipynb #32c260cf
-def columns_of(
-    biobank: Biobank,
-    choice: FieldChoice,
-) -> list[str]:  # Canonical names; several for the mean of an array
-    "Find the columns of a chosen field; raises `DataError` where they cannot be inputs."
-    if choice.array == "mean":
-        fits = [name for name in biobank.columns if name.startswith(f"p{choice.field}_") and "_a" in name]
-        wanted = "" if choice.instance is None else f"_i{choice.instance}_"
-        names = [name for name in fits if wanted in name]
-        if not names or len({name.split("_a")[0] for name in names}) > 1:
-            raise DataError(
-                f"field {choice.field} with array: mean",
-                "positions of one occasion",
-                ", ".join(names) or "none",
-            )
-    else:
-        names = [biobank.column(choice.field, choice.instance, choice.array)]
-    field = biobank.field(names[0])
-    if not (field.is_number or field.value_type == "categorical_single"):
-        what = field.value_type.replace("_", " ")
-        raise DataError(
-            f"input field {choice.field} ({field.title})",
-            expected="a quantity or a single choice",
-            found=f"a {what} field",
-            remedy="Leave it out; such fields cannot be inputs yet.",
-        )
-    if choice.array == "mean" and not field.is_number:
-        raise DataError(
-            f"input field {choice.field} ({field.title}) with array: mean",
-            expected="a quantity",
-            found="a single choice, which has no mean",
-            remedy="Choose one of its positions, such as array: 0.",
-        )
+class Input(NamedTuple):
+    "An input, and the columns it is made of."
+
+    choice: FieldChoice  # What was asked for
+    kind: str  # "number", "code" or "choices"
+    title: str  # What reports call it
+    columns: list[list[str]]  # Canonical names by occasion, each with its positions
+
+
+def _positions(biobank: Biobank, choice: FieldChoice) -> dict[int | None, list[str]]:
+    "The columns of a field by occasion, in order of their positions."
+    start, found = f"p{choice.field}", {}
+    names = [name for name in biobank.columns if name == start or name.startswith(start + "_")]
+    parsed = {name: parse_name(name)[0] for name in names}
+    for name in sorted(names, key=lambda name: (parsed[name].instance or 0, parsed[name].array or 0)):
+        found.setdefault(parsed[name].instance, []).append(name)
+    return found
+
+
+def _of_one_occasion(biobank: Biobank, choice: FieldChoice) -> list[str]:
+    "The columns of an input at one occasion."
+    if not isinstance(choice.array, str):
+        return [biobank.column(choice.field, choice.instance, choice.array)]
+    found = _positions(biobank, choice)
+    names = [
+        name for i, part in found.items() if choice.instance in (None, i) for name in part if "_a" in name
+    ]
+    if not names or len({name.split("_a")[0] for name in names}) > 1:
+        thing = f"field {choice.field} with array: {choice.array}"
+        raise DataError(thing, "positions of one occasion", ", ".join(names) or "none")
     return names
 
 
-def _cleaned(
-    biobank: Biobank, chosen: list[tuple[FieldChoice, list[str]]]
-) -> Iterator[tuple[FieldChoice, Field, list[Cleaned]]]:
-    "Read and clean chosen fields, some at a time: that takes five times the memory of what is kept of them."
-    for start in range(0, len(chosen), COLUMNS_AT_ONCE):
-        some = chosen[start : start + COLUMNS_AT_ONCE]
-        cleaned = biobank.clean([name for _, names in some for name in names])
-        for choice, names in some:
-            yield choice, biobank.field(names[0]), [cleaned[name] for name in names]
+def _grouped_columns(biobank: Biobank, choice: FieldChoice) -> list[list[str]]:
+    "The columns of an input by occasion."
+    if choice.derived:
+        return [list(input_columns(choice.derived, biobank.columns, choice.instance or 0).values())]
+    if not isinstance(choice.instance, str):
+        return [_of_one_occasion(biobank, choice)]
+    last = np.inf if choice.until is None else choice.until
+    occasions = [i for i in _positions(biobank, choice) if i is not None and i <= last]
+    if not occasions:
+        up_to = "" if choice.until is None else f" up to {choice.until}"
+        raise DataError(f"field {choice.field} with instance: {choice.instance}", f"occasions{up_to}", "none")
+    return [_of_one_occasion(biobank, choice.model_copy(update={"instance": i})) for i in occasions]
+
+# %% ../../nbs/data/32_blocks.ipynb #6b8295ad
+def _kind_of(field: Field, choice: FieldChoice) -> str:
+    "What an input of a field becomes; raises `DataError` where it can't be one."
+    thing = f"input field {field.field_id} ({field.title})"
+    if not (field.is_number or field.is_category):
+        what, remedy = field.value_type.replace("_", " "), "Leave it out; such fields cannot be inputs yet."
+        raise DataError(thing, "a quantity, a single or a multiple choice", f"a {what} field", remedy)
+    several = field.value_type == "categorical_multiple" or choice.array == "any"
+    if choice.prefix and not (several and field.text_codes):
+        raise DataError(
+            f"{thing} with prefix: {choice.prefix}",
+            "a multiple choice of codes that are text",
+            "another field",
+        )
+    if field.is_number and several:
+        raise DataError(
+            f"{thing} with array: any",
+            "a single choice",
+            "a quantity",
+            "Choose mean, first, last, max or min.",
+        )
+    if several:
+        return "choices"
+    number = field.is_number or choice.ordered
+    if choice.array in ("mean", "max", "min") and not number:
+        raise DataError(
+            f"{thing} with array: {choice.array}", expected="a quantity",
+            found=f"a single choice, which has no {choice.array}", remedy="Choose one of its positions, such as array: 0.",
+        )  # fmt: skip
+    return "number" if number else "code"
 
 
-def _mean_of(columns: list[Cleaned]) -> pl.Series:
-    "The mean of what is there."
-    table = pl.DataFrame({str(i): column.values.cast(pl.Float64) for i, column in enumerate(columns)})
-    return table.select(pl.mean_horizontal(pl.all())).to_series()
+def input_of(
+    biobank: Biobank,
+    choice: FieldChoice,
+) -> Input:
+    "Find what an input is made of; raises `DataError` where its columns cannot be inputs."
+    columns = _grouped_columns(biobank, choice)
+    if choice.derived:
+        return Input(choice, "number", choice.name, columns)
+    field = biobank.field(columns[0][0])
+    kind = _kind_of(field, choice)
+    if choice.ordered:
+        in_order(pl.Series([], dtype=pl.Int32), field)  # has it an order?
+    return Input(choice, kind, choice.name or field.title, columns)
+
+
+def columns_of(
+    biobank: Biobank,
+    choice: FieldChoice,
+) -> list[str]:  # Canonical names
+    "Find every column that a chosen input reads; raises `DataError` where they cannot be inputs."
+    return [name for names in input_of(biobank, choice).columns for name in names]
 
 # %% ../../nbs/data/32_blocks.ipynb #5b6fdb34
+def _one_occasion(
+    biobank: Biobank, choice: FieldChoice, names: list[str], cleaned: dict[str, Cleaned]
+) -> Cleaned:
+    "An input at one occasion."
+    columns = [cleaned[name] for name in names]
+    if choice.ordered:
+        field = biobank.field(names[0])
+        columns = [Cleaned(in_order(one.values, field), one.kinds) for one in columns]
+    if choice.array == "any":
+        return as_list(columns)
+    return columns[0] if len(columns) == 1 else reduce_columns(columns, choice.array)
+
+
+def _values_of(biobank: Biobank, one: Input, cleaned: dict[str, Cleaned]) -> pl.Series:
+    "The values of an input, from the cleaned columns it is made of."
+    choice = one.choice
+    if choice.derived:
+        return derive(
+            choice.derived, {parse_name(name)[0].field_id: cleaned[name] for name in one.columns[0]}
+        ).values
+    occasions = [_one_occasion(biobank, choice, names, cleaned) for names in one.columns]
+    done = occasions[0] if len(occasions) == 1 else reduce_columns(occasions, choice.instance)
+    return roll_up(done.values, choice.prefix) if choice.prefix else done.values
+
+
+def _read_inputs(biobank: Biobank, inputs: list[Input], fill: bool) -> Iterator[tuple[Input, pl.Series]]:
+    "Read and clean inputs, some at a time: that takes five times the memory of what is kept of them."
+    for start in range(0, len(inputs), COLUMNS_AT_ONCE):
+        some = inputs[start : start + COLUMNS_AT_ONCE]
+        names = list(dict.fromkeys(name for one in some for part in one.columns for name in part))
+        parents = (
+            [parent for name in names for parent in parent_columns(name, biobank.columns)] if fill else []
+        )
+        cleaned = biobank.clean(dict.fromkeys([*names, *parents]))
+        cleaned = fill_children(cleaned) if fill else cleaned
+        for one in some:
+            yield one, _values_of(biobank, one, cleaned)
+
+# %% ../../nbs/data/32_blocks.ipynb #28497d60
+class Raw(NamedTuple):
+    "What a block has read of everybody, before anything was learned."
+
+    numbers: np.ndarray  # float32 [participant, column], NaN where missing
+    codes: list[pl.Series]  # Codes of each single choice, null where missing
+    choices: list[pl.Series]  # Lists of codes of each multiple choice, null where missing
+
+
 class PhenotypeBlock(Block):
-    "Fields of a Biobank: standardised numbers and numbered codes."
+    "Fields of a Biobank: standardised numbers, numbered codes, and codes of multiple choices."
 
     name = "phenotype"
 
@@ -178,11 +332,12 @@ class PhenotypeBlock(Block):
         fields: list[int | FieldChoice],  # Which fields
         min_count: int = 5,  # Codes that fewer training rows hold count as unknown
         name: str = "phenotype",  # Name of the modality
+        **options: Any,  # fill, winsorise, drop_sparse, drop_redundant: see PhenotypeSettings
     ):
         super().__init__()
-        self.settings = PhenotypeSettings(fields=fields, min_count=min_count)
+        self.settings = PhenotypeSettings(fields=fields, min_count=min_count, **options)
         self.name = name
-        self._raw: tuple[np.ndarray, list[pl.Series]] | None = None  # Numbers, float32, and codes
+        self._raw: Raw | None = None
 
     def __getstate__(self) -> dict:
         return {**super().__getstate__(), "_raw": None}
@@ -193,68 +348,118 @@ class PhenotypeBlock(Block):
         return (f"PhenotypeBlock {self.name!r}: {len(self.number_names)} numbers, {len(self.code_names)} codes, "
                 f"fitted on {len(self.rows):,} rows")  # fmt: skip
 
-# %% ../../nbs/data/32_blocks.ipynb #28497d60
+# %% ../../nbs/data/32_blocks.ipynb #bc2cf9c1
+def _identity(one: Input) -> tuple:
+    "What two inputs that are the same have in common, whatever they are called."
+    several = len(one.columns) > 1 or len(one.columns[0]) > 1
+    how = (one.choice.derived, one.choice.array, one.choice.instance) if several else None
+    return tuple(map(tuple, one.columns)), how
+
+
 @patch
 def open(self: PhenotypeBlock, biobank: Biobank) -> PhenotypeBlock:
     "Read and clean the columns, once for all copies of the block; learn nothing."
     if self._biobank is biobank:
         return self
-    chosen = [(choice, columns_of(biobank, choice)) for choice in self.settings.fields]
-    self.columns = [name for _, names in chosen for name in names]
-    if len(set(self.columns)) < len(self.columns):
-        twice = next(name for name in self.columns if self.columns.count(name) > 1)
-        raise DataError(f"modality {self.name!r}", "each column once", f"{twice} twice")
-    self._raw, self._present = self._read(biobank, chosen)
+    inputs = [input_of(biobank, choice) for choice in self.settings.fields]
+    twice = [key for key, count in Counter(map(_identity, inputs)).items() if count > 1]
+    if twice:
+        raise DataError(f"modality {self.name!r}", "each column once", f"{twice[0][0][0][0]} twice")
+    read = [name for one in inputs for names in one.columns for name in names]
+    parents = (
+        [parent for name in read for parent in parent_columns(name, biobank.columns)]
+        if self.settings.fill
+        else []
+    )
+    self.columns = list(dict.fromkeys([*read, *parents]))
+    self._raw, self._present = self._read(biobank, inputs)
     self._biobank, self.rows = biobank, None  # what was learned from another Biobank does not count
     return self
 
 
 @patch
-def _read(self: PhenotypeBlock, biobank: Biobank, chosen: list[tuple[FieldChoice, list[str]]]) -> tuple:
-    "Read numbers, side by side in single precision, and codes; and who has anything."
-    width = sum(biobank.field(names[0]).is_number for _, names in chosen)
-    numbers, codes = np.empty((len(biobank), width), np.float32), []
-    known = np.zeros(len(biobank), dtype=bool)
-    self.number_names, self.code_names = [], []
-    for choice, field, columns in _cleaned(biobank, chosen):
-        if field.is_number:
-            values = _mean_of(columns).to_numpy()
-            numbers[:, len(self.number_names)] = values
-            known |= ~np.isnan(values)
-            self.number_names.append(choice.name or field.title)
+def _read(self: PhenotypeBlock, biobank: Biobank, inputs: list[Input]) -> tuple[Raw, Tensor]:
+    "Read numbers, side by side in single precision, codes and lists; and who has anything."
+    self.inputs = {
+        kind: [one for one in inputs if one.kind == kind] for kind in ("number", "code", "choices")
+    }
+    raw = Raw(np.empty((len(biobank), len(self.inputs["number"])), np.float32), [], [])
+    known, n_numbers = np.zeros(len(biobank), dtype=bool), 0
+    for one, values in _read_inputs(biobank, inputs, self.settings.fill):
+        if one.kind == "number":
+            raw.numbers[:, n_numbers] = values.cast(pl.Float64).to_numpy()
+            known |= ~np.isnan(raw.numbers[:, n_numbers])
+            n_numbers += 1
         else:
-            codes.append(columns[0].values)
-            known |= codes[-1].is_not_null().to_numpy()
-            self.code_names.append(choice.name or field.title)
-    return (numbers, codes), torch.from_numpy(known)
+            (raw.codes if one.kind == "code" else raw.choices).append(values)
+            known |= values.is_not_null().to_numpy()
+    return raw, torch.from_numpy(known)
 
-# %% ../../nbs/data/32_blocks.ipynb #bc2cf9c1
+# %% ../../nbs/data/32_blocks.ipynb #0406c113
 class PackedFields(NamedTuple):
     "Fields in their smallest form; each part is contiguous, which makes unpacking fast."
 
     numbers: Tensor  # float16 [batch, column], standardised, NaN where missing
     levels: Tensor  # int16 [batch, column], 0 where unknown
+    bits: Tensor  # uint8 [batch, byte]: codes of multiple choices
 
     def to(self, device: torch.device | str) -> PackedFields:
-        "Move both to a device."
+        "Move all parts to a device."
         return PackedFields(*(part.to(device, non_blocking=True) for part in self))
 
 
 @patch
 def fit(self: PhenotypeBlock, biobank: Biobank, rows: np.ndarray) -> PhenotypeBlock:
-    "Read the fields, and learn means, deviations and levels from `rows`."
-    numbers, codes = self.open(biobank)._raw
+    "Read the fields, and learn from `rows` which inputs stay, means, deviations, levels and codes."
+    numbers, codes, choices = self.open(biobank)._raw
     self.rows = np.asarray(rows)
-    self.standardiser = Standardiser().fit(numbers, self.rows)
+    self.filter = ColumnFilter(self.settings.drop_sparse, self.settings.drop_redundant).fit(
+        numbers, self.rows
+    )
+    numbers = numbers if len(self.filter.keep) == numbers.shape[1] else numbers[:, self.filter.keep]
+    codes, choices = (
+        self._not_sparse(kind, columns) for kind, columns in (("code", codes), ("choices", choices))
+    )
+    self.standardiser = Standardiser(self.settings.winsorise).fit(numbers, self.rows)
     self.levels = Levels(self.settings.min_count).fit(codes, self.rows)
+    self.hots = [MultiHot(self.settings.min_count).fit(lists, self.rows) for lists in choices]
     half, levels = self.standardiser(numbers, np.float16), self.levels(codes, len(numbers))
-    self._packed = PackedFields(torch.from_numpy(half), torch.from_numpy(levels))
+    bits = [hot(lists) for hot, lists in zip(self.hots, choices, strict=True)]
+    bits = np.concatenate(bits, axis=1) if bits else np.zeros((len(numbers), 0), np.uint8)
+    self._packed = PackedFields(*(torch.from_numpy(part) for part in (half, levels, bits)))
+    self._name_columns()
     return self
 
 
 @patch
+def _not_sparse(self: PhenotypeBlock, kind: str, columns: list[pl.Series]) -> list[pl.Series]:
+    "The columns that enough training rows have; notes which those are."
+    limit = 1.0 if self.settings.drop_sparse is None else self.settings.drop_sparse
+    kept = [i for i, column in enumerate(columns) if column[self.rows].null_count() <= limit * len(self.rows)]
+    self.kept = {**getattr(self, "kept", {}), kind: kept}
+    return [columns[i] for i in kept]
+
+# %% ../../nbs/data/32_blocks.ipynb #dd1647fa
+@patch
+def _name_columns(self: PhenotypeBlock) -> None:
+    "Name the columns of a batch, and find the bits of multiple choices."
+    numbers, codes, choices = (self.inputs[kind] for kind in ("number", "code", "choices"))
+    self.number_names = [numbers[i].title for i in self.filter.keep]
+    self.code_names = [codes[i].title for i in self.kept["code"]]
+    labels, start, answered, ones = self._biobank.dictionary.labels if self.hots else {}, 0, [], []
+    for i, hot in zip(self.kept["choices"], self.hots, strict=True):
+        field = self._biobank.field(choices[i].columns[0][0])
+        known = labels.get(field.coding or 0, {})
+        self.number_names += [f"{choices[i].title}: {known.get(str(code), code)}" for code in hot.codes]
+        answered += [start] * len(hot.codes)
+        ones += range(start + 1, start + 1 + len(hot.codes))
+        start += 8 * hot.width
+    self._bits = torch.tensor([answered, ones], dtype=torch.long)
+
+
+@patch
 def batch(self: PhenotypeBlock, rows: Tensor) -> PackedFields:
-    "Read a batch: half-precision numbers and levels."
+    "Read a batch: half-precision numbers, levels and bits."
     return PackedFields(*(part.index_select(0, rows) for part in self._packed))
 
 
@@ -266,9 +471,63 @@ def present(self: PhenotypeBlock, rows: Tensor) -> Tensor:  # bool [batch]
 
 @patch
 def transform(self: PhenotypeBlock, raw: PackedFields) -> tuple[Tensor, Tensor]:
-    "Unpack: numbers float32 [batch, column], NaN where missing; levels int64 [batch, column], 0 where unknown."
-    numbers, levels = raw
-    return numbers.float(), levels.long()
+    "Unpack: numbers and multiple choices float32 [batch, column], NaN where missing; levels int64 [batch, column], 0 where unknown."
+    numbers, levels, bits = raw
+    numbers = numbers.float()
+    if self._bits.shape[1]:
+        self._bits = self._bits.to(bits.device)
+        shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
+        every = ((bits[:, :, None] >> shifts) & 1).flatten(1)
+        answered, ones = (every.index_select(1, places) for places in self._bits)
+        numbers = torch.cat([numbers, ones.float().masked_fill(answered == 0, torch.nan)], dim=1)
+    return numbers, levels.long()
+
+# %% ../../nbs/data/32_blocks.ipynb #ac0f9abb
+def _number_rows(block: PhenotypeBlock) -> Iterator[dict]:
+    "What was learned of each number."
+    place = {column: i for i, column in enumerate(block.filter.keep.tolist())}
+    titles = [one.title for one in block.inputs["number"]]
+    for i, title in enumerate(titles):
+        reason = block.filter.reasons[i]
+        if i not in place:
+            followed = reason.removeprefix("follows column ")
+            text = f"follows {titles[int(followed)]}" if followed != reason else reason
+            yield {"input": title, "kind": "number", "left out": text}
+            continue
+        fitted, at = block.standardiser, place[i]
+        low, high = (
+            float(limit) if np.isfinite(limit) else None for limit in (fitted.low[at], fitted.high[at])
+        )
+        scale = float(fitted.scale[at]) if np.isfinite(fitted.scale[at]) else 0.0
+        yield {
+            "input": title,
+            "kind": "number",
+            "mean": float(fitted.mean[at]),
+            "deviation": scale,
+            "low": low,
+            "high": high,
+        }
+
+
+@patch
+def describe(self: PhenotypeBlock) -> pl.DataFrame:  # One row an input
+    "Say what was learned of each input, and which were left out and why."
+    rows = list(_number_rows(self.fitted()))
+    for kind, sizes in (
+        ("code", [len(c) for c in self.levels.codes]),
+        ("choices", [len(h.codes) for h in self.hots]),
+    ):
+        kept = dict(zip(self.kept[kind], sizes, strict=True))
+        for i, one in enumerate(self.inputs[kind]):
+            found = (
+                {"codes": kept[i]}
+                if i in kept
+                else {"left out": f"missing for more than {self.settings.drop_sparse:.0%}"}
+            )
+            rows.append({"input": one.title, "kind": kind, **found})
+    types = {"input": pl.String, "kind": pl.String, "mean": pl.Float64, "deviation": pl.Float64, "low": pl.Float64,
+             "high": pl.Float64, "codes": pl.Int64, "left out": pl.String}  # fmt: skip
+    return pl.DataFrame(rows, schema=types)
 
 # %% ../../nbs/data/32_blocks.ipynb #a0cb3060
 class SNPSettings(Settings):

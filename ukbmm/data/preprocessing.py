@@ -7,75 +7,220 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
+import torch
+from fastcore.basics import patch
 
-from ..core import DataError
+from ..core import DataError, compiled
 
 # %% auto #0
-__all__ = ['LIMIT', 'COLUMNS_AT_ONCE', 'Standardiser', 'Levels']
+__all__ = ['LIMIT', 'COLUMNS_AT_ONCE', 'AT_ONCE', 'QUANTILE_ROWS', 'CORRELATION_ROWS', 'CORRELATION_PAIRS', 'Standardiser',
+           'ColumnFilter', 'missing_shares', 'Levels']
 
 # %% ../../nbs/data/31_preprocessing.ipynb #35458ca7
 LIMIT = 100.0  # Standard deviations
 COLUMNS_AT_ONCE = 16  # 64 bytes of a row in single precision, a line of a processor's cache
+AT_ONCE = 1 << 16  # Values that are standardised before they are rounded
+QUANTILE_ROWS = 100_000  # Training rows that quantiles are taken from, at most
 
 
-def _some_columns(width: int) -> list[slice]:
-    "All columns, some at a time."
-    return [slice(start, start + COLUMNS_AT_ONCE) for start in range(0, width, COLUMNS_AT_ONCE)]
+@compiled
+def _sums(values, rows, low, high, count, total):
+    "Add up the known values of `rows`, moved into their limits."
+    for i in rows:
+        for j in range(values.shape[1]):
+            x = np.float64(values[i, j])
+            x = low[j] if x < low[j] else x
+            x = high[j] if x > high[j] else x
+            count[j] += 1.0 if x == x else 0.0  # not a number is not itself
+            total[j] += x if x == x else 0.0
+
+# %% ../../nbs/data/31_preprocessing.ipynb #1c389903
+@compiled
+def _squares(values, rows, low, high, mean, total):
+    "Add up the squared deviations of `rows`."
+    for i in rows:
+        for j in range(values.shape[1]):
+            x = np.float64(values[i, j])
+            x = low[j] if x < low[j] else x
+            x = (high[j] if x > high[j] else x) - mean[j]
+            total[j] += x * x if x == x else 0.0
+
+# %% ../../nbs/data/31_preprocessing.ipynb #45ad0518
+@compiled
+def _standardise(values, low, high, mean, weight, fill, out):
+    "Limit, centre and scale; what is missing becomes `fill`."
+    for i in range(values.shape[0]):
+        for j in range(values.shape[1]):
+            x = np.float64(values[i, j])
+            x = low[j] if x < low[j] else x
+            x = ((high[j] if x > high[j] else x) - mean[j]) * weight[j]
+            out[i, j] = x if x == x else fill
+
+# %% ../../nbs/data/31_preprocessing.ipynb #ca8f7085
+def _quantiles(values: np.ndarray, rows: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    "The quantiles `share` and 1 - `share` of each column's known values; without a known value, no limit."
+    limits = np.tile([[-np.inf], [np.inf]], values.shape[1])
+    rows = rows[:: max(1, -(-len(rows) // QUANTILE_ROWS))]
+    for start in range(0, values.shape[1], COLUMNS_AT_ONCE):
+        some = values[:, start : start + COLUMNS_AT_ONCE][rows].astype(np.float64)
+        for i, column in enumerate(np.ascontiguousarray(some.T), start):
+            known = column[~np.isnan(column)]
+            if len(known):
+                limits[:, i] = np.quantile(known, [share, 1 - share])
+    return limits[0], limits[1]
 
 
-def _mean_and_deviation(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "Mean and standard deviation of each column over what is there."
-    known = ~np.isnan(values)
-    count = np.maximum(known.sum(0), 1)
-    mean = np.where(known, values, 0).sum(0) / count
-    deviation = np.where(known, values - mean, 0)
-    return mean, np.sqrt((deviation**2).sum(0) / count)
+def _floats(values: np.ndarray) -> np.ndarray:
+    "Values as floating point, in the precision they have."
+    return values if values.dtype in (np.float32, np.float64) else values.astype(np.float64)
 
-
+# %% ../../nbs/data/31_preprocessing.ipynb #d004c955
 class Standardiser:
     "Bring columns to mean 0 and standard deviation 1 over the training rows."
 
-    def __init__(self):
+    def __init__(
+        self,
+        winsorise: float = 0.0,  # Share of training values that is moved to the nearest quantile, at either end
+    ):
+        self.winsorise = winsorise
         self.rows: np.ndarray | None = None  # Rows it was fitted on
         self.mean: np.ndarray | None = None  # [column]
         self.scale: np.ndarray | None = None  # [column]; infinite where a column does not vary
+        self.low: np.ndarray | None = None  # [column]; values below are moved to it
+        self.high: np.ndarray | None = None  # [column]; values above are moved to it
 
     def fit(
         self,
         values: np.ndarray,  # [participant, column], NaN where missing
         rows: np.ndarray,  # Training rows
     ) -> Standardiser:
-        "Compute each column's mean and standard deviation over `rows`."
+        "Compute each column's limits, mean and standard deviation over `rows`."
         if len(rows) == 0:
             raise DataError("standardising", "training rows", "none")
-        width = values.shape[1]
-        self.mean, scale = np.zeros(width), np.zeros(width)
-        for part in _some_columns(width):
-            some = values[:, part][rows].astype(np.float64)
-            self.mean[part], scale[part] = _mean_and_deviation(some)
+        values, width, self.rows = _floats(values), values.shape[1], np.asarray(rows)
+        self.low, self.high = np.full(width, -np.inf), np.full(width, np.inf)
+        if self.winsorise:
+            self.low, self.high = _quantiles(values, self.rows, self.winsorise)
+        count, total, squares = np.zeros(width), np.zeros(width), np.zeros(width)
+        _sums(values, self.rows, self.low, self.high, count, total)
+        self.mean = total / np.maximum(count, 1)
+        _squares(values, self.rows, self.low, self.high, self.mean, squares)
+        scale = np.sqrt(squares / np.maximum(count, 1))
         tiny = scale <= 1e-9 * np.maximum(1, np.abs(self.mean))
-        self.scale, self.rows = np.where(tiny, np.inf, scale), np.asarray(rows)
+        self.scale = np.where(tiny, np.inf, scale)
         return self
 
-    def __call__(
-        self,
-        values: np.ndarray,  # [batch, column], NaN where missing
-        dtype: type = np.float64,  # Precision of the result
-    ) -> np.ndarray:  # The same shape, standardised; NaN where missing
-        "Standardise."
-        standard = np.empty(values.shape, dtype)
-        for part in _some_columns(values.shape[1]):
-            some = values[:, part] - self.mean[part]
-            some /= self.scale[part]
-            standard[:, part] = np.clip(some, -LIMIT, LIMIT, out=some)
+# %% ../../nbs/data/31_preprocessing.ipynb #cc3ae3bc
+@patch
+def __call__(
+    self: Standardiser,
+    values: np.ndarray,  # [batch, column], NaN where missing
+    dtype: type = np.float64,  # Precision of the result
+    fill: float = np.nan,  # What a missing value becomes: NaN, or 0 for the mean
+) -> np.ndarray:  # The same shape, standardised
+    "Standardise."
+    values, standard = _floats(values), np.empty(values.shape, dtype)
+    low = np.maximum(self.low, self.mean - LIMIT * self.scale)
+    high = np.minimum(self.high, self.mean + LIMIT * self.scale)
+    fitted = low, high, self.mean, 1 / self.scale, fill
+    if dtype is not np.float16:
+        _standardise(values, *fitted, standard)
         return standard
+    step = max(1, AT_ONCE // max(1, values.shape[1]))
+    single = np.empty((step, values.shape[1]), np.float32)
+    for start in range(0, len(values), step):
+        some = values[start : start + step]
+        _standardise(some, *fitted, single[: len(some)])
+        half = torch.from_numpy(standard[start : start + step])
+        half.copy_(torch.from_numpy(single[: len(some)]))  # torch rounds many at a time, NumPy one by one
+    return standard
 
-    def undo(
+
+@patch
+def undo(
+    self: Standardiser,
+    values: np.ndarray,  # Standardised values [batch, column]
+) -> np.ndarray:
+    "Go back to the original scale."
+    return values * np.where(np.isinf(self.scale), 0.0, self.scale) + self.mean
+
+# %% ../../nbs/data/31_preprocessing.ipynb #e4c64c9c
+CORRELATION_ROWS = 20_000  # Training rows that correlations are taken from, at most
+CORRELATION_PAIRS = 20  # Fewer participants who have both columns do not show that one follows the other
+
+
+def _correlations(values: np.ndarray, known: np.ndarray, part: slice) -> np.ndarray:
+    "Correlations of columns [all, part] over the participants who have both; 0 where too few do or one does not vary."
+    x, y, both = values, values[:, part], known[:, part]
+    n = known.T @ both
+    sum_x, sum_y = x.T @ both, known.T @ y
+    with np.errstate(divide="ignore", invalid="ignore"):
+        spread_x = (x * x).T @ both - sum_x * sum_x / n
+        spread_y = known.T @ (y * y) - sum_y * sum_y / n
+        r = (x.T @ y - sum_x * sum_y / n) / np.sqrt(spread_x * spread_y)
+    varies = (spread_x > 1e-9 * n) & (spread_y > 1e-9 * n) & (n >= CORRELATION_PAIRS)
+    return np.where(varies, r, 0.0)
+
+# %% ../../nbs/data/31_preprocessing.ipynb #98507ac2
+class ColumnFilter:
+    "Leave out columns that are missing for most training rows, and those that follow an earlier one."
+
+    def __init__(
         self,
-        values: np.ndarray,  # Standardised values [batch, column]
-    ) -> np.ndarray:
-        "Go back to the original scale."
-        return values * np.where(np.isinf(self.scale), 0.0, self.scale) + self.mean
+        max_missing: float | None = None,  # Largest share of training rows without a value; None allows any
+        max_correlation: float | None = None,  # Strongest correlation with an earlier column; None allows any
+    ):
+        self.max_missing, self.max_correlation = max_missing, max_correlation
+        self.rows: np.ndarray | None = None  # Rows it was fitted on
+        self.keep: np.ndarray | None = None  # int64: positions of the columns that stay
+        self.reasons: list[str] = []  # Why each column was left out; empty where it stays
+
+    def fit(
+        self,
+        values: np.ndarray,  # [participant, column], NaN where missing
+        rows: np.ndarray,  # Training rows
+    ) -> ColumnFilter:
+        "Find the columns that stay."
+        if len(rows) == 0:
+            raise DataError("choosing columns", "training rows", "none")
+        self.rows, self.reasons = np.asarray(rows), [""] * values.shape[1]
+        if self.max_missing is not None:
+            for i, share in enumerate(missing_shares(values, self.rows)):
+                if share > self.max_missing:
+                    self.reasons[i] = f"missing for {share:.0%}"
+        if self.max_correlation is not None:
+            self._leave_out_followers(values)
+        self.keep = np.flatnonzero([not reason for reason in self.reasons])
+        return self
+
+# %% ../../nbs/data/31_preprocessing.ipynb #bb6eb159
+@patch
+def _leave_out_followers(self: ColumnFilter, values: np.ndarray) -> None:
+    "Find the columns that follow an earlier one, some at a time."
+    rows = self.rows[:: max(1, -(-len(self.rows) // CORRELATION_ROWS))]
+    candidates = np.flatnonzero([not reason for reason in self.reasons])
+    sample = values[np.ix_(rows, candidates)]
+    standard = Standardiser().fit(sample, np.arange(len(sample)))(sample, fill=0.0)
+    known, stays = (~np.isnan(sample)).astype(np.float64), np.ones(len(candidates), bool)
+    for start in range(0, len(candidates), 256):
+        part = slice(start, start + 256)
+        strength = np.abs(_correlations(standard[:, : start + 256], known[:, : start + 256], part))
+        for i in range(strength.shape[1]):
+            earlier = np.where(stays[: start + i], strength[: start + i, i], 0.0)
+            if len(earlier) and earlier.max() > self.max_correlation:
+                stays[start + i] = False
+                self.reasons[candidates[start + i]] = f"follows column {candidates[earlier.argmax()]}"
+
+# %% ../../nbs/data/31_preprocessing.ipynb #1b05fd45
+def missing_shares(
+    values: np.ndarray,  # [participant, column], NaN where missing
+    rows: np.ndarray,  # Whose
+) -> np.ndarray:  # [column]
+    "Compute the share of `rows` that lack each column."
+    width = values.shape[1]
+    count, total, anything = np.zeros(width), np.zeros(width), np.full(width, np.inf)
+    _sums(_floats(values), np.asarray(rows), -anything, anything, count, total)
+    return 1 - count / max(1, len(rows))
 
 # %% ../../nbs/data/31_preprocessing.ipynb #6d47eb29
 class Levels:

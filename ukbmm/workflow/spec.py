@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from pydantic import Field, field_validator
 from torch import nn
 
+from ..biobank.derived import formula
 from ..biobank.names import parse_name
 from ..biobank.store import Biobank
 from ..cohort.cohort import CohortSettings, fulfilled
@@ -60,7 +61,8 @@ class PhenotypeModality(PhenotypeSettings):
 
     def block(self, name: str) -> Block:
         "The block of this modality, not fitted."
-        return PhenotypeBlock(list(self.fields), self.min_count, name)
+        options = {key: getattr(self, key) for key in ("fill", "winsorise", "drop_sparse", "drop_redundant")}
+        return PhenotypeBlock(list(self.fields), self.min_count, name, **options)
 
 
 class SNPModality(SNPSettings):
@@ -233,10 +235,11 @@ def _contradictions(spec: Spec, document: Document) -> list[Problem]:
 
 
 def _input_fields(spec: Spec) -> Iterator[tuple[tuple, int]]:
-    "Each field among the inputs, with its path."
+    "Each field among the inputs, with its path; of a derived one, every field that it is computed from."
     for name, modality in spec.modalities.items():
         for i, choice in enumerate(getattr(modality, "fields", None) or ()):
-            yield ("modalities", name, "fields", i), choice.field
+            for field_id in formula(choice.derived).fields if choice.derived else (choice.field,):
+                yield ("modalities", name, "fields", i), field_id
 
 # %% ../../nbs/workflow/70_spec.ipynb #5a92da33
 def check_spec(

@@ -23,8 +23,8 @@ from .core import UkbmmError, get_logger, redact
 from .disclosure import assert_publishable
 
 # %% auto #0
-__all__ = ['app', 'words', 'SetOption', 'Coding', 'ingest', 'describe', 'verify', 'show_field', 'search_fields', 'check',
-           'schema', 'run', 'report', 'demo', 'main']
+__all__ = ['app', 'words', 'SetOption', 'Coding', 'ingest', 'describe', 'verify', 'show_field', 'update_dictionary',
+           'search_fields', 'check', 'schema', 'run', 'report', 'demo', 'main']
 
 # %% ../nbs/90_cli.ipynb #28f01834
 app = typer.Typer(help="Multi-modal deep learning on UK Biobank, from extract to honest report.", no_args_is_help=True,
@@ -77,6 +77,9 @@ def ingest(
         typer.Argument(help="The files of an extract, text or parquet; or a folder with all there is."),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the new Biobank; must not exist.")],
+    dictionary: Annotated[
+        Path | None, typer.Option(help="What `ukbmm dictionary update` made; the shipped one if left out.")
+    ] = None,
     fields: Annotated[Path | None, typer.Option(help="Table of your own fields.")] = None,
     codings: Annotated[Path | None, typer.Option(help="Table of your own codings.")] = None,
     relatedness: Annotated[Path | None, typer.Option(help="UK Biobank's relatedness file.")] = None,
@@ -93,15 +96,17 @@ def ingest(
     coding: Annotated[Coding, typer.Option(help="What the tables hold; found if left out.")] = Coding.auto,
     bridge: Annotated[Path | None, typer.Option(help="Bridge to tables of another application.")] = None,
 ) -> None:
-    "Read an extract into a Biobank folder, once."
+    "Read an extract into a Biobank folder, once; what became of it is in its ingest.html and ingest.json."
+    from ukbmm.biobank.description import add_report
     from ukbmm.biobank.store import ingest as read
 
     biobank = read(
-        tables, out, fields=fields, codings=codings, relatedness=relatedness, genotypes=genotypes, withdrawals=withdrawals,
+        tables, out, dictionary=dictionary, fields=fields, codings=codings, relatedness=relatedness, genotypes=genotypes, withdrawals=withdrawals,
         drop_negative=drop_negative_eids, build=build, memory_gib=memory_gib, encoding=encoding, coding=coding.value, bridge=bridge,
     )  # fmt: skip
     for line in biobank.report():
         print(redact(line))  # a column's name comes from the file
+    add_report(biobank)
     print(out)
 
 # %% ../nbs/90_cli.ipynb #ac1ac15a
@@ -109,12 +114,20 @@ def ingest(
 def describe(
     biobank: Annotated[Path, typer.Argument(help="Folder of a Biobank.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page with figures instead, to this file.")
+    ] = None,
 ) -> None:
     "Say what is in a Biobank: columns, missing values, genotypes, relatives."
+    from ukbmm.biobank.description import describe as list_columns
+    from ukbmm.biobank.description import description
     from ukbmm.biobank.store import Biobank
 
     opened = Biobank.open(biobank)
-    lines, rows = opened.report(), opened.describe().to_dicts()
+    if html:
+        print(description(opened).write(html))
+        return
+    lines, rows = opened.report(), list_columns(opened).to_dicts()
     shown = [*lines, *("\t".join(map(str, row.values())) for row in rows)]
     assert_publishable("\n".join(shown), "the description")
     if as_json:
@@ -157,6 +170,25 @@ def show_field(
 
     for name, value in Dictionary.builtin().about(field).items():
         print(f"{name + ':':14}{value}")
+
+
+@words.command("update")
+def update_dictionary(
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Files of the showcase or of RAP: fields, codings, trees, in any order."),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Where to write the dictionary, for `ukbmm ingest --dictionary`.")
+    ],
+) -> None:
+    "Bring the shipped dictionary up to date with files of your own project."
+    from ukbmm.biobank.dictionary import Dictionary, save_dictionary
+
+    update = Dictionary.builtin().update(*files)
+    save_dictionary(update.dictionary, out)
+    print(update)
+    print(out)
 
 
 @words.command("search")

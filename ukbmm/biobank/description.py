@@ -590,8 +590,10 @@ def _lines_by_group(rows: list[dict], n: int) -> dict[str, list[dict]]:
     return {group: [_line(of, n) for of in together[group].values()] for group in order}
 
 # %% ../../nbs/biobank/18a_description.ipynb #f0f3df1a
-COLOURS = dict(zip(MISSING_KINDS, ("#0072B2", "#D9D9D9", "#E69F00", "#D55E00", "#999999", "#56B4E9", "#CC79A7", "#009E73", "#000000"),
-                   strict=True))  # fmt: skip
+COLOURS = dict(zip(MISSING_KINDS, (
+    *("#0072B2", "#D9D9D9", "#E69F00", "#D55E00", "#999999", "#56B4E9", "#CC79A7", "#009E73", "#000000"),
+    *("#882255", "#F0E442", "#666666", "#44AA99"),
+), strict=True))  # fmt: skip
 KIND_WORDS = {"present": "has a value", "empty": "nothing in the extract"}
 
 

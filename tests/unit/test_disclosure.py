@@ -343,7 +343,7 @@ def test_a_description_with_an_identifier_is_refused_before_it_is_printed(tmp_pa
     from ukbmm.biobank.store import ingest
     from ukbmm.cli import main
 
-    name, title = (EID, "Shoes") if place == "a name in the header" else ("shoe", f"Shoes {'x ' * 60}{EID}")
+    name, title = (EID, "Shoes") if place == "a name in the header" else ("shoe", f"Shoes {EID} {'x ' * 60}")
     (tmp_path / "t.csv").write_text(f"eid,31-0.0,900001-0.0,{name}\n1000001,1,42,x\n")
     (tmp_path / "f.tsv").write_text(f"FieldID\tField\tValueType\n900001\t{title}\tContinuous\n")
     ingest(tmp_path / "t.csv", tmp_path / "b", fields=tmp_path / "f.tsv")

@@ -24,7 +24,7 @@ from ..core import TableError, UkbmmError, atomic_file, did_you_mean, write_text
 
 # %% auto #0
 __all__ = ['FORMATS', 'SPELLED', 'MISSING', 'AT_THE_END', 'CELLS', 'Format', 'format_of', 'header_names', 'unreadable_titles',
-           'unreadable_labels', 'write_rows', 'r_program', 'TableWriter']
+           'unreadable_labels', 'write_rows', 'write_header', 'r_program', 'TableWriter']
 
 # %% ../../nbs/biobank/18b_formats.ipynb #7ea295b2
 @dataclass(frozen=True)
@@ -231,6 +231,16 @@ def write_rows(
     text = buffer.getvalue()
     stream.write(AT_THE_END.sub(b"\n", text) if form.ragged else text)
 
+
+def write_header(
+    names: list[str],  # As they stand in the file
+    form: Format,  # How to write it
+    stream: BinaryIO,  # Where to
+) -> None:
+    "Write a header as a form has it."
+    places = [str(number) for number in range(len(names))]
+    write_rows(pl.DataFrame([names], orient="row", schema=places), form, stream)
+
 # %% ../../nbs/biobank/18b_formats.ipynb #68d485dc
 def _refuse_breaks(frame: pl.DataFrame, form: Format) -> None:
     "Raise `TableError` where a form without quotes would have to hold a tab or a line break."
@@ -326,8 +336,7 @@ def __enter__(self: TableWriter) -> TableWriter:
     self._stream = self._open.enter_context(temporary.open("wb"))
     if self.packed:  # no name and no time of day in the file: the same table gives the same bytes
         self._stream = self._open.enter_context(gzip.GzipFile("", "wb", 4, self._stream, mtime=0))
-    header = pl.DataFrame([self._names], orient="row", schema=[str(i) for i in range(len(self._names))])
-    write_rows(header, self.form, self._stream)
+    write_header(self._names, self.form, self._stream)
     return self
 
 

@@ -18,9 +18,9 @@ import numpy as np
 import polars as pl
 
 from .dictionary import Dictionary, Field
-from .files import CHUNK, compression_of, fill_lines
+from .files import CHUNK, compression_of, fill_lines, find_encoding
 from .formats import CELLS, FORMATS, SPELLED, Format, write_header, write_rows
-from .names import Column, Header, read_header
+from .names import Column, Header, is_eid, read_header
 from .table import read_layout
 from ..core import UkbmmError, atomic_file, did_you_mean, rng_for, write_text
 
@@ -78,14 +78,7 @@ EVERY = 20  # A fault that touches some rows touches one in so many
 
 
 def _form_of(path: Path, names: list[str], delimiter: str) -> Format:
-    "How a table is written, as far as writing it again goes; raises `UkbmmError` for a compressed one."
-    if compression_of(path):
-        raise UkbmmError(
-            path.name,
-            "plain text to plant a fault in",
-            "a compressed file",
-            "Plant it first, compress afterwards.",
-        )
+    "How a table is written, as far as writing it again goes."
     if delimiter == "\t":
         return FORMATS["ukbconv-tab" if names[0].startswith("f.") else "ukbconv-txt"]
     with path.open("rb") as stream:
@@ -108,7 +101,18 @@ class _Table:
 
 
 def _open_table(path: Path, dictionary: Dictionary) -> _Table:
+    "Look at a table's header; raises `UkbmmError` where it is not plain UTF-8 text, or the identifier is not its first column."
+    found = "a compressed file" if compression_of(path) else find_encoding(path)
+    if found != "utf-8":
+        raise UkbmmError(
+            path.name,
+            "plain UTF-8 text to plant a fault in",
+            found,
+            "Plant it first; compress or encode afterwards.",
+        )
     layout = read_layout(path)
+    if not is_eid(layout.names[0]):
+        raise UkbmmError(path.name, "a table whose first column is the identifier", "another first column")
     form = _form_of(path, layout.names, layout.delimiter)
     return _Table(path, layout.names, form, read_header(layout.names, dictionary))
 

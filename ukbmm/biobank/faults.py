@@ -99,7 +99,7 @@ class _Table:
         chosen = [name for name, field in self.header.fields.items() if field.value_type in value_types]
         return {spelled: name for name in chosen for spelled in self.header.columns[name]}
 
-
+# %% ../../nbs/biobank/18c_faults.ipynb #a463f05d
 def _open_table(path: Path, dictionary: Dictionary) -> _Table:
     "Look at a table's header; raises `UkbmmError` where it is not plain UTF-8 text, or the identifier is not its first column."
     found = "a compressed file" if compression_of(path) else find_encoding(path)
@@ -137,7 +137,7 @@ def _scan(path: Path, table: _Table) -> pl.LazyFrame:
         path, separator=table.form.separator, quote_char=quote, has_header=False, skip_rows=1, schema=types
     )
 
-
+# %% ../../nbs/biobank/18c_faults.ipynb #f815d17f
 def _batches(table: _Table) -> Iterator[pl.DataFrame]:
     "A table's text, some rows at a time; `row` is the place of each."
     start = 0
@@ -183,7 +183,7 @@ def _eids(table: _Table) -> pl.Series:
     "Identifiers in the order of the file, as text."
     return pl.concat([batch[table.names[0]] for batch in _batches(table)])
 
-
+# %% ../../nbs/biobank/18c_faults.ipynb #37d239b4
 def _need(columns: dict | list, table: _Table, what: str) -> None:
     "Raise `UkbmmError` where a table has nothing that a fault could spoil."
     if not columns:
@@ -224,7 +224,7 @@ def another_order(path: Path, dictionary: Dictionary, rng: np.random.Generator) 
             pile.unlink(missing_ok=True)
     return {}
 
-
+# %% ../../nbs/biobank/18c_faults.ipynb #a9d8142d
 def _concatenate(path: Path, piles: list[Path]) -> None:
     "Put rows behind a file's header in place of its own."
     with atomic_file(path) as out, out.open("wb") as target:
@@ -259,7 +259,7 @@ def byte_order_mark(path: Path, dictionary: Dictionary, rng: np.random.Generator
     _recode(path, "utf-8-sig")
     return {}
 
-
+# %% ../../nbs/biobank/18c_faults.ipynb #a2573c89
 @_fault("utf-16", "same")
 def utf_16(path: Path, dictionary: Dictionary, rng: np.random.Generator) -> dict:
     "The file is written in UTF-16."
@@ -287,7 +287,7 @@ def _second_basket(table: _Table, columns: list[str], *change: pl.Expr) -> dict:
     )
     return {"table": [table.path.name, other.name]}
 
-
+# %% ../../nbs/biobank/18c_faults.ipynb #8a83d66c
 @_fault("repeated-columns", "same")
 def repeated_columns(path: Path, dictionary: Dictionary, rng: np.random.Generator) -> dict:
     "A second file, of a newer basket, has some columns again."
@@ -462,7 +462,7 @@ def letter_in_numbers(path: Path, dictionary: Dictionary, rng: np.random.Generat
     name = str(rng.choice(list(columns)))
     return {"column": columns[name], **_set_middle(table, name, "A")}
 
-
+# %% ../../nbs/biobank/18c_faults.ipynb #99a737aa
 @_fault("scientific-eid", "refused")
 def scientific_eid(path: Path, dictionary: Dictionary, rng: np.random.Generator) -> dict:
     "An identifier is written 1e+06, as R does with a million."
@@ -505,7 +505,7 @@ def truncated(path: Path, dictionary: Dictionary, rng: np.random.Generator) -> d
     os.truncate(path, _place(table, eid) + 1)
     return {"row": row}
 
-
+# %% ../../nbs/biobank/18c_faults.ipynb #d981541c
 @_fault("other-number-of-cells", "refused")
 def other_number_of_cells(path: Path, dictionary: Dictionary, rng: np.random.Generator) -> dict:
     "One line in the middle has more cells than the header."
@@ -519,7 +519,7 @@ def other_number_of_cells(path: Path, dictionary: Dictionary, rng: np.random.Gen
         shutil.copyfileobj(source, target, CHUNK)
     return {"row": row}
 
-
+# %% ../../nbs/biobank/18c_faults.ipynb #62438059
 @_fault("repeated-name", "refused")
 def repeated_name(path: Path, dictionary: Dictionary, rng: np.random.Generator) -> dict:
     "Two columns have the same name."

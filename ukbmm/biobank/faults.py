@@ -300,12 +300,15 @@ def repeated_columns(path: Path, dictionary: Dictionary, rng: np.random.Generato
 
 @_fault("changed-columns", "known")
 def changed_columns(path: Path, dictionary: Dictionary, rng: np.random.Generator) -> dict:
-    "A second file, of a newer basket, has some columns of whole numbers again; in some rows the number is one more."
+    "A second file, of a newer basket, has the columns of whole numbers again; in some rows a number from 0 is one more."
     table = _open_table(path, dictionary)
     columns, first = table.of_type("integer"), _first(table, rng)
     _need(columns, table, "a column of whole numbers")
-    more = [pl.when(_some(first) & _given(name)).then((pl.col(name).cast(pl.Int64, strict=False) + 1).cast(pl.String)).otherwise(name)
-            .alias(name) for name in columns]  # fmt: skip
+    more = []
+    for name in columns:  # special values, which are negative or labels, stay
+        number = pl.when(pl.col(name).str.contains(r"^\d+$")).then(pl.col(name)).cast(pl.Int64)
+        raised = pl.coalesce((number + 1).cast(pl.String), pl.col(name))
+        more.append(pl.when(_some(first)).then(raised).otherwise(name).alias(name))
     return {
         **_second_basket(table, list(columns), *more),
         "columns": list(columns.values()),

@@ -18,10 +18,10 @@ import numpy as np
 import polars as pl
 
 from .dictionary import Dictionary, Field
-from .files import CHUNK, compression_of, fill_lines, find_encoding
+from .files import CHUNK, compression_of, fill_lines
 from .formats import CELLS, FORMATS, SPELLED, Format, write_header, write_rows
+from .lines import read_layout
 from .names import Column, Header, is_eid, read_header
-from .table import read_layout
 from ..core import UkbmmError, atomic_file, did_you_mean, rng_for, write_text
 
 # %% auto #0
@@ -100,10 +100,28 @@ class _Table:
         return {spelled: name for name in chosen for spelled in self.header.columns[name]}
 
 # %% ../../nbs/biobank/18c_faults.ipynb #a463f05d
+def _is_plain(path: Path) -> bool:
+    "Is it UTF-8 without a byte-order mark?"
+    try:
+        with path.open(encoding="utf-8") as stream:
+            marked = stream.read(1) == "\ufeff"
+            while stream.read(CHUNK):
+                pass
+    except UnicodeDecodeError:
+        return False
+    return not marked
+
+# %% ../../nbs/biobank/18c_faults.ipynb #775a9851
 def _open_table(path: Path, dictionary: Dictionary) -> _Table:
     "Look at a table's header; raises `UkbmmError` where it is not plain UTF-8 text, or the identifier is not its first column."
-    found = "a compressed file" if compression_of(path) else find_encoding(path)
-    if found != "utf-8":
+    found = (
+        "a compressed file"
+        if compression_of(path)
+        else ""
+        if _is_plain(path)
+        else "another encoding, or a mark"
+    )
+    if found:
         raise UkbmmError(
             path.name,
             "plain UTF-8 text to plant a fault in",

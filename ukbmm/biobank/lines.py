@@ -28,6 +28,7 @@ class Layout:
     delimiter: str  # Tab or comma; nothing where it is a parquet file
     names: list[str]  # The header's names, as in the file
     name: str  # Name of the file as delivered, for messages
+    quoted: bool = True  # May a cell be in quotes? Else a quote is a letter
 
 # %% ../../nbs/biobank/12a_lines.ipynb #dcee0a47
 def read_layout(
@@ -60,7 +61,7 @@ def _start_state(wanted: int = 0) -> np.ndarray:
 
 # %% ../../nbs/biobank/12a_lines.ipynb #9a2fa296
 @compiled
-def _go_over(chunk, delimiter, expected, eid_cell, state, eids):
+def _go_over(chunk, delimiter, mark, expected, eid_cell, state, eids):
     "Go over some bytes, keeping `state` between chunks and filling `eids`; stops at a bad line. Returns rows finished."
     (
         quoted,
@@ -80,7 +81,7 @@ def _go_over(chunk, delimiter, expected, eid_cell, state, eids):
     ) = state
     first = rows
     for byte in chunk:
-        quote = byte == 34
+        quote = byte == mark
         opens = quote & (1 - quoted) & (at_start | closed)
         closes = quote & quoted
         quoted = (quoted | opens) & (1 - closes)
@@ -116,12 +117,12 @@ def _go_over(chunk, delimiter, expected, eid_cell, state, eids):
 
 # %% ../../nbs/biobank/12a_lines.ipynb #f3a6620e
 @compiled
-def _row_starts(chunk, delimiter, expected, starts):
+def _row_starts(chunk, delimiter, mark, expected, starts):
     "Find where rows start in a chunk of whole, well-formed rows; returns their number, -1 where a line looks wrong."
     quoted, cells, rows, start = np.uint8(0), 1, 0, 0
     for i in range(len(chunk)):
         byte = chunk[i]
-        quoted ^= np.uint8(byte == 34)
+        quoted ^= np.uint8(byte == mark)
         cells += np.uint8(byte == delimiter) & (quoted ^ np.uint8(1))
         if byte == 10 and quoted == 0:
             if cells != expected or i - start < 2:
@@ -132,13 +133,13 @@ def _row_starts(chunk, delimiter, expected, starts):
 
 # %% ../../nbs/biobank/12a_lines.ipynb #54c7881b
 @compiled
-def _eids_at(chunk, delimiter, starts, eid_cell, eids):
+def _eids_at(chunk, delimiter, mark, starts, eid_cell, eids):
     "Read the identifiers of rows that start at `starts`."
     for row in range(len(starts)):
         i, cells, quoted, eid, form = starts[row], 1, 0, 0, 0
         while cells <= eid_cell and chunk[i] != 10:
             byte = chunk[i]
-            quoted ^= byte == 34
+            quoted ^= byte == mark
             if byte == delimiter and quoted == 0:
                 cells += 1
             elif cells == eid_cell and 48 <= byte <= 57 and form < 3 and eid < 10**17:
@@ -149,6 +150,11 @@ def _eids_at(chunk, delimiter, starts, eid_cell, eids):
         eids[row] = eid if form == 1 else -eid if form == 2 else MISSING if form == 0 else NO_NUMBER
 
 # %% ../../nbs/biobank/12a_lines.ipynb #3390c133
+def _mark(layout: Layout) -> int:
+    "The byte that opens and closes quotes; 0, which text does not hold, where none does."
+    return 34 if layout.quoted else 0
+
+
 CHUNK = 1 << 19  # Bytes at a time; few enough to stay close to the processor
 
 
@@ -166,7 +172,7 @@ def _chunks(layout: Layout) -> Iterator[bytes]:
 
 def _over_chunks(layout: Layout, state: np.ndarray, eid_cell: int = 0) -> Iterator[np.ndarray]:
     "Go over a file until it ends or `state` says why not; gives identifiers."
-    arguments = ord(layout.delimiter), len(layout.names), eid_cell, state
+    arguments = ord(layout.delimiter), _mark(layout), len(layout.names), eid_cell, state
     for chunk in _chunks(layout):
         eids = np.empty(chunk.count(b"\n"), dtype=np.int64)
         yield eids[: _go_over(np.frombuffer(chunk, np.uint8), *arguments, eids)]
@@ -212,11 +218,11 @@ def _quickly(layout: Layout, eid_cell: int) -> list[np.ndarray] | None:
             continue
         chunk, rest = np.frombuffer(rest + whole + line_break, np.uint8), left
         starts = np.empty(np.count_nonzero(chunk == 10), dtype=np.int64)
-        n = _row_starts(chunk, delimiter, len(layout.names), starts)
+        n = _row_starts(chunk, delimiter, _mark(layout), len(layout.names), starts)
         if n < 0:
             return None
         found.append(np.empty(n, dtype=np.int64))
-        _eids_at(chunk, delimiter, starts[:n], eid_cell, found[-1])
+        _eids_at(chunk, delimiter, _mark(layout), starts[:n], eid_cell, found[-1])
     return None if rest else found
 
 # %% ../../nbs/biobank/12a_lines.ipynb #a6155d90

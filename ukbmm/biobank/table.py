@@ -131,6 +131,7 @@ def _scan(layout: Layout, types: dict[str, pl.DataType], n_rows: int) -> pl.Lazy
         schema={key: types[name] for key, name in zip(names, layout.names, strict=True)},
         null_values=MISSING_TEXTS,
         n_rows=n_rows,
+        quote_char='"' if layout.quoted else None,
         low_memory=True,
     )
 
@@ -576,23 +577,42 @@ def _eids_in_parquet(layout: Layout, name: str) -> np.ndarray:
     )
 
 # %% ../../nbs/biobank/16_table.ipynb #b51d5912
+def _spelled(layout: Layout, *spellings: str) -> bool:
+    "Is it a tab-separated table with a name in one of these spellings?"
+    fits = (SPELLINGS[spelling].fullmatch(name) for spelling in spellings for name in layout.names)
+    return layout.delimiter == "\t" and any(fits)
+
+
+def _text_lines(layout: Layout, eid: str, filled: Path) -> tuple[Layout, np.ndarray, list[str]]:
+    "Go over a text table in the ways that its form may be written in: layout, identifiers, what was done."
+    if _spelled(layout, "ukbconv", "r"):
+        plain = replace(layout, quoted=False)
+        try:
+            return plain, read_lines(plain, eid).eids, []
+        except TableError:
+            pass
+    try:
+        return layout, read_lines(layout, eid).eids, []
+    except TableError:
+        if not _spelled(layout, "ukbconv"):
+            raise
+    changed = fill_lines(layout.path, filled, layout.name)
+    layout = replace(layout, path=filled, quoted=False)
+    return (
+        layout,
+        read_lines(layout, eid).eids,
+        [f"{show_count(changed)} lines were shorter or longer than the header"],
+    )
+
+# %% ../../nbs/biobank/16_table.ipynb #b603b0f7
 def _eids_of(layout: Layout, header: Header, filled: Path) -> tuple[Layout, np.ndarray, list[str]]:
-    "Go over a table, evening its lines out where it is ukbconv's ragged text: layout, identifiers, what was done."
+    "Go over a table: layout, identifiers, what was done to its lines."
     if not header.columns:
         raise TableError(layout.name, "participants and fields", "no column of a known field")
-    ragged = layout.delimiter == "\t" and any(SPELLINGS["ukbconv"].fullmatch(name) for name in layout.names)
-    notes = []
-    try:
-        eids = (
-            read_lines(layout, header.eid).eids if layout.delimiter else _eids_in_parquet(layout, header.eid)
-        )
-    except TableError:
-        if not ragged:
-            raise
-        changed = fill_lines(layout.path, filled, layout.name)
-        layout = replace(layout, path=filled)
-        eids = read_lines(layout, header.eid).eids
-        notes.append(f"{show_count(changed)} lines were shorter or longer than the header")
+    if layout.delimiter:
+        layout, eids, notes = _text_lines(layout, header.eid, filled)
+    else:
+        eids, notes = _eids_in_parquet(layout, header.eid), []
     if not len(eids):
         raise TableError(layout.name, "participants and fields", "no rows")
     get_logger().info("%s: %s rows, %s columns", layout.name, f"{len(eids):,}", f"{len(layout.names):,}")

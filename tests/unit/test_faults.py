@@ -89,7 +89,7 @@ def write(folder, format="ukbconv-csv", frame=PEOPLE, names=None, **options):
 def parts(path, out) -> dict[str, bytes]:
     "What a table becomes: its files."
     summary, eids = read_table(path, D, out / "table")
-    assert eids.to_list() == EIDS[ORDER].tolist()
+    assert eids.tolist() == EIDS[ORDER].tolist()
     return {part: (out / part).read_bytes() for part in summary.parts}
 
 

@@ -210,6 +210,8 @@ def _count_misfits(
             checks.append(_undecided(text, dtype, known[name]).sum().alias(f"undecided:{name}"))
         if dtype.is_temporal():
             checks.append((given & ~_parses(text, dtype, day_first)).sum().alias(f"day_first:{name}"))
+    if not checks:
+        return {}
     frame = _scan(layout, dict.fromkeys(layout.names, pl.String), n_rows)
     found: dict[str, dict[str, int]] = {}
     for key, count in frame.select(checks).collect(engine="streaming").row(0, named=True).items():
@@ -445,6 +447,11 @@ def _labels(header: Header, dictionary: Dictionary) -> dict[str, dict[str, str |
     known = {}
     for column, sources in header.columns.items():
         codes = dictionary.codes(header.fields[column].coding)
+        if header.fields[column].value_type == "time":  # a day stands for its first moment
+            codes = {
+                label: f"{code} 00:00:00" if code and len(code) == 10 else code
+                for label, code in codes.items()
+            }
         known |= {source: codes for source in sources} if codes else {}
     return known
 

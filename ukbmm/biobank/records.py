@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,10 @@ from ..core import TableError, UkbmmError, atomic_file
 
 # %% auto #0
 __all__ = ['PROVIDERS', 'GP_ENDS', 'TRACES', 'BACKGROUND', 'INJURIES', 'EXTERNAL', 'OLD_BACKGROUND', 'OPERATIONS', 'ADDED',
-           'OLD_OPERATIONS', 'NO_OPERATION', 'ICD9_UNTIL', 'OPCS3_UNTIL', 'HESIN', 'OTHER_CAUSES', 'CONTRIBUTORY',
-           'TUMOURS', 'REGISTERED', 'CANCER_ICD9_UNTIL', 'MEASURES', 'OTHER_READ', 'SPECIAL_DATES', 'DRUGS',
-           'SCRIPTS_A_YEAR', 'TABLES', 'FORMS', 'Provider', 'lost_reason', 'window', 'Trace', 'Volume', 'dotted',
-           'draw_records', 'record_files']
+           'OLD_OPERATIONS', 'NO_OPERATION', 'OTHER_CAUSES', 'CONTRIBUTORY', 'CODES', 'ICD9_UNTIL', 'OPCS3_UNTIL',
+           'HESIN', 'TUMOURS', 'REGISTERED', 'CANCER_ICD9_UNTIL', 'MEASURES', 'COMPUTERS', 'OTHER_READ',
+           'SPECIAL_DATES', 'DRUGS', 'SCRIPTS_A_YEAR', 'TABLES', 'FORMS', 'Provider', 'lost_reason', 'window', 'Trace',
+           'Volume', 'dotted', 'draw_records', 'record_files']
 
 # %% ../../nbs/biobank/18f_records.ipynb #bb53f09e
 class Provider(NamedTuple):
@@ -172,14 +172,6 @@ _CANCER = {
 }  # fmt: skip
 TRACES = {**_HEART, **_BRAIN, **_BODY, **_CANCER}
 
-# %% ../../nbs/biobank/18f_records.ipynb #fe171e6a
-def _codes_of(onsets: pl.DataFrame, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    "str [batch] by disease: the ICD-10 code of each person."
-    return {
-        name: rng.choice(list(trace.icd10), size=onsets.height, p=list(trace.icd10.values()))
-        for name, trace in TRACES.items()
-    }
-
 # %% ../../nbs/biobank/18f_records.ipynb #91d44376
 BACKGROUND = tuple(
     """K573 K635 R074 H269 Z864 Z880 K219 K449 N390 R104 Z921 K297 Z867 M171 Z961 R55 K649 R69 E780 Z720 Z885
@@ -204,6 +196,23 @@ ADDED = tuple(
 )
 OLD_OPERATIONS = tuple("055 0552 0553 0611 0612 048 0461 0521 0531 0591 110 1101 1102".split())
 NO_OPERATION = "X998"
+OTHER_CAUSES = (  # underlying causes of death that have nothing to do with the modelled diseases
+    "J189",
+    "K746",
+    "A419",
+    "J841",
+    "K703",
+    "I710",
+    "K559",
+    "N179",
+    "I269",
+    "C80",
+    "W190",
+    "K859",
+    "G931",
+    "I350",
+)
+CONTRIBUTORY = ("J189", "N179", "A419", "E669", "K746", "R54", "I269")
 
 # %% ../../nbs/biobank/18f_records.ipynb #ccb22f20
 @dataclass(frozen=True)
@@ -216,13 +225,48 @@ class Volume:
     gp_clinical: float = 2.0  # Codes a year in the practice
     gp_scripts: float = 1.5  # Prescriptions a year
 
+# %% ../../nbs/biobank/18f_records.ipynb #2f1a744f
+CODES = tuple(
+    sorted(
+        {
+            *BACKGROUND,
+            *INJURIES,
+            *EXTERNAL,
+            *OLD_BACKGROUND,
+            *OPERATIONS,
+            *ADDED,
+            *OLD_OPERATIONS,
+            NO_OPERATION,
+        }
+        | {*OTHER_CAUSES, *CONTRIBUTORY}
+        | {code for trace in TRACES.values() for code in (*trace.icd10, trace.icd9, trace.later)}
+    )
+)
+_PLACES = {code: place for place, code in enumerate(CODES)}
+
+
+def _numbers(codes: Iterable[str]) -> np.ndarray:
+    "int [code]: the places of codes in CODES."
+    return np.array([_PLACES[code] for code in codes])
+
+
+def _text(numbers: np.ndarray) -> pl.Series:
+    "The codes at some places of CODES."
+    return pl.Series(CODES, dtype=pl.String).gather(numbers)
+
 
 def _ranked(codes: tuple[str, ...], size: int, rng: np.random.Generator) -> np.ndarray:
-    "str [size]: codes, the first of a list oftener than the last."
-    share = 1 / (np.arange(len(codes)) + 8.0)
-    return np.array(codes)[
-        np.searchsorted(np.cumsum(share / share.sum()), rng.random(size)).clip(max=len(codes) - 1)
-    ]
+    "int [size]: codes, the first of a list oftener than the last."
+    share = np.cumsum(1 / (np.arange(len(codes)) + 8.0))
+    return _numbers(codes)[np.searchsorted(share[:-1] / share[-1], rng.random(size), side="right")]
+
+
+def _codes_of(onsets: pl.DataFrame, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    "int [batch] by disease: the ICD-10 code that each person has, or would have, for it."
+    return {
+        name: rng.choice(_numbers(trace.icd10), size=onsets.height, p=list(trace.icd10.values()))
+        for name, trace in TRACES.items()
+    }
 
 # %% ../../nbs/biobank/18f_records.ipynb #25025612
 def _background_episodes(
@@ -348,14 +392,16 @@ def _hesin(people: pl.DataFrame, episodes: dict[str, np.ndarray], rng: np.random
 def _main_codes(
     episodes: dict[str, np.ndarray], codes: dict[str, np.ndarray], rng: np.random.Generator
 ) -> np.ndarray:
-    "str [episode]: the main diagnosis, in ICD-10 or, where that was the coding then, ICD-9."
+    "int [episode]: the main diagnosis, in ICD-10 or, where that was the coding then, ICD-9."
     size = len(episodes["row"])
-    main = np.where(rng.random(size) < 0.06, rng.choice(INJURIES, size), _ranked(BACKGROUND, size, rng))
-    main = np.where(episodes["icd9"], _ranked(OLD_BACKGROUND, size, rng), main).astype("U5")
+    main = np.where(
+        rng.random(size) < 0.06, rng.choice(_numbers(INJURIES), size), _ranked(BACKGROUND, size, rng)
+    )
+    main = np.where(episodes["icd9"], _ranked(OLD_BACKGROUND, size, rng), main)
     for position, (name, trace) in enumerate(TRACES.items()):
         these = np.flatnonzero(episodes["disease"] == position)
         coded = codes[name][episodes["row"][these]]
-        main[these] = np.where(episodes["icd9"][these], trace.icd9 or "1991", coded)
+        main[these] = np.where(episodes["icd9"][these], _PLACES[trace.icd9 or "7865"], coded)
     return main
 
 
@@ -372,9 +418,9 @@ def _mentions(
         use = (since > 28) & (episodes["disease"] != position) & (rng.random(len(since)) < trace.mentioned)
         use &= ~episodes["icd9"] | (trace.icd9 != "")
         episode = np.flatnonzero(use)
-        coded = trace.later or codes[name][episodes["row"][episode]]
+        coded = _PLACES[trace.later] if trace.later else codes[name][episodes["row"][episode]]
         found.append(episode)
-        named.append(np.where(episodes["icd9"][episode], trace.icd9, coded).astype("U5"))
+        named.append(np.where(episodes["icd9"][episode], _PLACES[trace.icd9], coded))
     return np.concatenate(found), np.concatenate(named)
 
 # %% ../../nbs/biobank/18f_records.ipynb #63af84c8
@@ -396,17 +442,17 @@ def _diagnoses(
         _ranked(OLD_BACKGROUND, len(extra), rng),
         _ranked(BACKGROUND, len(extra), rng),
     )
-    injured = np.flatnonzero(np.isin(main, INJURIES))
+    injured = np.flatnonzero(np.isin(main, _numbers(INJURIES)))
     parts = [
         (np.arange(size), main, 1),
         (named, chronic, 2),
         (extra, added, 2),
-        (injured, rng.choice(EXTERNAL, len(injured)), 3),
+        (injured, rng.choice(_numbers(EXTERNAL), len(injured)), 3),
     ]
     table = pl.DataFrame(
         {
             "episode": np.concatenate([part[0] for part in parts]),
-            "code": np.concatenate([part[1].astype("U5") for part in parts]),
+            "code": np.concatenate([part[1] for part in parts]),
             "level": np.concatenate([np.full(len(part[0]), part[2]) for part in parts]),
         }
     )
@@ -421,16 +467,16 @@ def _diagnosis_columns(
 ) -> pl.DataFrame:
     "Give diagnoses the columns of hesin_diag."
     episode = table["episode"].to_numpy()
-    old = pl.Series(episodes["icd9"][episode])
+    old, code = pl.Series(episodes["icd9"][episode]), _text(table["code"].to_numpy())
     none = pl.lit(None, dtype=pl.String)
     return table.select(
         eid=pl.Series(people["eid"].to_numpy()[episodes["row"][episode]]),
         ins_index=pl.Series(episodes["place"][episode]),
         arr_index=pl.Series(_place(episode)),
         level="level",
-        diag_icd9=pl.when(old).then("code"),
+        diag_icd9=pl.when(old).then(code),
         diag_icd9_nb=none,
-        diag_icd10=pl.when(~old).then("code"),
+        diag_icd10=pl.when(~old).then(code),
         diag_icd10_nb=none,
     )
 
@@ -440,14 +486,15 @@ def _operations(
 ) -> pl.DataFrame:
     "Write the operations of all episodes as the table hesin_oper."
     size = len(episodes["row"])
-    main = np.where(rng.random(size) < 0.3, NO_OPERATION, _ranked(OPERATIONS, size, rng))
-    more = np.repeat(np.arange(size), rng.poisson(volume.operations, size) * (main != NO_OPERATION))
+    nothing = _PLACES[NO_OPERATION]
+    main = np.where(rng.random(size) < 0.3, nothing, _ranked(OPERATIONS, size, rng))
+    more = np.repeat(np.arange(size), rng.poisson(volume.operations, size) * (main != nothing))
     episode = np.concatenate([np.arange(size), more])
     code = np.concatenate([main, _ranked(ADDED, len(more), rng)])
     old = episodes["opcs3"][episode]
     code = np.where(old, _ranked(OLD_OPERATIONS, len(code), rng), code)
     day = episodes["day"][episode] + np.floor(rng.random(len(code)) * (episodes["stay"][episode] + 1))
-    day = np.where(code == NO_OPERATION, np.inf, day)
+    day = np.where(code == nothing, np.inf, day)
     table = pl.DataFrame(
         {
             "episode": episode,
@@ -469,6 +516,7 @@ def _operation_columns(
     "Give operations the columns of hesin_oper."
     episode = table["episode"].to_numpy()
     before = table["day"].to_numpy() - episodes["day"][episode]
+    code = _text(table["code"].to_numpy())
     none = pl.lit(None, dtype=pl.String)
     return table.select(
         eid=pl.Series(people["eid"].to_numpy()[episodes["row"][episode]]),
@@ -476,9 +524,9 @@ def _operation_columns(
         arr_index=pl.Series(_place(episode)),
         level="level",
         opdate=_date(table["day"].to_numpy()),
-        oper3=pl.when("old").then("code"),
+        oper3=pl.when("old").then(code),
         oper3_nb=none,
-        oper4=pl.when(~pl.col("old")).then("code"),
+        oper4=pl.when(~pl.col("old")).then(code),
         oper4_nb=none,
         posopdur=_whole(episodes["stay"][episode] - before),
         preopdur=_whole(before),
@@ -490,25 +538,6 @@ def _whole(numbers: np.ndarray) -> pl.Series:
     return pl.Series(np.where(np.isfinite(numbers), numbers, np.nan)).fill_nan(None).cast(pl.Int64)
 
 # %% ../../nbs/biobank/18f_records.ipynb #631f2482
-OTHER_CAUSES = (
-    "J189",
-    "K746",
-    "A419",
-    "J841",
-    "K703",
-    "I710",
-    "K559",
-    "N179",
-    "I269",
-    "C80",
-    "W190",
-    "K859",
-    "G931",
-    "I350",
-)
-CONTRIBUTORY = ("J189", "N179", "A419", "E669", "K746", "R54", "I269")
-
-
 def _certificate_format(nation: np.ndarray, year: np.ndarray) -> np.ndarray:
     "int [batch]: code of coding 261 by nation and year of death."
     scottish = np.where(year < 2015, 7, np.where(year < 2017, 19, 55))
@@ -539,12 +568,11 @@ def _deaths(
 # %% ../../nbs/biobank/18f_records.ipynb #5d8fa26a
 def _underlying(
     onsets: pl.DataFrame, codes: dict[str, np.ndarray], rng: np.random.Generator
-) -> np.ndarray:  # str [batch]
+) -> np.ndarray:  # int [batch]
     "The code of what each person died of; an arbitrary one for those who did not die."
-    cause = onsets["cause"].fill_null("other_death").to_numpy()
-    code = _ranked(OTHER_CAUSES, len(cause), rng).astype("U5")
+    code = _ranked(OTHER_CAUSES, onsets.height, rng)
     for name in TRACES:
-        code = np.where(cause == name, codes[name], code)
+        code = np.where(onsets["cause"].eq_missing(name).to_numpy(), codes[name], code)
     return code
 
 
@@ -567,16 +595,16 @@ def _causes(
     more = np.flatnonzero(rng.random(len(row)) < 0.35)
     lines, named = (
         np.concatenate([*lines, more]),
-        np.concatenate([*named, rng.choice(CONTRIBUTORY, len(more))]),
+        np.concatenate([*named, rng.choice(_numbers(CONTRIBUTORY), len(more))]),
     )
-    table = pl.DataFrame({"line": lines, "cause_icd10": named.astype("U5")})
+    table = pl.DataFrame({"line": lines, "code": named})
     table = table.unique(maintain_order=True, keep="first").sort("line", maintain_order=True)
     place = _place(table["line"].to_numpy())
     certificate = deaths.select("eid", "ins_index")[table["line"].to_numpy()]
     return certificate.with_columns(
         arr_index=pl.Series(place),
         level=pl.Series(np.where(place == 0, 1, 2)),
-        cause_icd10=table["cause_icd10"],
+        cause_icd10=_text(table["code"].to_numpy()),
     )
 
 # %% ../../nbs/biobank/18f_records.ipynb #64cd0d89
@@ -620,7 +648,7 @@ def _cancers(
     "Write the registry as the table cancer."
     row, day, kind = _registrations(people, onsets, rng)
     old = pl.Series(day < CANCER_ICD9_UNTIL)
-    coded = np.choose(kind, [codes[name][row] for name in TUMOURS]) if len(row) else np.zeros(0, dtype="U5")
+    coded = _text(np.choose(kind, [codes[name][row] for name in TUMOURS]))
     nation, year = people["nation"].to_numpy()[row], _date(day).dt.year().to_numpy()
     english = (nation == "England") & (year >= 2013)
     names = {place: provider.name for place, provider in PROVIDERS["cancer"].items()}
@@ -629,8 +657,8 @@ def _cancers(
     born = _days(people["birth"])[row]
     histology, behaviour = (np.array([tumour[i] for tumour in TUMOURS.values()])[kind] for i in (0, 1))
     return table.with_columns(
-        icd10=pl.when(~old).then(pl.Series(coded)),
-        icd9=pl.when(old).then(pl.Series(np.array([TRACES[name].icd9 for name in TUMOURS])[kind])),
+        icd10=pl.when(~old).then(coded),
+        icd9=pl.when(old).then(_text(_numbers(TRACES[name].icd9 for name in TUMOURS)[kind])),
         age=pl.Series(np.round((day - born) / 365.25, 1)),
         histology=pl.Series(histology),
         behaviour=pl.Series(behaviour),
@@ -688,6 +716,7 @@ MEASURES = {
     "42W5.": (40.0, 7.0, "glycaemia"),  # HbA1c in mmol/mol
     "44J3.": (78.0, 15.0, "kidney"),  # creatinine in umol/l
 }  # Read code: mean, standard deviation and cause of what is measured
+COMPUTERS = 7305  # 1990-01-01, in days since 1970: practices kept measurements and prescriptions from then on
 OTHER_READ = "137R. 65ED. 9N11. 1719. N142. K190. M03z0 H06z0 H01.. A53.. F45.. SD... N05.. J10y4 E2003 8B3S. 9OX..".split()
 
 
@@ -728,11 +757,12 @@ def _background_codes(
     rate: float,
     rng: np.random.Generator,
 ) -> pl.DataFrame:  # row, day, read, value1, value2
-    "Draw measurements and other codes of practices."
+    "Draw measurements and other codes of practices, from the day they had computers."
+    start = np.maximum(start, COMPUTERS)
     here = np.flatnonzero((provider > 0) & (end > start))
     busy = rate * rng.gamma(2.0, 0.5, len(here))
     row, day = _spread(here, start[here], end[here], busy, rng)
-    reads = np.array([*MEASURES, *OTHER_READ])
+    reads = [*MEASURES, *OTHER_READ]
     kind = np.where(
         rng.random(len(row)) < 0.5,
         rng.integers(0, len(MEASURES), len(row)),
@@ -745,7 +775,8 @@ def _background_codes(
         value[these] = mean + sd * (0.8 * people[cause].to_numpy()[row[these]] + 0.6 * noise)
     second = np.where(kind == 0, np.round(0.6 * value), np.nan)
     values = {"value1": pl.Series(value).fill_nan(None).round(1), "value2": pl.Series(second).fill_nan(None)}
-    return pl.DataFrame({"row": row, "day": day, "read_2": reads[kind], "read_3": reads[kind], **values})
+    read = pl.Series(reads).gather(kind)
+    return pl.DataFrame({"row": row, "day": day, "read_2": read, "read_3": read, **values})
 
 
 def _disease_codes(
@@ -821,7 +852,7 @@ DRUGS = {
     "amoxicillin 500mg capsules": ("0501013B0", "e31..", "", 1.0),
     "omeprazole 20mg capsules": ("0103050P0", "a6b..", "", 1.0),
 }  # code of the formulary, Read code, disease that it is for (empty for none), share of those with the disease who take it
-SCRIPTS_A_YEAR = 4.0  # Of a drug for a disease
+SCRIPTS_A_YEAR = 2.0  # Of a drug for a disease
 
 
 def dotted(
@@ -839,7 +870,7 @@ def _gp_scripts(
     rng: np.random.Generator,
 ) -> pl.DataFrame:
     "Write the prescriptions of practices as the table gp_scripts."
-    provider, start, end = practice
+    provider, start, end = practice[0], np.maximum(practice[1], COMPUTERS), practice[2]
     others = volume.gp_scripts / sum(disease == "" for _, _, disease, _ in DRUGS.values())
     parts = []
     for position, (_, _, disease, share) in enumerate(DRUGS.values()):
@@ -862,16 +893,16 @@ def _script_columns(
 ) -> pl.DataFrame:
     "Give prescriptions the columns of gp_scripts."
     system = pl.Series(provider[row])
-    plain, read = (np.array([codes[i] for codes in DRUGS.values()])[drug] for i in (0, 1))
-    dots = np.array([dotted(codes[0]) for codes in DRUGS.values()])[drug]
-    bnf = pl.when(system == 3).then(pl.Series(dots)).when(system < 3).then(pl.Series(plain))
-    quantity = pl.Series(rng.choice(["28", "56", "84", "1"], len(row)))
+    plain, read = (pl.Series([codes[i] for codes in DRUGS.values()]).gather(drug) for i in (0, 1))
+    dots = pl.Series([dotted(codes[0]) for codes in DRUGS.values()]).gather(drug)
+    bnf = pl.when(system == 3).then(dots).when(system < 3).then(plain)
+    quantity = pl.Series(["28", "56", "84", "1"]).gather(rng.integers(0, 4, len(row)))
     columns = {"eid": people["eid"].to_numpy()[row], "data_provider": system, "issue_date": _date(day)}
     return pl.DataFrame(columns).with_columns(
-        read_2=pl.when((system == 2) | (system == 4)).then(pl.Series(read)),
+        read_2=pl.when((system == 2) | (system == 4)).then(read),
         bnf_code=bnf,
         dmd_code=pl.lit(None, dtype=pl.String),
-        drug_name=pl.when(system != 4).then(pl.Series(np.array(list(DRUGS))[drug])),
+        drug_name=pl.when(system != 4).then(pl.Series(list(DRUGS)).gather(drug)),
         quantity=pl.when(system != 4).then(quantity),
     )
 

@@ -83,7 +83,7 @@ def window(
 ]:  # float [batch]: first and last day, since 1970; the last before the first for none
     "Say for which days a source looks at each person."
     spans = PROVIDERS[source]
-    strange = sorted(set(people["nation"]) - set(spans))
+    strange = sorted(set(people["nation"].unique()) - set(spans))
     if strange:
         raise TableError("the table of people, column nation", ", ".join(spans), ", ".join(map(str, strange)))
     first, last = (

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache, cache
-from graphlib import TopologicalSorter
+from functools import lru_cache
+from graphlib import CycleError, TopologicalSorter
 from importlib.resources import files
 
 import numpy as np
@@ -77,7 +77,7 @@ def _schema(name: str) -> pl.DataFrame:
     with source.open("rb") as stream:
         if name.endswith(".parquet"):
             return pl.read_parquet(stream)
-        return pl.read_csv(stream, separator="\t", quote_char=None, missing_utf8_is_empty_string=True)
+        return pl.read_csv(stream, separator="\t", quote_char=None).with_columns(pl.col(pl.String).fill_null(""))
 
 # %% ../../nbs/biobank/18h_assessment.ipynb #34f8c371
 PARTICIPANTS = 501_938  # People of field 31: what shares of the showcase refer to
@@ -88,13 +88,8 @@ def plan() -> dict[int, Measure]:
     "How each field is filled, by field."
     dictionary = Dictionary.builtin()
     table = _schema("synthetic_plan.tsv").join(_schema("statistics.tsv"), on="field_id", how="left")
-    facts = _schema("fields.parquet").select(
-        pl.col("field_id").cast(pl.Int64), "num_participants", "instance_min", "array_min"
-    )
-    return {
-        row["field_id"]: _measure(row, dictionary)
-        for row in table.join(facts, on="field_id").iter_rows(named=True)
-    }
+    facts = _schema("fields.parquet").select(pl.col("field_id").cast(pl.Int64), "num_participants", "instance_min", "array_min")
+    return {row["field_id"]: _measure(row, dictionary) for row in table.join(facts, on="field_id").iter_rows(named=True)}
 
 
 def _measure(row: dict, dictionary: Dictionary) -> Measure:
@@ -134,21 +129,13 @@ def in_order(
     while wanted:
         number = wanted.pop()
         if number not in known:
-            raise DictionaryError(
-                f"field {number}",
-                "a field that the synthetic biobank can fill",
-                "another",
-                did_you_mean(str(number), map(str, known)),
-            )
+            raise DictionaryError(f"field {number}", "a field that the synthetic biobank can fill", "another", did_you_mean(str(number), map(str, known)))
         graph[number] = _needs(known[number])
         wanted += [other for other in graph[number] if other not in graph]
     return list(TopologicalSorter(graph).static_order())
 
 # %% ../../nbs/biobank/18h_assessment.ipynb #f859dccb
-SEX_SCORES = (
-    -(1 - FEMALE) / np.sqrt(FEMALE * (1 - FEMALE)),
-    FEMALE / np.sqrt(FEMALE * (1 - FEMALE)),
-)  # female, male
+SEX_SCORES = (-(1 - FEMALE) / np.sqrt(FEMALE * (1 - FEMALE)), FEMALE / np.sqrt(FEMALE * (1 - FEMALE)))  # female, male
 
 
 @lru_cache(maxsize=1)
@@ -156,21 +143,14 @@ def score_weights() -> dict[int, np.ndarray]:
     "Weights of each field's score over independent sources: those of the causes, sex, then each field's own part."
     order, causes = in_order(), list(CAUSES)
     n_causes = cause_sources().shape[1]
-    known = {
-        name: np.concatenate([row, np.zeros(1 + len(order))])
-        for name, row in zip(causes, cause_sources(), strict=True)
-    }
+    known = {name: np.concatenate([row, np.zeros(1 + len(order))]) for name, row in zip(causes, cause_sources(), strict=True)}
     known["sex"] = np.eye(n_causes + 1 + len(order))[n_causes]
     for place, number in enumerate(order):
         loads = plan()[number].loads
         total = sum((load * known[name] for name, load in loads.items()), np.zeros(n_causes + 1 + len(order)))
         own = 1 - total @ total
         if own < 0:
-            raise DictionaryError(
-                f"the plan of field {number}",
-                "loads that explain less than everything",
-                f"{total @ total:.2f}",
-            )
+            raise DictionaryError(f"the plan of field {number}", "loads that explain less than everything", f"{total @ total:.2f}")
         total[n_causes + 1 + place] = np.sqrt(own)
         known[f"f{number}"] = total
     return {number: known[f"f{number}"] for number in order}
@@ -181,7 +161,7 @@ def _sex_load(number: int) -> float:
     return float(score_weights()[number][cause_sources().shape[1]])
 
 
-@cache
+@lru_cache(maxsize=None)
 def _own_weight(number: int) -> float:
     "How much of a field's score is its own; in the order of filling nothing stands behind it."
     weights = score_weights()[number]
@@ -194,17 +174,12 @@ def _rank(score: np.ndarray, sex_load: float) -> np.ndarray:
 
     rest = np.sqrt(max(1e-9, 1 - sex_load**2))
     shares = (FEMALE, 1 - FEMALE)
-    return sum(
-        share * ndtr((score - sex_load * of_sex) / rest)
-        for share, of_sex in zip(shares, SEX_SCORES, strict=True)
-    )
+    return sum(share * ndtr((score - sex_load * of_sex) / rest) for share, of_sex in zip(shares, SEX_SCORES, strict=True))
 
 # %% ../../nbs/biobank/18h_assessment.ipynb #80647ff3
 def _growth(rate: float, sex_load: float) -> float:
     "The mean of exp(rate x score)."
-    by_sex = FEMALE * np.exp(rate * sex_load * SEX_SCORES[0]) + (1 - FEMALE) * np.exp(
-        rate * sex_load * SEX_SCORES[1]
-    )
+    by_sex = FEMALE * np.exp(rate * sex_load * SEX_SCORES[0]) + (1 - FEMALE) * np.exp(rate * sex_load * SEX_SCORES[1])
     return by_sex * np.exp(rate**2 * (1 - sex_load**2) / 2)
 
 
@@ -235,9 +210,7 @@ def count_table(
     centre, spread = (mean - low + 0.5) / width, max(sd**2 - 1 / 12, 1e-3) / width**2
     size = centre * (1 - centre) / spread - 1
     if size <= 0:
-        raise DictionaryError(
-            "the plan of a count", f"a standard deviation that fits into {low} to {high}", f"{sd:g}"
-        )
+        raise DictionaryError("the plan of a count", f"a standard deviation that fits into {low} to {high}", f"{sd:g}")
     return betainc(centre * size, (1 - centre) * size, np.arange(1, width + 1) / width)
 
 # %% ../../nbs/biobank/18h_assessment.ipynb #99a7a05a
@@ -251,9 +224,7 @@ def _skewed(measure: Measure, score: np.ndarray, sex_load: float) -> np.ndarray:
 def _counted(measure: Measure, rank: np.ndarray) -> np.ndarray:
     "Whole numbers between two limits."
     low, high = int(measure.number("low", 0)), int(measure.number("high", 10))
-    return low + np.searchsorted(count_table(measure.mean, measure.sd, low, high), rank).clip(
-        max=high - low
-    ).astype(float)
+    return low + np.searchsorted(count_table(measure.mean, measure.sd, low, high), rank).clip(max=high - low).astype(float)
 
 
 def _coded(measure: Measure, rank: np.ndarray) -> np.ndarray:
@@ -286,9 +257,7 @@ def values_of(
     elif measure.shape in ("count", "codes"):
         rank, lowest = _rank(score, sex_load), measure.chances("lowest")
         taken = sum(lowest.values())
-        value = (_counted if measure.shape == "count" else _coded)(
-            measure, ((rank - taken) / (1 - taken)).clip(0, 1)
-        )
+        value = (_counted if measure.shape == "count" else _coded)(measure, ((rank - taken) / (1 - taken)).clip(0, 1))
         value = np.where(rank < taken, next(iter(lowest), 0), value)
         return value
     else:
@@ -315,12 +284,8 @@ class Assessment:
     seed: int
     chunk: int
     scores: dict[int, dict[int, np.ndarray]] = field(default_factory=dict)  # By field and occasion
-    known: dict[tuple[int, int], dict[str, pl.Series]] = field(
-        default_factory=dict
-    )  # Columns by kind and number of occasion
-    options: dict[tuple[int, int], np.ndarray] = field(
-        default_factory=dict
-    )  # Which option is at each place of a list
+    known: dict[tuple[int, int], dict[str, pl.Series]] = field(default_factory=dict)  # Columns by kind and number of occasion
+    options: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)  # Which option is at each place of a list
     columns: dict[str, pl.Series] = field(default_factory=dict)  # What was measured, by canonical name
 
     def rng(self, *address: str | int) -> np.random.Generator:
@@ -386,14 +351,12 @@ def _evaluate(state: Assessment, measure: Measure, occasion: int, array: int) ->
     "The value of a rule for everybody."
     frame, once = _frame(state, measure.field.instance_id, occasion), _frame(state, 0, 0)
     rng, names = state.rng("rule", measure.field.field_id, occasion, array), set(_WORD.findall(measure.rule))
-    found = {}
+    found = {"u": pl.Series(rng.random(CHUNK)), "n": pl.Series(rng.normal(size=CHUNK))}
     for name in names:
         series = frame.get(f"{name}_a{array}", frame.get(name, once.get(f"{name}_a{array}", once.get(name))))
         if series is not None:
             found[name] = series.alias(name)
-    drawn = {"u": rng.random(CHUNK), "n": rng.normal(size=CHUNK)}
-    table = pl.DataFrame(found).with_columns(pl.Series(name, values) for name, values in drawn.items())
-    table = table.with_columns(pl.lit(occasion).alias("i"), pl.lit(array).alias("a"))
+    table = pl.DataFrame(found).with_columns(pl.lit(occasion).alias("i"), pl.lit(array).alias("a"))
     return table.with_columns(pl.sql_expr(measure.rule).alias("value"))["value"]
 
 # %% ../../nbs/biobank/18h_assessment.ipynb #70a011a9
@@ -454,9 +417,7 @@ def _specials(state: Assessment, measure: Measure, occasion: int, array: int, se
     drawn, taken = state.rng("special", measure.field.field_id, occasion, array).random(CHUNK), 0.0
     for code, share in chances.items():
         here = pl.Series((drawn >= taken) & (drawn < taken + share)) & series.is_not_null()
-        series = series.to_frame("value").select(
-            pl.when(here).then(pl.lit(code)).otherwise("value").cast(series.dtype).alias("value")
-        )["value"]
+        series = series.to_frame("value").select(pl.when(here).then(pl.lit(code)).otherwise("value").cast(series.dtype).alias("value"))["value"]
         taken += share
     return series
 
@@ -466,11 +427,7 @@ def _usual_specials(measure: Measure) -> dict[int, float]:
     if measure.shape not in ("count", "codes", "lognormal", "normal"):
         return {}
     labels = _labels().get(measure.field.coding or -1, {})
-    return {
-        code: share
-        for code, share in ((-1, 0.01), (-3, 0.003))
-        if str(code) in labels and code not in measure.codes
-    }
+    return {code: share for code, share in ((-1, 0.01), (-3, 0.003)) if str(code) in labels and code not in measure.codes}
 
 
 @lru_cache(maxsize=1)
@@ -488,18 +445,10 @@ def _one_of_array(state: Assessment, measure: Measure, occasion: int, array: int
     values = values_of(measure, caused + own, _sex_load(number))
     if measure.shape not in ("clock", "day"):
         return _typed(values, measure)
-    base = (
-        _evaluate(state, measure, occasion, array)
-        if measure.rule
-        else _frame(state, measure.field.instance_id, occasion)["visit"]
-    )
+    base = _evaluate(state, measure, occasion, array) if measure.rule else _frame(state, measure.field.instance_id, occasion)["visit"]
     unit = {"clock": 3600, "day": 86400}[measure.shape]
-    later = pl.Series(np.round(values) * unit if measure.shape == "day" else np.round(values * unit)).cast(
-        pl.Int64
-    )
-    return (base.cast(pl.Datetime("us")) + (later * 1_000_000).cast(pl.Duration("us"))).cast(
-        measure.field.dtype
-    )
+    later = pl.Series(np.round(values) * unit if measure.shape == "day" else np.round(values * unit)).cast(pl.Int64)
+    return (base.cast(pl.Datetime("us")) + (later * 1_000_000).cast(pl.Duration("us"))).cast(measure.field.dtype)
 
 
 def _fill_values(state: Assessment, measure: Measure, occasion: int, present: np.ndarray) -> None:
@@ -507,9 +456,7 @@ def _fill_values(state: Assessment, measure: Measure, occasion: int, present: np
     number, last = measure.field.field_id, measure.field.array_max
     positions = range(measure.array_min, last + 1) if measure.field.arrayed else range(1)
     parts = None if measure.shape == "formula" else _score(state, measure, occasion)
-    further = np.log(np.maximum(state.rng("more", number, occasion).random(CHUNK), 1e-300)) / np.log(
-        measure.number("more", 1 - 1e-9)
-    )
+    further = np.log(np.maximum(state.rng("more", number, occasion).random(CHUNK), 1e-300)) / np.log(measure.number("more", 1 - 1e-9))
     for array in positions:
         here = present & (further >= array - measure.array_min)
         if measure.shape == "formula":
@@ -517,10 +464,7 @@ def _fill_values(state: Assessment, measure: Measure, occasion: int, present: np
         else:
             series = _one_of_array(state, measure, occasion, array, parts)
             if measure.rule and measure.shape not in ("clock", "day"):
-                here = (
-                    here
-                    & _evaluate(state, measure, occasion, array).cast(pl.Boolean).fill_null(False).to_numpy()
-                )
+                here = here & _evaluate(state, measure, occasion, array).cast(pl.Boolean).fill_null(False).to_numpy()
         series = _specials(state, measure, occasion, array, _where(here, series))
         _store(state, measure, occasion, array, series)
 
@@ -532,16 +476,12 @@ def _option(state: Assessment, measure: Measure, occasion: int, code: int) -> np
     share, disease, cause = measure.codes[code]
     rng, sex = state.rng("option", measure.field.field_id, code), state.people["sex"].to_numpy()
     if disease:
-        return _frame(state, measure.field.instance_id, occasion)[f"has_{disease}"].to_numpy() & (
-            rng.random(CHUNK) < share
-        )
+        return _frame(state, measure.field.instance_id, occasion)[f"has_{disease}"].to_numpy() & (rng.random(CHUNK) < share)
     if cause.startswith("sex="):
         only = int(cause.removeprefix("sex="))
         return (sex == only) & (rng.random(CHUNK) < share / (1 - FEMALE if only else FEMALE))
     name, load = cause.split(":") if cause else ("sex", "0")
-    score = float(load) * _source(state, name, measure, occasion) + np.sqrt(
-        1 - float(load) ** 2
-    ) * rng.normal(size=CHUNK)
+    score = float(load) * _source(state, name, measure, occasion) + np.sqrt(1 - float(load) ** 2) * rng.normal(size=CHUNK)
     return _rank(score, float(load)) > 1 - share if name == "sex" else score > ndtri(1 - share)
 
 
@@ -565,9 +505,7 @@ def _fill_many(state: Assessment, measure: Measure, occasion: int, present: np.n
     number = measure.field.field_id
     codes, ticked = _chosen(state, measure, occasion)
     if measure.rule:
-        present = (
-            present & _evaluate(state, measure, occasion, 0).cast(pl.Boolean).fill_null(False).to_numpy()
-        )
+        present = present & _evaluate(state, measure, occasion, 0).cast(pl.Boolean).fill_null(False).to_numpy()
     ticked &= present[:, None]
     key = np.where(ticked, state.rng("order", number, occasion).random(ticked.shape), 2)
     order = np.argsort(key, axis=1)[:, : measure.field.array_max + 1]
@@ -597,9 +535,7 @@ def _ages_at(state: Assessment, measure: Measure, occasion: int) -> np.ndarray:
     ages = []
     for code, (_, disease, _) in measure.codes.items():
         drawn = first * state.rng("began", number, code).random(CHUNK) ** 0.6
-        of_disease = (
-            frame[f"age_{disease}"].fill_null(np.nan).to_numpy() if disease else np.full(CHUNK, np.nan)
-        )
+        of_disease = frame[f"age_{disease}"].fill_null(np.nan).to_numpy() if disease else np.full(CHUNK, np.nan)
         ages.append(np.where(np.isnan(of_disease), drawn, np.maximum(of_disease, 0)))
     return np.stack(ages, axis=1)
 
@@ -610,15 +546,8 @@ def _fill_when(state: Assessment, measure: Measure, occasion: int, present: np.n
     of_list, order = plan()[int(number)], state.options[int(number), occasion]
     age = np.take_along_axis(_ages_at(state, of_list, occasion), np.maximum(order, 0), axis=1)
     drawn = state.rng("when", int(number), occasion).random(order.shape)
-    birth = (
-        state.people["birth"].dt.year().to_numpy()
-        + state.people["birth"].dt.ordinal_day().to_numpy() / 365.25
-    )
-    values = {
-        "age": np.round(age, 1),
-        "year": np.round(birth[:, None] + age, 1),
-        "how": np.where(drawn < 0.5, -4, -5),
-    }[what]
+    birth = state.people["birth"].dt.year().to_numpy() + state.people["birth"].dt.ordinal_day().to_numpy() / 365.25
+    values = {"age": np.round(age, 1), "year": np.round(birth[:, None] + age, 1), "how": np.where(drawn < 0.5, -4, -5)}[what]
     values = np.where(drawn > 1 - UNCERTAIN, -1, values).astype(float)
     values = np.where(order < 0, np.nan, values)
     for array in range(measure.field.array_max + 1):

@@ -267,7 +267,7 @@ def values_of(
 # %% ../../nbs/biobank/18h_assessment.ipynb #23af96bb
 DRAWS = {  # what is done or not done as a whole: share of the cohort that ever had it
     "serum": 0.955, "count": 0.957, "urine": 0.968, "nmr": 0.975, "cuff": 0.95, "dxa": 0.147, "heart": 0.163,
-    "brain": 0.165, "eye": 0.26, "wear": 0.2065, "bicycle": 0.19, "abdomen": 0.1125, "cognitive": 0.49,
+    "brain": 0.165, "eye": 0.26, "wear": 0.2065, "bicycle": 0.19, "abdomen": 0.1125, "cognitive": 0.49, "cmr": 0.0795,
 }  # fmt: skip
 ATTENDED = {0: 1.0, 1: 0.42, 2: {0: 1.0, 1: 0.04, 2: 0.2}, 93: 1.0}
 ONLINE = (0.33, 0.46, 0.38, 0.47, 0.46)  # share of those who fill in diet questionnaires at all, by occasion
@@ -317,7 +317,8 @@ def _measured(state: Assessment, measure: Measure, occasion: int) -> np.ndarray:
     share = measure.share / (DRAWS[draw] if draw else possible)
     if draw:
         done &= state.rng("draw", draw, occasion).random(CHUNK) < DRAWS[draw] / possible
-    if measure.rule and measure.shape not in ("formula", "clock", "day") and "share" not in measure.options:
+    said = measure.shape == "many" and "none" not in measure.options  # whoever has nothing says nothing
+    if (said or measure.rule and measure.shape not in ("formula", "clock", "day")) and "share" not in measure.options:
         share = 0.998  # the rule says who is asked
     if measure.shape == "formula":
         share = measure.number("keep", share if "share" in measure.options else 1)
@@ -481,7 +482,9 @@ def _option(state: Assessment, measure: Measure, occasion: int, code: int) -> np
         only = int(cause.removeprefix("sex="))
         return (sex == only) & (rng.random(CHUNK) < share / (1 - FEMALE if only else FEMALE))
     name, load = cause.split(":") if cause else ("sex", "0")
-    score = float(load) * _source(state, name, measure, occasion) + np.sqrt(1 - float(load) ** 2) * rng.normal(size=CHUNK)
+    caused, alike = float(load) * _source(state, name, measure, occasion), measure.number("alike", 0)
+    common = alike * state.rng("alike", measure.field.field_id).normal(size=CHUNK)
+    score = caused + common + np.sqrt(1 - float(load) ** 2 - alike**2) * rng.normal(size=CHUNK)
     return _rank(score, float(load)) > 1 - share if name == "sex" else score > ndtri(1 - share)
 
 
@@ -534,7 +537,7 @@ def _ages_at(state: Assessment, measure: Measure, occasion: int) -> np.ndarray:
     first = _frame(state, 2, 0)["age"].to_numpy()
     ages = []
     for code, (_, disease, _) in measure.codes.items():
-        drawn = first * state.rng("began", number, code).random(CHUNK) ** 0.6
+        drawn = first * state.rng("began", number, code).random(CHUNK) ** 0.45
         of_disease = frame[f"age_{disease}"].fill_null(np.nan).to_numpy() if disease else np.full(CHUNK, np.nan)
         ages.append(np.where(np.isnan(of_disease), drawn, np.maximum(of_disease, 0)))
     return np.stack(ages, axis=1)

@@ -19,8 +19,8 @@ __all__ = ['CHUNK', 'NOBODY', 'FAMILIES', 'ANCESTORS', 'BLOCK', 'LIKE_THE_LAST',
            'N_EIDS', 'VISITS', 'AGES', 'AGE_MEAN', 'AGE_SD', 'CENTRES', 'IMAGING_CENTRES', 'REVISIT_CENTRE', 'NEVER',
            'CAUSES', 'COMBINATION', 'GLYCAEMIA_NOISE', 'INHERITED', 'MEASURED', 'GENOTYPED', 'GP_LINKED', 'LOST',
            'FEMALE', 'ANCESTRY', 'tree_kinship', 'Pedigree', 'draw_pedigree', 'related_pairs', 'Panel', 'draw_panel',
-           'draw_genotypes', 'causal_variants', 'draw_eids', 'cause_sources', 'cause_correlation', 'attainable',
-           'draw_people']
+           'draw_genotypes', 'causal_variants', 'draw_eids', 'cause_sources', 'cause_correlation', 'planted',
+           'attainable', 'draw_genotyped', 'draw_people']
 
 # %% ../../nbs/biobank/18d_population.ipynb #008de1d3
 CHUNK = 4000  # People drawn together; no family crosses its border
@@ -435,6 +435,16 @@ def _causes(
 MEASURED = 0.97  # Correlation of HbA1c with glycaemia
 
 
+def planted() -> dict[str, float]:
+    "Weights of causes, of the product and of noise in HbA1c, in standard deviations of HbA1c."
+    row = list(CAUSES).index("glycaemia")
+    scale = MEASURED * cause_sources()[row, row] / GLYCAEMIA_NOISE
+    weights = {name: weight * scale for name, weight in CAUSES["glycaemia"].items()}
+    weights["genetic x adiposity"] = COMBINATION * scale
+    weights["noise"] = float(np.sqrt(1 - MEASURED**2 + (GLYCAEMIA_NOISE * scale) ** 2))
+    return {name: round(float(weight), 4) for name, weight in weights.items()}
+
+
 def attainable() -> dict[str, float]:
     "Correlations with HbA1c of a perfect model of the causes, and of a perfect additive one."
     names = list(CAUSES)
@@ -467,9 +477,20 @@ def _sexes(pedigree: Pedigree, rng: np.random.Generator) -> np.ndarray:
     return drawn[_one_of_twins(pedigree)[pedigree.people]]
 
 
-def _relations(pedigree: Pedigree) -> dict[str, np.ndarray]:
-    "How many relatives a person has in the study, and whether he or she is the family's first."
+def draw_genotyped(
+    chunk: int,  # Number of the chunk
+    seed: int,  # Everything is a function of this
+) -> np.ndarray:  # bool [batch]
+    "Draw whose genotypes exist: in each chunk of the same number, which four divides."
+    genotyped = np.zeros(CHUNK, dtype=bool)
+    genotyped[rng_for(seed, "genotyped", chunk).permutation(CHUNK)[: int(GENOTYPED * CHUNK / 4) * 4]] = True
+    return genotyped
+
+
+def _relations(pedigree: Pedigree, genotyped: np.ndarray) -> dict[str, np.ndarray]:
+    "How many relatives of a person genotypes show, and whether he or she is the family's first."
     pairs, _ = related_pairs(pedigree)
+    pairs = pairs[genotyped[pairs].all(axis=1)]
     _, first = np.unique(pedigree.family[pedigree.people], return_index=True)
     return {
         "relatives": np.bincount(pairs.ravel(), minlength=CHUNK),
@@ -479,12 +500,9 @@ def _relations(pedigree: Pedigree) -> dict[str, np.ndarray]:
 
 def _administration(pedigree: Pedigree, rng: np.random.Generator) -> dict[str, np.ndarray]:
     "Ancestry, and which data of a person exist."
-    genotyped = np.zeros(CHUNK, dtype=bool)
-    genotyped[rng.permutation(CHUNK)[: int(GENOTYPED * CHUNK / 4) * 4]] = True
     lost = _days("2011-01-01", "2020-12-31", rng, (1, 1))
     return {
         "ancestry": _families_alike(pedigree, _pick(ANCESTRY, rng)),
-        "genotyped": genotyped,
         "gp_linked": rng.random(CHUNK) < GP_LINKED,
         "lost": np.where(rng.random(CHUNK) < LOST, lost, NEVER),
     }
@@ -502,7 +520,7 @@ def draw_people(
     causes = _causes(pedigree, (age - AGE_MEAN) / AGE_SD, genetic, rng)
     visits = _visits((causes["adiposity"] + causes["smoking"]) / np.sqrt(2), rng)
     birth = visits[:, 0] - (age * 365.2425).astype("timedelta64[D]")
-    places = _places(visits, rng)
+    places, genotyped = _places(visits, rng), draw_genotyped(chunk, seed)
     columns = {
         "eid": draw_eids(chunk * CHUNK + np.arange(CHUNK), seed),
         "family": chunk * CHUNK + pedigree.family[pedigree.people],
@@ -510,7 +528,8 @@ def draw_people(
         "birth": birth,
         **{f"visit_{i}": visits[:, i] for i in range(4)},
         **places,
-        **_relations(pedigree),
+        "genotyped": genotyped,
+        **_relations(pedigree, genotyped),
         **_administration(pedigree, rng),
         **causes,
     }

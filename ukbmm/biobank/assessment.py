@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from graphlib import CycleError, TopologicalSorter
 from importlib.resources import files
 
@@ -21,9 +21,9 @@ from .population import AGE_MEAN, AGE_SD, CAUSES, CHUNK, FEMALE, cause_sources
 from ..core import DictionaryError, did_you_mean, rng_for
 
 # %% auto #0
-__all__ = ['PARTICIPANTS', 'SEX_SCORES', 'DRAWS', 'ATTENDED', 'ONLINE', 'AGAIN', 'IMAGING_AGE', 'UNCERTAIN', 'LAST', 'Measure',
-           'plan', 'in_order', 'score_weights', 'lognormal_parameters', 'count_table', 'values_of', 'Assessment',
-           'occasions', 'draw_assessment']
+__all__ = ['PARTICIPANTS', 'SEX_SCORES', 'DRAWS', 'ATTENDED', 'YEAR', 'ONLINE', 'AGAIN', 'IMAGING_AGE', 'Values', 'UNCERTAIN',
+           'LAST', 'Measure', 'plan', 'in_order', 'score_weights', 'lognormal_parameters', 'count_table', 'values_of',
+           'Assessment', 'occasions', 'draw_assessment']
 
 # %% ../../nbs/biobank/18g_assessment.ipynb #de3a2345
 @dataclass(frozen=True)
@@ -270,11 +270,15 @@ DRAWS = {  # what is done or not done as a whole: share of the cohort that ever 
     "brain": 0.165, "eye": 0.26, "wear": 0.2065, "bicycle": 0.19, "abdomen": 0.1125, "cognitive": 0.49, "cmr": 0.0795,
 }  # fmt: skip
 ATTENDED = {0: 1.0, 1: 0.42, 2: {0: 1.0, 1: 0.04, 2: 0.2}, 93: 1.0}
+YEAR = 365.2425  # Days
 ONLINE = (0.33, 0.46, 0.38, 0.47, 0.46)  # share of those who fill in diet questionnaires at all, by occasion
 AGAIN = 0.012  # share of those with an accelerometer who wear it in one more season
 IMAGING_AGE = 65.0  # Mean age at visit 2
 
 # %% ../../nbs/biobank/18g_assessment.ipynb #1827b811
+Values = np.ndarray | pl.Series
+
+
 @dataclass
 class Assessment:
     "The people of a chunk and everything that was measured in them so far."
@@ -284,9 +288,16 @@ class Assessment:
     seed: int
     chunk: int
     scores: dict[int, dict[int, np.ndarray]] = field(default_factory=dict)  # By field and occasion
-    known: dict[tuple[int, int], dict[str, pl.Series]] = field(default_factory=dict)  # Columns by kind and number of occasion
+    known: dict[tuple[int, int], dict[str, Values]] = field(default_factory=dict)  # By kind and number of occasion
     options: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)  # Which option is at each place of a list
-    columns: dict[str, pl.Series] = field(default_factory=dict)  # What was measured, by canonical name
+    columns: dict[Column, Values] = field(default_factory=dict)  # What was measured
+
+    @cached_property
+    def days(self) -> dict[str, np.ndarray]:
+        "Every date of a person as days since 1970, NaN where there is none."
+        dates = pl.col(pl.Date).cast(pl.Int32).cast(pl.Float64)
+        people, onsets = self.people.select(dates), self.onsets.select(dates)
+        return {column.name: column.to_numpy() for column in (*people, *onsets)}
 
     def rng(self, *address: str | int) -> np.random.Generator:
         "Random numbers that belong to this chunk and an address."
@@ -296,7 +307,7 @@ class Assessment:
 def _attended(state: Assessment, kind: int, occasion: int) -> np.ndarray:
     "Who could have been measured."
     if kind == 2:
-        return state.people[f"visit_{occasion}"].is_not_null().to_numpy()
+        return ~np.isnan(state.days[f"visit_{occasion}"])
     if kind == 1:
         fills_in = state.rng("online").random(CHUNK) < ATTENDED[1] / (1 - np.prod(1 - np.array(ONLINE)))
         return fills_in & (state.rng("online", occasion).random(CHUNK) < ONLINE[occasion])
@@ -330,35 +341,43 @@ def _measured(state: Assessment, measure: Measure, occasion: int) -> np.ndarray:
 _WORD = re.compile(r"[A-Za-z_]\w*")
 
 
-def _frame(state: Assessment, kind: int, occasion: int) -> dict[str, pl.Series]:
+def _frame(state: Assessment, kind: int, occasion: int) -> dict[str, Values]:
     "What can be named in a rule at an occasion: people, their visit, diseases so far, and what was measured there."
     if (kind, occasion) in state.known:
         return state.known[kind, occasion]
-    visit = state.people[f"visit_{occasion if kind == 2 else 0}"]
-    centre = state.people[f"centre_{occasion if kind == 2 else 0}"]
-    age = (visit - state.people["birth"]).dt.total_days() / 365.2425
-    frame = {name: state.people[name] for name in state.people.columns}
-    frame |= {"visit": visit, "centre": centre, "age": age, "years": age.floor().cast(pl.Int64)}
+    number = occasion if kind == 2 else 0
+    days, visit = state.days, state.days[f"visit_{number}"]
+    age = (visit - days["birth"]) / YEAR
+    frame: dict[str, Values] = {name: state.people[name] for name in state.people.columns}
+    frame |= {"visit": frame[f"visit_{number}"], "centre": frame[f"centre_{number}"], "age": age, "years": np.floor(age)}
     for disease in state.onsets.columns:
         if disease not in ("eid", "death", "cause"):
-            onset = state.onsets[disease]
-            frame[f"has_{disease}"] = (onset <= visit).fill_null(False)
-            frame[f"age_{disease}"] = (onset - state.people["birth"]).dt.total_days() / 365.2425
+            frame[f"has_{disease}"] = days[disease] <= visit
+            frame[f"age_{disease}"] = (days[disease] - days["birth"]) / YEAR
     state.known[kind, occasion] = frame
     return frame
 
 
-def _evaluate(state: Assessment, measure: Measure, occasion: int, array: int) -> pl.Series:
-    "The value of a rule for everybody."
+def _evaluate(state: Assessment, measure: Measure, occasion: int, array: int) -> Values:
+    "The value of a rule for everybody: truth and numbers as floating point numbers."
     frame, once = _frame(state, measure.field.instance_id, occasion), _frame(state, 0, 0)
-    rng, names = state.rng("rule", measure.field.field_id, occasion, array), set(_WORD.findall(measure.rule))
-    found = {"u": pl.Series(rng.random(CHUNK)), "n": pl.Series(rng.normal(size=CHUNK))}
-    for name in names:
-        series = frame.get(f"{name}_a{array}", frame.get(name, once.get(f"{name}_a{array}", once.get(name))))
-        if series is not None:
-            found[name] = series.alias(name)
-    table = pl.DataFrame(found).with_columns(pl.lit(occasion).alias("i"), pl.lit(array).alias("a"))
-    return table.with_columns(pl.sql_expr(measure.rule).alias("value"))["value"]
+    rng = state.rng("rule", measure.field.field_id, occasion, array)
+    given = {"u": rng.random(CHUNK), "n": rng.normal(size=CHUNK), "i": np.full(CHUNK, occasion), "a": np.full(CHUNK, array)}
+    found = {}
+    for name in set(_WORD.findall(measure.rule)):
+        places = [(frame, f"{name}_a{array}"), (frame, name), (once, f"{name}_a{array}"), (once, name), (given, name)]
+        values = next((where[key] for where, key in places if key in where), None)
+        if values is not None:
+            found[name] = pl.Series(values, nan_to_null=True) if isinstance(values, np.ndarray) else values
+    value = pl.DataFrame(found).select(pl.sql_expr(measure.rule).alias("value"))["value"]
+    if value.dtype == pl.Float64:
+        return value.to_numpy()
+    return value.cast(pl.Float64).to_numpy() if value.dtype.is_numeric() or value.dtype == pl.Boolean else value
+
+
+def _asked(state: Assessment, measure: Measure, occasion: int, array: int) -> np.ndarray:
+    "For whom a condition holds."
+    return _evaluate(state, measure, occasion, array) == 1 if measure.rule else np.full(CHUNK, True)
 
 # %% ../../nbs/biobank/18g_assessment.ipynb #70a011a9
 def _source(state: Assessment, name: str, measure: Measure, occasion: int) -> np.ndarray:
@@ -367,8 +386,8 @@ def _source(state: Assessment, name: str, measure: Measure, occasion: int) -> np
         return np.array(SEX_SCORES)[state.people["sex"].to_numpy()]
     if name == "age_z":
         reference = IMAGING_AGE if measure.field.instance_id == 2 and measure.first == 2 else AGE_MEAN
-        age = _frame(state, measure.field.instance_id, occasion)["age"].fill_null(reference).to_numpy()
-        return (age - reference) / AGE_SD
+        age = _frame(state, measure.field.instance_id, occasion)["age"]
+        return np.where(np.isnan(age), 0, (age - reference) / AGE_SD)
     if name in CAUSES:
         return state.people[name].to_numpy()
     of_field = state.scores[int(name[1:])]
@@ -387,40 +406,31 @@ def _score(state: Assessment, measure: Measure, occasion: int) -> tuple[np.ndarr
     return caused, own
 
 # %% ../../nbs/biobank/18g_assessment.ipynb #f34dec74
-def _store(state: Assessment, measure: Measure, occasion: int, array: int, values: pl.Series) -> None:
-    "Keep a column under its canonical name, and where rules find it."
+def _store(state: Assessment, measure: Measure, occasion: int, array: int, values: Values) -> None:
+    "Keep a column, and put it where rules find it."
     number, kind = measure.field.field_id, measure.field.instance_id
-    name = str(canonical(Column(number, occasion, array), measure.field))
-    state.columns[name] = values.alias(name)
+    state.columns[canonical(Column(number, occasion, array), measure.field)] = values
     short = f"f{number}_a{array}" if measure.field.arrayed and measure.shape != "many" else f"f{number}"
     _frame(state, kind, occasion)[short] = values
 
 
-def _typed(values: np.ndarray | pl.Series, measure: Measure) -> pl.Series:
-    "Values in the type of their field."
-    series = pl.Series("value", values)
-    if series.dtype.is_float():
-        series = series.fill_nan(None)
-        if "digits" in measure.options and measure.shape == "formula":
-            series = series.round(int(measure.options["digits"]))
-        series = series.round() if measure.field.dtype.is_integer() else series
-    return series.cast(measure.field.dtype)
-
-
-def _where(keep: np.ndarray, series: pl.Series) -> pl.Series:
-    "A column where `keep` is true, and null elsewhere."
-    return series.to_frame("value").select(pl.when(pl.Series(keep)).then("value"))["value"]
+def _where(keep: np.ndarray, values: Values) -> Values:
+    "A column where `keep` is true, and nothing elsewhere."
+    if isinstance(values, np.ndarray):
+        return np.where(keep, values, np.nan)
+    return values.alias("value").to_frame().select(pl.when(pl.Series(keep)).then("value"))["value"]
 
 # %% ../../nbs/biobank/18g_assessment.ipynb #3178d6f4
-def _specials(state: Assessment, measure: Measure, occasion: int, array: int, series: pl.Series) -> pl.Series:
+def _specials(state: Assessment, measure: Measure, occasion: int, array: int, values: Values) -> Values:
     "Answers such as `Prefer not to answer` in the place of some values."
     chances = measure.chances("special") if "special" in measure.options else _usual_specials(measure)
+    if not chances:
+        return values
     drawn, taken = state.rng("special", measure.field.field_id, occasion, array).random(CHUNK), 0.0
     for code, share in chances.items():
-        here = pl.Series((drawn >= taken) & (drawn < taken + share)) & series.is_not_null()
-        series = series.to_frame("value").select(pl.when(here).then(pl.lit(code)).otherwise("value").cast(series.dtype).alias("value"))["value"]
+        values = np.where((drawn >= taken) & (drawn < taken + share) & ~np.isnan(values), code, values)
         taken += share
-    return series
+    return values
 
 
 def _usual_specials(measure: Measure) -> dict[int, float]:
@@ -436,7 +446,7 @@ def _labels() -> dict[int, dict[str, str]]:
     return Dictionary.builtin().labels
 
 # %% ../../nbs/biobank/18g_assessment.ipynb #88f62c7c
-def _one_of_array(state: Assessment, measure: Measure, occasion: int, array: int, parts: tuple) -> pl.Series:
+def _one_of_array(state: Assessment, measure: Measure, occasion: int, array: int, parts: tuple) -> Values:
     "A number, a code or a date at one array position."
     (caused, own), alike = parts, measure.number("arrays", 1)
     number = measure.field.field_id
@@ -445,7 +455,7 @@ def _one_of_array(state: Assessment, measure: Measure, occasion: int, array: int
         own = np.sqrt(alike) * own + np.sqrt(1 - alike) * _own_weight(number) * noise
     values = values_of(measure, caused + own, _sex_load(number))
     if measure.shape not in ("clock", "day"):
-        return _typed(values, measure)
+        return np.round(values) if measure.field.dtype.is_integer() else values
     base = _evaluate(state, measure, occasion, array) if measure.rule else _frame(state, measure.field.instance_id, occasion)["visit"]
     unit = {"clock": 3600, "day": 86400}[measure.shape]
     later = pl.Series(np.round(values) * unit if measure.shape == "day" else np.round(values * unit)).cast(pl.Int64)
@@ -461,13 +471,12 @@ def _fill_values(state: Assessment, measure: Measure, occasion: int, present: np
     for array in positions:
         here = present & (further >= array - measure.array_min)
         if measure.shape == "formula":
-            series = _typed(_evaluate(state, measure, occasion, array), measure)
+            values = _evaluate(state, measure, occasion, array)
+            values = _limited(measure, values) if isinstance(values, np.ndarray) else values
         else:
-            series = _one_of_array(state, measure, occasion, array, parts)
-            if measure.rule and measure.shape not in ("clock", "day"):
-                here = here & _evaluate(state, measure, occasion, array).cast(pl.Boolean).fill_null(False).to_numpy()
-        series = _specials(state, measure, occasion, array, _where(here, series))
-        _store(state, measure, occasion, array, series)
+            values = _one_of_array(state, measure, occasion, array, parts)
+            here = here & (measure.shape in ("clock", "day") or _asked(state, measure, occasion, array))
+        _store(state, measure, occasion, array, _specials(state, measure, occasion, array, _where(here, values)))
 
 # %% ../../nbs/biobank/18g_assessment.ipynb #1b1facff
 def _option(state: Assessment, measure: Measure, occasion: int, code: int) -> np.ndarray:
@@ -477,7 +486,7 @@ def _option(state: Assessment, measure: Measure, occasion: int, code: int) -> np
     share, disease, cause = measure.codes[code]
     rng, sex = state.rng("option", measure.field.field_id, code), state.people["sex"].to_numpy()
     if disease:
-        return _frame(state, measure.field.instance_id, occasion)[f"has_{disease}"].to_numpy() & (rng.random(CHUNK) < share)
+        return _frame(state, measure.field.instance_id, occasion)[f"has_{disease}"] & (rng.random(CHUNK) < share)
     if cause.startswith("sex="):
         only = int(cause.removeprefix("sex="))
         return (sex == only) & (rng.random(CHUNK) < share / (1 - FEMALE if only else FEMALE))
@@ -507,9 +516,7 @@ def _fill_many(state: Assessment, measure: Measure, occasion: int, present: np.n
     "Fill a multiple choice: a list of codes in no particular order."
     number = measure.field.field_id
     codes, ticked = _chosen(state, measure, occasion)
-    if measure.rule:
-        present = present & _evaluate(state, measure, occasion, 0).cast(pl.Boolean).fill_null(False).to_numpy()
-    ticked &= present[:, None]
+    ticked &= (present & _asked(state, measure, occasion, 0))[:, None]
     key = np.where(ticked, state.rng("order", number, occasion).random(ticked.shape), 2)
     order = np.argsort(key, axis=1)[:, : measure.field.array_max + 1]
     kept = np.take_along_axis(ticked, order, axis=1)
@@ -534,11 +541,11 @@ UNCERTAIN = 0.05  # Share of illnesses and operations whose time is not known
 def _ages_at(state: Assessment, measure: Measure, occasion: int) -> np.ndarray:
     "Age at the beginning of each thing in a list [batch, code]: that of the disease, or any age before the first visit."
     frame, number = _frame(state, 2, occasion), measure.field.field_id
-    first = _frame(state, 2, 0)["age"].to_numpy()
+    first = _frame(state, 2, 0)["age"]
     ages = []
     for code, (_, disease, _) in measure.codes.items():
         drawn = first * state.rng("began", number, code).random(CHUNK) ** 0.45
-        of_disease = frame[f"age_{disease}"].fill_null(np.nan).to_numpy() if disease else np.full(CHUNK, np.nan)
+        of_disease = frame[f"age_{disease}"] if disease else np.full(CHUNK, np.nan)
         ages.append(np.where(np.isnan(of_disease), drawn, np.maximum(of_disease, 0)))
     return np.stack(ages, axis=1)
 
@@ -549,13 +556,13 @@ def _fill_when(state: Assessment, measure: Measure, occasion: int, present: np.n
     of_list, order = plan()[int(number)], state.options[int(number), occasion]
     age = np.take_along_axis(_ages_at(state, of_list, occasion), np.maximum(order, 0), axis=1)
     drawn = state.rng("when", int(number), occasion).random(order.shape)
-    birth = state.people["birth"].dt.year().to_numpy() + state.people["birth"].dt.ordinal_day().to_numpy() / 365.25
+    birth = 1970 + state.days["birth"] / YEAR
     values = {"age": np.round(age, 1), "year": np.round(birth[:, None] + age, 1), "how": np.where(drawn < 0.5, -4, -5)}[what]
     values = np.where(drawn > 1 - UNCERTAIN, -1, values).astype(float)
     values = np.where(order < 0, np.nan, values)
     for array in range(measure.field.array_max + 1):
         column = values[:, array] if array < values.shape[1] else np.full(CHUNK, np.nan)
-        _store(state, measure, occasion, array, _typed(column, measure))
+        _store(state, measure, occasion, array, column)
 
 # %% ../../nbs/biobank/18g_assessment.ipynb #fc52d1f7
 _FILL = {"many": _fill_many, "when": _fill_when}
@@ -567,6 +574,15 @@ def occasions(
 ) -> range:  # Numbers of the occasions at which a field is filled
     "Say when a field is measured."
     return range(measure.first, min(measure.field.instance_max, LAST[measure.field.instance_id]) + 1)
+
+
+def _table(state: Assessment, wanted: set[int]) -> pl.DataFrame:
+    "The columns of some fields in canonical order and in their fields' types."
+    kept = sorted((column for column in state.columns if column.field_id in wanted), key=lambda column: [-1 if part is None else part for part in column])
+    made = {str(column): state.columns[column] for column in kept}
+    table = pl.DataFrame({name: values if isinstance(values, pl.Series) else pl.Series(values, nan_to_null=True) for name, values in made.items()})
+    types = {str(column): plan()[column.field_id].field for column in kept}
+    return table.with_columns(pl.col(name).cast(field.dtype) for name, field in types.items() if field.value_type != "categorical_multiple")
 
 
 def draw_assessment(
@@ -583,5 +599,4 @@ def draw_assessment(
         for occasion in occasions(measure):
             fill = _FILL.get(measure.shape, _fill_values)
             fill(state, measure, occasion, _measured(state, measure, occasion))
-    kept = [name for number in sorted(wanted) for name in state.columns if name.split("_")[0] == f"p{number}"]
-    return pl.DataFrame([state.columns[name] for name in kept])
+    return _table(state, wanted)

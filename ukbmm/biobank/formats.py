@@ -24,7 +24,7 @@ from ..core import TableError, UkbmmError, atomic_file, did_you_mean, write_text
 
 # %% auto #0
 __all__ = ['FORMATS', 'SPELLED', 'MISSING', 'AT_THE_END', 'CELLS', 'Format', 'format_of', 'header_names', 'unreadable_titles',
-           'unreadable_labels', 'write_rows', 'r_program', 'TableWriter']
+           'unreadable_labels', 'write_rows', 'write_header', 'r_program', 'TableWriter']
 
 # %% ../../nbs/biobank/18b_formats.ipynb #7ea295b2
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _as_rap(column: Column, field: Field) -> str:
 def _as_prefixed(column: Column, field: Field) -> str:
     return f"participant.{column}"
 
-
+# %% ../../nbs/biobank/18b_formats.ipynb #1cd25d5b
 def _as_title(column: Column, field: Field) -> str:
     instance = "" if column.instance is None else f" | Instance {column.instance}"
     return field.title + instance + ("" if column.array is None else f" | Array {column.array}")
@@ -193,7 +193,7 @@ def _is_number(text: str) -> bool:
         return True
     return False
 
-
+# %% ../../nbs/biobank/18b_formats.ipynb #e055c039
 def unreadable_labels(
     columns: dict[str, Field],  # Field by canonical name
     dictionary: Dictionary,  # Where labels come from
@@ -231,6 +231,16 @@ def write_rows(
     text = buffer.getvalue()
     stream.write(AT_THE_END.sub(b"\n", text) if form.ragged else text)
 
+# %% ../../nbs/biobank/18b_formats.ipynb #f0967cb6
+def write_header(
+    names: list[str],  # As they stand in the file
+    form: Format,  # How to write it
+    stream: BinaryIO,  # Where to
+) -> None:
+    "Write a header as a form has it."
+    places = [str(number) for number in range(len(names))]
+    write_rows(pl.DataFrame([names], orient="row", schema=places), form, stream)
+
 # %% ../../nbs/biobank/18b_formats.ipynb #68d485dc
 def _refuse_breaks(frame: pl.DataFrame, form: Format) -> None:
     "Raise `TableError` where a form without quotes would have to hold a tab or a line break."
@@ -257,7 +267,7 @@ def _r_levels(coding: int, labels: dict[str, str]) -> list[str]:
     return [f"lvl.{coding:04} <- {_r_vector(codes, not numbers)}",
             f"lbl.{coding:04} <- {_r_vector([labels[code] for code in codes], True)}"]  # fmt: skip
 
-
+# %% ../../nbs/biobank/18b_formats.ipynb #7bffc1e7
 def r_program(
     file: str,  # Name of the .tab
     columns: dict[str, Field],  # Field by canonical name
@@ -286,7 +296,7 @@ def r_program(
 # %% ../../nbs/biobank/18b_formats.ipynb #f2a14d34
 CELLS = 4_000_000  # Cells that are text at a time: about 300 MB with their copies
 
-
+# %% ../../nbs/biobank/18b_formats.ipynb #68edfc36
 class TableWriter:
     "Write a main table chunk by chunk in one of UK Biobank's forms; the file is whole or absent."
 
@@ -326,8 +336,7 @@ def __enter__(self: TableWriter) -> TableWriter:
     self._stream = self._open.enter_context(temporary.open("wb"))
     if self.packed:  # no name and no time of day in the file: the same table gives the same bytes
         self._stream = self._open.enter_context(gzip.GzipFile("", "wb", 4, self._stream, mtime=0))
-    header = pl.DataFrame([self._names], orient="row", schema=[str(i) for i in range(len(self._names))])
-    write_rows(header, self.form, self._stream)
+    write_header(self._names, self.form, self._stream)
     return self
 
 
@@ -358,7 +367,7 @@ def _check(self: TableWriter, eids: np.ndarray, frame: pl.DataFrame) -> None:
             )
     _refuse_breaks(frame, self.form)
 
-
+# %% ../../nbs/biobank/18b_formats.ipynb #a547d7af
 @patch
 def write(
     self: TableWriter,

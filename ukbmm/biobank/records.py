@@ -206,7 +206,7 @@ OTHER_CAUSES = (  # underlying causes of death that have nothing to do with the 
     "K559",
     "N179",
     "I269",
-    "C80",
+    "N390",
     "W190",
     "K859",
     "G931",

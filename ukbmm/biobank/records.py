@@ -120,7 +120,7 @@ class Trace:
 _HEART = {
     "hypertension": Trace({"I10": 1.0}, "4019", mentioned=0.42, certified=0.15, read=("G20..", "XE0Ub"), known=0.85, delay=1.0, repeated=0.3),
     "infarction": Trace(
-        {"I219": 0.32, "I214": 0.42, "I211": 0.12, "I210": 0.10, "I213": 0.02, "I220": 0.02},
+        {"I219": 0.22, "I214": 0.47, "I211": 0.14, "I210": 0.11, "I213": 0.02, "I220": 0.04},
         "4109", later="I252", admitted=0.85, lag=0.5, mentioned=0.30, certified=0.3, read=("G30..", "X200E"), known=0.80, delay=0.1, repeated=0.05,
     ),
     "coronary_disease": Trace({"I251": 0.55, "I259": 0.45}, "4149", admitted=0.35, lag=60, mentioned=0.45, certified=0.35, read=("G3...", "XE2uV"), known=0.75),
@@ -131,7 +131,7 @@ _HEART = {
 # %% ../../nbs/biobank/18f_records.ipynb #283b19ae
 _BRAIN = {
     "ischaemic_stroke": Trace(
-        {"I639": 0.32, "I635": 0.16, "I634": 0.10, "I633": 0.08, "I630": 0.02, "I64": 0.32},
+        {"I639": 0.34, "I635": 0.16, "I634": 0.10, "I633": 0.08, "I630": 0.02, "I64": 0.30},
         "4349", admitted=0.85, lag=0.5, mentioned=0.08, certified=0.3, read=("G66..", "X00D1"), known=0.75, delay=0.1, repeated=0.05, block="I64",
     ),
     "cerebral_haemorrhage": Trace({"I619": 0.5, "I610": 0.2, "I614": 0.15, "I611": 0.15}, "431", admitted=0.85, lag=0.5, mentioned=0.05, certified=0.3, read=("G61..", "G61.."), known=0.6, delay=0.1),
@@ -206,7 +206,7 @@ OTHER_CAUSES = (  # underlying causes of death that have nothing to do with the 
     "K559",
     "N179",
     "I269",
-    "C80",
+    "N390",
     "W190",
     "K859",
     "G931",
@@ -219,9 +219,9 @@ CONTRIBUTORY = ("J189", "N179", "A419", "E669", "K746", "R54", "I269")
 class Volume:
     "How many records there are that have nothing to do with the modelled diseases."
 
-    episodes: float = 6.2  # Hospital episodes a person, over the whole window of England
-    secondary: float = 1.2  # Secondary diagnoses an episode
-    operations: float = 1.0  # Operations an episode, beyond the first
+    episodes: float = 5.4  # Hospital episodes a person, over the whole window of England
+    secondary: float = 1.4  # Secondary diagnoses an episode
+    operations: float = 1.2  # Operations an episode, beyond the first
     gp_clinical: float = 2.0  # Codes a year in the practice
     gp_scripts: float = 1.5  # Prescriptions a year
 
@@ -275,7 +275,7 @@ def _background_episodes(
     "Draw episodes for other reasons: more for the old, and very many for a few."
     effects = {"age_z": 0.25, "adiposity": 0.12, "smoking": 0.12, "inflammation": 0.08}
     ratio = np.exp(sum(effect * people[name].to_numpy() for name, effect in effects.items()) - 0.05)
-    frailty = rng.gamma(1.5, 1 / 1.5, people.height) * np.where(rng.random(people.height) < 0.01, 6.0, 1.0)
+    frailty = rng.gamma(1.15, 1 / 1.15, people.height) * np.where(rng.random(people.height) < 0.01, 8.0, 1.0)
     span = np.maximum(end - start, 0)
     number = rng.poisson(volume.episodes * ratio * frailty * span / 10_800)  # days in the window of England
     row = np.repeat(np.arange(people.height), number)
@@ -436,7 +436,7 @@ def _diagnoses(
     size = len(episodes["row"])
     main = _main_codes(episodes, codes, rng)
     named, chronic = _mentions(onsets, episodes, codes, rng)
-    extra = np.repeat(np.arange(size), rng.poisson(volume.secondary, size))
+    extra = np.repeat(np.arange(size), rng.geometric(1 / (1 + volume.secondary), size) - 1)
     added = np.where(
         episodes["icd9"][extra],
         _ranked(OLD_BACKGROUND, len(extra), rng),
@@ -592,7 +592,7 @@ def _causes(
         ill = onsets[name].is_not_null().to_numpy()[row] & (rng.random(len(row)) < trace.certified)
         lines.append(np.flatnonzero(ill))
         named.append(codes[name][row[ill]])
-    more = np.flatnonzero(rng.random(len(row)) < 0.35)
+    more = np.flatnonzero(rng.random(len(row)) < 0.45)
     lines, named = (
         np.concatenate([*lines, more]),
         np.concatenate([*named, rng.choice(_numbers(CONTRIBUTORY), len(more))]),
@@ -619,7 +619,7 @@ TUMOURS = {
     "other_cancer": (8010, 3, 0.06),
 }  # histology, behaviour, further registrations a person
 REGISTERED = 0.98  # Share of cancers that the registry learns of
-CANCER_ICD9_UNTIL = 9131  # 1995-01-01, in days since 1970
+CANCER_ICD9_UNTIL = 7305  # 1990-01-01, in days since 1970
 
 
 def _registrations(

@@ -46,7 +46,7 @@ CODE_LISTS = {
     41210: ("hesin_oper", "oper4", (2,), None),
 }  # field of codes: table, column, levels, field of dates
 ARRAY_SIZES = {
-    "p41270": 60,
+    "p41270": 61,
     "p41271": 20,
     "p41202": 40,
     "p41203": 12,

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
-from graphlib import CycleError, TopologicalSorter
+from functools import cached_property, lru_cache, cache
+from graphlib import TopologicalSorter
 from importlib.resources import files
 
 import numpy as np
@@ -70,14 +70,16 @@ def _pairs(text: str, separator: str) -> dict[str, str]:
     "Words such as low=3 as a dictionary; the rest of a word may hold the separator."
     return dict(word.split(separator, 1) for word in text.split())
 
-
+# %% ../../nbs/biobank/18g_assessment.ipynb #c74b3e44
 def _schema(name: str) -> pl.DataFrame:
     "A table that ships with the package."
     source = files("ukbmm.biobank") / "schema" / name
     with source.open("rb") as stream:
         if name.endswith(".parquet"):
             return pl.read_parquet(stream)
-        return pl.read_csv(stream, separator="\t", quote_char=None).with_columns(pl.col(pl.String).fill_null(""))
+        return pl.read_csv(stream, separator="\t", quote_char=None).with_columns(
+            pl.col(pl.String).fill_null("")
+        )
 
 # %% ../../nbs/biobank/18g_assessment.ipynb #34f8c371
 PARTICIPANTS = 501_938  # People of field 31: what shares of the showcase refer to
@@ -88,10 +90,15 @@ def plan() -> dict[int, Measure]:
     "How each field is filled, by field."
     dictionary = Dictionary.builtin()
     table = _schema("synthetic_plan.tsv").join(_schema("statistics.tsv"), on="field_id", how="left")
-    facts = _schema("fields.parquet").select(pl.col("field_id").cast(pl.Int64), "num_participants", "instance_min", "array_min")
-    return {row["field_id"]: _measure(row, dictionary) for row in table.join(facts, on="field_id").iter_rows(named=True)}
+    facts = _schema("fields.parquet").select(
+        pl.col("field_id").cast(pl.Int64), "num_participants", "instance_min", "array_min"
+    )
+    return {
+        row["field_id"]: _measure(row, dictionary)
+        for row in table.join(facts, on="field_id").iter_rows(named=True)
+    }
 
-
+# %% ../../nbs/biobank/18g_assessment.ipynb #785eec61
 def _measure(row: dict, dictionary: Dictionary) -> Measure:
     "One row of the plan."
     options = _pairs(row["options"], "=")
@@ -129,13 +136,21 @@ def in_order(
     while wanted:
         number = wanted.pop()
         if number not in known:
-            raise DictionaryError(f"field {number}", "a field that the synthetic biobank can fill", "another", did_you_mean(str(number), map(str, known)))
+            raise DictionaryError(
+                f"field {number}",
+                "a field that the synthetic biobank can fill",
+                "another",
+                did_you_mean(str(number), map(str, known)),
+            )
         graph[number] = _needs(known[number])
         wanted += [other for other in graph[number] if other not in graph]
     return list(TopologicalSorter(graph).static_order())
 
 # %% ../../nbs/biobank/18g_assessment.ipynb #f859dccb
-SEX_SCORES = (-(1 - FEMALE) / np.sqrt(FEMALE * (1 - FEMALE)), FEMALE / np.sqrt(FEMALE * (1 - FEMALE)))  # female, male
+SEX_SCORES = (
+    -(1 - FEMALE) / np.sqrt(FEMALE * (1 - FEMALE)),
+    FEMALE / np.sqrt(FEMALE * (1 - FEMALE)),
+)  # female, male
 
 
 @lru_cache(maxsize=1)
@@ -143,14 +158,21 @@ def score_weights() -> dict[int, np.ndarray]:
     "Weights of each field's score over independent sources: those of the causes, sex, then each field's own part."
     order, causes = in_order(), list(CAUSES)
     n_causes = cause_sources().shape[1]
-    known = {name: np.concatenate([row, np.zeros(1 + len(order))]) for name, row in zip(causes, cause_sources(), strict=True)}
+    known = {
+        name: np.concatenate([row, np.zeros(1 + len(order))])
+        for name, row in zip(causes, cause_sources(), strict=True)
+    }
     known["sex"] = np.eye(n_causes + 1 + len(order))[n_causes]
     for place, number in enumerate(order):
         loads = plan()[number].loads
         total = sum((load * known[name] for name, load in loads.items()), np.zeros(n_causes + 1 + len(order)))
         own = 1 - total @ total
         if own < 0:
-            raise DictionaryError(f"the plan of field {number}", "loads that explain less than everything", f"{total @ total:.2f}")
+            raise DictionaryError(
+                f"the plan of field {number}",
+                "loads that explain less than everything",
+                f"{total @ total:.2f}",
+            )
         total[n_causes + 1 + place] = np.sqrt(own)
         known[f"f{number}"] = total
     return {number: known[f"f{number}"] for number in order}
@@ -161,7 +183,7 @@ def _sex_load(number: int) -> float:
     return float(score_weights()[number][cause_sources().shape[1]])
 
 
-@lru_cache(maxsize=None)
+@cache
 def _own_weight(number: int) -> float:
     "How much of a field's score is its own; in the order of filling nothing stands behind it."
     weights = score_weights()[number]
@@ -174,12 +196,17 @@ def _rank(score: np.ndarray, sex_load: float) -> np.ndarray:
 
     rest = np.sqrt(max(1e-9, 1 - sex_load**2))
     shares = (FEMALE, 1 - FEMALE)
-    return sum(share * ndtr((score - sex_load * of_sex) / rest) for share, of_sex in zip(shares, SEX_SCORES, strict=True))
+    return sum(
+        share * ndtr((score - sex_load * of_sex) / rest)
+        for share, of_sex in zip(shares, SEX_SCORES, strict=True)
+    )
 
 # %% ../../nbs/biobank/18g_assessment.ipynb #80647ff3
 def _growth(rate: float, sex_load: float) -> float:
     "The mean of exp(rate x score)."
-    by_sex = FEMALE * np.exp(rate * sex_load * SEX_SCORES[0]) + (1 - FEMALE) * np.exp(rate * sex_load * SEX_SCORES[1])
+    by_sex = FEMALE * np.exp(rate * sex_load * SEX_SCORES[0]) + (1 - FEMALE) * np.exp(
+        rate * sex_load * SEX_SCORES[1]
+    )
     return by_sex * np.exp(rate**2 * (1 - sex_load**2) / 2)
 
 
@@ -196,7 +223,7 @@ def lognormal_parameters(
         low, high = (rate, high) if spread < 1 + (sd / mean) ** 2 else (low, rate)
     return float(np.log(mean / _growth(rate, sex_load))), rate
 
-
+# %% ../../nbs/biobank/18g_assessment.ipynb #52263c79
 def count_table(
     mean: float,  # Mean of the counts
     sd: float,  # Their standard deviation
@@ -210,7 +237,9 @@ def count_table(
     centre, spread = (mean - low + 0.5) / width, max(sd**2 - 1 / 12, 1e-3) / width**2
     size = centre * (1 - centre) / spread - 1
     if size <= 0:
-        raise DictionaryError("the plan of a count", f"a standard deviation that fits into {low} to {high}", f"{sd:g}")
+        raise DictionaryError(
+            "the plan of a count", f"a standard deviation that fits into {low} to {high}", f"{sd:g}"
+        )
     return betainc(centre * size, (1 - centre) * size, np.arange(1, width + 1) / width)
 
 # %% ../../nbs/biobank/18g_assessment.ipynb #99a7a05a
@@ -224,7 +253,9 @@ def _skewed(measure: Measure, score: np.ndarray, sex_load: float) -> np.ndarray:
 def _counted(measure: Measure, rank: np.ndarray) -> np.ndarray:
     "Whole numbers between two limits."
     low, high = int(measure.number("low", 0)), int(measure.number("high", 10))
-    return low + np.searchsorted(count_table(measure.mean, measure.sd, low, high), rank).clip(max=high - low).astype(float)
+    return low + np.searchsorted(count_table(measure.mean, measure.sd, low, high), rank).clip(
+        max=high - low
+    ).astype(float)
 
 
 def _coded(measure: Measure, rank: np.ndarray) -> np.ndarray:
@@ -238,6 +269,12 @@ def _limited(measure: Measure, value: np.ndarray) -> np.ndarray:
     "Values within their limits and with as many digits as are delivered."
     value = np.clip(value, measure.number("low", -np.inf), measure.number("high", np.inf))
     return np.round(value, int(measure.options["digits"])) if "digits" in measure.options else value
+
+# %% ../../nbs/biobank/18g_assessment.ipynb #fc627965
+DRAWS = {  # what is done or not done as a whole: share of the cohort that ever had it
+    "serum": 0.955, "count": 0.957, "urine": 0.968, "nmr": 0.975, "cuff": 0.95, "dxa": 0.147, "heart": 0.163,
+    "brain": 0.165, "eye": 0.26, "wear": 0.2065, "bicycle": 0.19, "abdomen": 0.1125, "cognitive": 0.49, "cmr": 0.0795,
+}  # fmt: skip
 
 # %% ../../nbs/biobank/18g_assessment.ipynb #3422a2c4
 def values_of(
@@ -257,19 +294,19 @@ def values_of(
     elif measure.shape in ("count", "codes"):
         rank, lowest = _rank(score, sex_load), measure.chances("lowest")
         taken = sum(lowest.values())
-        value = (_counted if measure.shape == "count" else _coded)(measure, ((rank - taken) / (1 - taken)).clip(0, 1))
+        value = (_counted if measure.shape == "count" else _coded)(
+            measure, ((rank - taken) / (1 - taken)).clip(0, 1)
+        )
         value = np.where(rank < taken, next(iter(lowest), 0), value)
         return value
     else:
         value = measure.mean + measure.sd * score
     return _limited(measure, value)
 
-# %% ../../nbs/biobank/18g_assessment.ipynb #23af96bb
-DRAWS = {  # what is done or not done as a whole: share of the cohort that ever had it
-    "serum": 0.955, "count": 0.957, "urine": 0.968, "nmr": 0.975, "cuff": 0.95, "dxa": 0.147, "heart": 0.163,
-    "brain": 0.165, "eye": 0.26, "wear": 0.2065, "bicycle": 0.19, "abdomen": 0.1125, "cognitive": 0.49, "cmr": 0.0795,
+# %% ../../nbs/biobank/18g_assessment.ipynb #4ffa3d65
+ATTENDED = {  # share of the cohort at the first occasion of a field, by its kind and number
+    (0, 0): 1.0, (1, 0): 0.42, (2, 0): 1.0, (2, 1): 0.04, (2, 2): 0.2, (93, 0): 1.0,
 }  # fmt: skip
-ATTENDED = {0: 1.0, 1: 0.42, 2: {0: 1.0, 1: 0.04, 2: 0.2}, 93: 1.0}
 YEAR = 365.2425  # Days
 ONLINE = (0.33, 0.46, 0.38, 0.47, 0.46)  # share of those who fill in diet questionnaires at all, by occasion
 AGAIN = 0.012  # share of those with an accelerometer who wear it in one more season
@@ -278,7 +315,7 @@ IMAGING_AGE = 65.0  # Mean age at visit 2
 # %% ../../nbs/biobank/18g_assessment.ipynb #1827b811
 Values = np.ndarray | pl.Series
 
-
+# %% ../../nbs/biobank/18g_assessment.ipynb #c44584d3
 @dataclass
 class Assessment:
     "The people of a chunk and everything that was measured in them so far."
@@ -288,8 +325,12 @@ class Assessment:
     seed: int
     chunk: int
     scores: dict[int, dict[int, np.ndarray]] = field(default_factory=dict)  # By field and occasion
-    known: dict[tuple[int, int], dict[str, Values]] = field(default_factory=dict)  # By kind and number of occasion
-    options: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)  # Which option is at each place of a list
+    known: dict[tuple[int, int], dict[str, Values]] = field(
+        default_factory=dict
+    )  # By kind and number of occasion
+    options: dict[tuple[int, int], np.ndarray] = field(
+        default_factory=dict
+    )  # Which option is at each place of a list
     columns: dict[Column, Values] = field(default_factory=dict)  # What was measured
 
     @cached_property
@@ -303,33 +344,29 @@ class Assessment:
         "Random numbers that belong to this chunk and an address."
         return rng_for(self.seed, "assessment", self.chunk, *address)
 
-# %% ../../nbs/biobank/18g_assessment.ipynb #c44584d3
+# %% ../../nbs/biobank/18g_assessment.ipynb #62ea5a56
 def _attended(state: Assessment, kind: int, occasion: int) -> np.ndarray:
     "Who could have been measured."
     if kind == 2:
         return ~np.isnan(state.days[f"visit_{occasion}"])
     if kind == 1:
-        fills_in = state.rng("online").random(CHUNK) < ATTENDED[1] / (1 - np.prod(1 - np.array(ONLINE)))
+        fills_in = state.rng("online").random(CHUNK) < ATTENDED[1, 0] / (1 - np.prod(1 - np.array(ONLINE)))
         return fills_in & (state.rng("online", occasion).random(CHUNK) < ONLINE[occasion])
     again = state.rng("season", occasion).random(CHUNK) < AGAIN
     return np.full(CHUNK, True) if occasion == 0 else again
 
-
-def _any_attended(measure: Measure) -> float:
-    "Share of the cohort that could have been measured at a field's first occasion."
-    share = ATTENDED.get(measure.field.instance_id, 1.0)
-    return share[measure.first] if isinstance(share, dict) else share
-
-
+# %% ../../nbs/biobank/18g_assessment.ipynb #3d0b982f
 def _measured(state: Assessment, measure: Measure, occasion: int) -> np.ndarray:
     "Who has a value, before rules and limits of detection."
     done, kind = np.full(CHUNK, True), measure.field.instance_id
-    draw, possible = measure.options.get("draw"), _any_attended(measure)
+    draw, possible = measure.options.get("draw"), ATTENDED[measure.field.instance_id, measure.first]
     share = measure.share / (DRAWS[draw] if draw else possible)
     if draw:
         done &= state.rng("draw", draw, occasion).random(CHUNK) < DRAWS[draw] / possible
     said = measure.shape == "many" and "none" not in measure.options  # whoever has nothing says nothing
-    if (said or measure.rule and measure.shape not in ("formula", "clock", "day")) and "share" not in measure.options:
+    if (
+        said or measure.rule and measure.shape not in ("formula", "clock", "day")
+    ) and "share" not in measure.options:
         share = 0.998  # the rule says who is asked
     if measure.shape == "formula":
         share = measure.number("keep", share if "share" in measure.options else 1)
@@ -349,7 +386,12 @@ def _frame(state: Assessment, kind: int, occasion: int) -> dict[str, Values]:
     days, visit = state.days, state.days[f"visit_{number}"]
     age = (visit - days["birth"]) / YEAR
     frame: dict[str, Values] = {name: state.people[name] for name in state.people.columns}
-    frame |= {"visit": frame[f"visit_{number}"], "centre": frame[f"centre_{number}"], "age": age, "years": np.floor(age)}
+    frame |= {
+        "visit": frame[f"visit_{number}"],
+        "centre": frame[f"centre_{number}"],
+        "age": age,
+        "years": np.floor(age),
+    }
     for disease in state.onsets.columns:
         if disease not in ("eid", "death", "cause"):
             frame[f"has_{disease}"] = days[disease] <= visit
@@ -357,22 +399,41 @@ def _frame(state: Assessment, kind: int, occasion: int) -> dict[str, Values]:
     state.known[kind, occasion] = frame
     return frame
 
+# %% ../../nbs/biobank/18g_assessment.ipynb #c4c0159e
+def _named(state: Assessment, measure: Measure, occasion: int, array: int) -> dict[str, Values]:
+    "Everything that a field's rule names."
+    frame, once = _frame(state, measure.field.instance_id, occasion), _frame(state, 0, 0)
+    rng, found = state.rng("rule", measure.field.field_id, occasion, array), {}
+    given = {
+        "u": rng.random(CHUNK),
+        "n": rng.normal(size=CHUNK),
+        "i": np.full(CHUNK, occasion),
+        "a": np.full(CHUNK, array),
+    }
+    for name in set(_WORD.findall(measure.rule)):
+        places = [
+            (frame, f"{name}_a{array}"),
+            (frame, name),
+            (once, f"{name}_a{array}"),
+            (once, name),
+            (given, name),
+        ]
+        values = next((where[key] for where, key in places if key in where), None)
+        found |= {} if values is None else {name: values}
+    return found
 
+# %% ../../nbs/biobank/18g_assessment.ipynb #3435826b
 def _evaluate(state: Assessment, measure: Measure, occasion: int, array: int) -> Values:
     "The value of a rule for everybody: truth and numbers as floating point numbers."
-    frame, once = _frame(state, measure.field.instance_id, occasion), _frame(state, 0, 0)
-    rng = state.rng("rule", measure.field.field_id, occasion, array)
-    given = {"u": rng.random(CHUNK), "n": rng.normal(size=CHUNK), "i": np.full(CHUNK, occasion), "a": np.full(CHUNK, array)}
-    found = {}
-    for name in set(_WORD.findall(measure.rule)):
-        places = [(frame, f"{name}_a{array}"), (frame, name), (once, f"{name}_a{array}"), (once, name), (given, name)]
-        values = next((where[key] for where, key in places if key in where), None)
-        if values is not None:
-            found[name] = pl.Series(values, nan_to_null=True) if isinstance(values, np.ndarray) else values
-    value = pl.DataFrame(found).select(pl.sql_expr(measure.rule).alias("value"))["value"]
+    named = _named(state, measure, occasion, array)
+    table = pl.DataFrame({name: pl.Series(values, nan_to_null=True) if isinstance(values, np.ndarray) else values
+                          for name, values in named.items()})  # fmt: skip
+    value = table.select(pl.sql_expr(measure.rule).alias("value"))["value"]
     if value.dtype == pl.Float64:
         return value.to_numpy()
-    return value.cast(pl.Float64).to_numpy() if value.dtype.is_numeric() or value.dtype == pl.Boolean else value
+    return (
+        value.cast(pl.Float64).to_numpy() if value.dtype.is_numeric() or value.dtype == pl.Boolean else value
+    )
 
 
 def _asked(state: Assessment, measure: Measure, occasion: int, array: int) -> np.ndarray:
@@ -438,7 +499,11 @@ def _usual_specials(measure: Measure) -> dict[int, float]:
     if measure.shape not in ("count", "codes", "lognormal", "normal"):
         return {}
     labels = _labels().get(measure.field.coding or -1, {})
-    return {code: share for code, share in ((-1, 0.01), (-3, 0.003)) if str(code) in labels and code not in measure.codes}
+    return {
+        code: share
+        for code, share in ((-1, 0.01), (-3, 0.003))
+        if str(code) in labels and code not in measure.codes
+    }
 
 
 @lru_cache(maxsize=1)
@@ -456,18 +521,28 @@ def _one_of_array(state: Assessment, measure: Measure, occasion: int, array: int
     values = values_of(measure, caused + own, _sex_load(number))
     if measure.shape not in ("clock", "day"):
         return np.round(values) if measure.field.dtype.is_integer() else values
-    base = _evaluate(state, measure, occasion, array) if measure.rule else _frame(state, measure.field.instance_id, occasion)["visit"]
+    base = (
+        _evaluate(state, measure, occasion, array)
+        if measure.rule
+        else _frame(state, measure.field.instance_id, occasion)["visit"]
+    )
     unit = {"clock": 3600, "day": 86400}[measure.shape]
-    later = pl.Series(np.round(values) * unit if measure.shape == "day" else np.round(values * unit)).cast(pl.Int64)
-    return (base.cast(pl.Datetime("us")) + (later * 1_000_000).cast(pl.Duration("us"))).cast(measure.field.dtype)
+    later = pl.Series(np.round(values) * unit if measure.shape == "day" else np.round(values * unit)).cast(
+        pl.Int64
+    )
+    return (base.cast(pl.Datetime("us")) + (later * 1_000_000).cast(pl.Duration("us"))).cast(
+        measure.field.dtype
+    )
 
-
+# %% ../../nbs/biobank/18g_assessment.ipynb #324eb2cb
 def _fill_values(state: Assessment, measure: Measure, occasion: int, present: np.ndarray) -> None:
     "Fill every array position of a field at one occasion, from left to right."
     number, last = measure.field.field_id, measure.field.array_max
     positions = range(measure.array_min, last + 1) if measure.field.arrayed else range(1)
     parts = None if measure.shape == "formula" else _score(state, measure, occasion)
-    further = np.log(np.maximum(state.rng("more", number, occasion).random(CHUNK), 1e-300)) / np.log(measure.number("more", 1 - 1e-9))
+    further = np.log(np.maximum(state.rng("more", number, occasion).random(CHUNK), 1e-300)) / np.log(
+        measure.number("more", 1 - 1e-9)
+    )
     for array in positions:
         here = present & (further >= array - measure.array_min)
         if measure.shape == "formula":
@@ -476,7 +551,9 @@ def _fill_values(state: Assessment, measure: Measure, occasion: int, present: np
         else:
             values = _one_of_array(state, measure, occasion, array, parts)
             here = here & (measure.shape in ("clock", "day") or _asked(state, measure, occasion, array))
-        _store(state, measure, occasion, array, _specials(state, measure, occasion, array, _where(here, values)))
+        _store(
+            state, measure, occasion, array, _specials(state, measure, occasion, array, _where(here, values))
+        )
 
 # %% ../../nbs/biobank/18g_assessment.ipynb #1b1facff
 def _option(state: Assessment, measure: Measure, occasion: int, code: int) -> np.ndarray:
@@ -486,7 +563,9 @@ def _option(state: Assessment, measure: Measure, occasion: int, code: int) -> np
     share, disease, cause = measure.codes[code]
     rng, sex = state.rng("option", measure.field.field_id, code), state.people["sex"].to_numpy()
     if disease:
-        return _frame(state, measure.field.instance_id, occasion)[f"has_{disease}"] & (rng.random(CHUNK) < share)
+        return _frame(state, measure.field.instance_id, occasion)[f"has_{disease}"] & (
+            rng.random(CHUNK) < share
+        )
     if cause.startswith("sex="):
         only = int(cause.removeprefix("sex="))
         return (sex == only) & (rng.random(CHUNK) < share / (1 - FEMALE if only else FEMALE))
@@ -496,7 +575,7 @@ def _option(state: Assessment, measure: Measure, occasion: int, code: int) -> np
     score = caused + common + np.sqrt(1 - float(load) ** 2 - alike**2) * rng.normal(size=CHUNK)
     return _rank(score, float(load)) > 1 - share if name == "sex" else score > ndtri(1 - share)
 
-
+# %% ../../nbs/biobank/18g_assessment.ipynb #644ddeaa
 def _chosen(state: Assessment, measure: Measure, occasion: int) -> tuple[np.ndarray, np.ndarray]:
     "Codes, and who ticks each [batch, code]; nobody ticks `None of the above` or `Prefer not to answer` with another."
     ticked = np.stack([_option(state, measure, occasion, code) for code in measure.codes], axis=1)
@@ -549,7 +628,7 @@ def _ages_at(state: Assessment, measure: Measure, occasion: int) -> np.ndarray:
         ages.append(np.where(np.isnan(of_disease), drawn, np.maximum(of_disease, 0)))
     return np.stack(ages, axis=1)
 
-
+# %% ../../nbs/biobank/18g_assessment.ipynb #174c4608
 def _fill_when(state: Assessment, measure: Measure, occasion: int, present: np.ndarray) -> None:
     "Fill when each thing in a list began, at the list's positions."
     number, what = measure.rule.removeprefix("f").split()
@@ -557,7 +636,11 @@ def _fill_when(state: Assessment, measure: Measure, occasion: int, present: np.n
     age = np.take_along_axis(_ages_at(state, of_list, occasion), np.maximum(order, 0), axis=1)
     drawn = state.rng("when", int(number), occasion).random(order.shape)
     birth = 1970 + state.days["birth"] / YEAR
-    values = {"age": np.round(age, 1), "year": np.round(birth[:, None] + age, 1), "how": np.where(drawn < 0.5, -4, -5)}[what]
+    values = {
+        "age": np.round(age, 1),
+        "year": np.round(birth[:, None] + age, 1),
+        "how": np.where(drawn < 0.5, -4, -5),
+    }[what]
     values = np.where(drawn > 1 - UNCERTAIN, -1, values).astype(float)
     values = np.where(order < 0, np.nan, values)
     for array in range(measure.field.array_max + 1):
@@ -578,13 +661,25 @@ def occasions(
 
 def _table(state: Assessment, wanted: set[int]) -> pl.DataFrame:
     "The columns of some fields in canonical order and in their fields' types."
-    kept = sorted((column for column in state.columns if column.field_id in wanted), key=lambda column: [-1 if part is None else part for part in column])
+    kept = sorted(
+        (column for column in state.columns if column.field_id in wanted),
+        key=lambda column: [-1 if part is None else part for part in column],
+    )
     made = {str(column): state.columns[column] for column in kept}
-    table = pl.DataFrame({name: values if isinstance(values, pl.Series) else pl.Series(values, nan_to_null=True) for name, values in made.items()})
+    table = pl.DataFrame(
+        {
+            name: values if isinstance(values, pl.Series) else pl.Series(values, nan_to_null=True)
+            for name, values in made.items()
+        }
+    )
     types = {str(column): plan()[column.field_id].field for column in kept}
-    return table.with_columns(pl.col(name).cast(field.dtype) for name, field in types.items() if field.value_type != "categorical_multiple")
+    return table.with_columns(
+        pl.col(name).cast(field.dtype)
+        for name, field in types.items()
+        if field.value_type != "categorical_multiple"
+    )
 
-
+# %% ../../nbs/biobank/18g_assessment.ipynb #98739206
 def draw_assessment(
     people: pl.DataFrame,  # The people of a chunk, from `draw_people`
     onsets: pl.DataFrame,  # When their diseases began, from `draw_onsets`

@@ -23,7 +23,7 @@ from ..core import DictionaryError, did_you_mean, rng_for
 # %% auto #0
 __all__ = ['PARTICIPANTS', 'SEX_SCORES', 'DRAWS', 'ATTENDED', 'YEAR', 'ONLINE', 'AGAIN', 'IMAGING_AGE', 'Values', 'UNCERTAIN',
            'LAST', 'Measure', 'plan', 'in_order', 'score_weights', 'lognormal_parameters', 'count_table', 'values_of',
-           'Assessment', 'occasions', 'draw_assessment']
+           'Assessment', 'completed_years', 'occasions', 'draw_assessment']
 
 # %% ../../nbs/biobank/18g_assessment.ipynb #de3a2345
 @dataclass(frozen=True)
@@ -89,13 +89,15 @@ PARTICIPANTS = 501_938  # People of field 31: what shares of the showcase refer 
 def plan() -> dict[int, Measure]:
     "How each field is filled, by field."
     dictionary = Dictionary.builtin()
-    table = _schema("synthetic_plan.tsv").join(_schema("statistics.tsv"), on="field_id", how="left")
+    table = _schema("synthetic_plan.tsv").join(
+        _schema("statistics.tsv"), on="field_id", how="left", maintain_order="left"
+    )
     facts = _schema("fields.parquet").select(
         pl.col("field_id").cast(pl.Int64), "num_participants", "instance_min", "array_min"
     )
     return {
         row["field_id"]: _measure(row, dictionary)
-        for row in table.join(facts, on="field_id").iter_rows(named=True)
+        for row in table.join(facts, on="field_id", how="left", maintain_order="left").iter_rows(named=True)
     }
 
 # %% ../../nbs/biobank/18g_assessment.ipynb #785eec61
@@ -126,7 +128,7 @@ def _needs(measure: Measure) -> set[int]:
     "Fields that must be filled before this one."
     return {int(number) for text in (*measure.loads, measure.rule) for number in _FIELD.findall(text)}
 
-
+# %% ../../nbs/biobank/18g_assessment.ipynb #8791fa3a
 def in_order(
     fields: Iterable[int] | None = None,  # Numbers of fields; None takes all of the plan
 ) -> list[int]:  # They and all that they depend on, each after what it depends on
@@ -152,7 +154,7 @@ SEX_SCORES = (
     FEMALE / np.sqrt(FEMALE * (1 - FEMALE)),
 )  # female, male
 
-
+# %% ../../nbs/biobank/18g_assessment.ipynb #2cb73fa3
 @lru_cache(maxsize=1)
 def score_weights() -> dict[int, np.ndarray]:
     "Weights of each field's score over independent sources: those of the causes, sex, then each field's own part."
@@ -264,7 +266,7 @@ def _coded(measure: Measure, rank: np.ndarray) -> np.ndarray:
     place = np.searchsorted(shares / shares[-1], rank).clip(max=len(shares) - 1)
     return np.array(list(measure.codes), dtype=float)[place]
 
-
+# %% ../../nbs/biobank/18g_assessment.ipynb #79d227d3
 def _limited(measure: Measure, value: np.ndarray) -> np.ndarray:
     "Values within their limits and with as many digits as are delivered."
     value = np.clip(value, measure.number("low", -np.inf), measure.number("high", np.inf))
@@ -375,31 +377,33 @@ def _measured(state: Assessment, measure: Measure, occasion: int) -> np.ndarray:
     return done & _attended(state, kind, occasion)
 
 # %% ../../nbs/biobank/18g_assessment.ipynb #5786b71c
-_WORD = re.compile(r"[A-Za-z_]\w*")
+def completed_years(
+    birth: pl.Series,  # Dates of birth
+    day: pl.Series,  # Dates; null where none
+) -> np.ndarray:  # float [batch]; NaN where there is no date
+    "Count birthdays."
+    before = day.dt.month() * 100 + day.dt.day() < birth.dt.month() * 100 + birth.dt.day()
+    return (day.dt.year() - birth.dt.year() - before.cast(pl.Int32)).cast(pl.Float64).to_numpy()
 
 
 def _frame(state: Assessment, kind: int, occasion: int) -> dict[str, Values]:
     "What can be named in a rule at an occasion: people, their visit, diseases so far, and what was measured there."
-    if (kind, occasion) in state.known:
-        return state.known[kind, occasion]
-    number = occasion if kind == 2 else 0
-    days, visit = state.days, state.days[f"visit_{number}"]
-    age = (visit - days["birth"]) / YEAR
-    frame: dict[str, Values] = {name: state.people[name] for name in state.people.columns}
-    frame |= {
-        "visit": frame[f"visit_{number}"],
-        "centre": frame[f"centre_{number}"],
-        "age": age,
-        "years": np.floor(age),
-    }
-    for disease in state.onsets.columns:
-        if disease not in ("eid", "death", "cause"):
-            frame[f"has_{disease}"] = days[disease] <= visit
+    if (kind, occasion) not in state.known:
+        number, days = occasion if kind == 2 else 0, state.days
+        frame: dict[str, Values] = {name: state.people[name] for name in state.people.columns}
+        frame |= {name: frame[f"{name}_{number}"] for name in ("visit", "centre")}
+        frame["age"] = (days[f"visit_{number}"] - days["birth"]) / YEAR
+        frame["years"] = completed_years(frame["birth"], frame["visit"])
+        for disease in (name for name in state.onsets.columns if name not in ("eid", "death", "cause")):
+            frame[f"has_{disease}"] = days[disease] <= days[f"visit_{number}"]
             frame[f"age_{disease}"] = (days[disease] - days["birth"]) / YEAR
-    state.known[kind, occasion] = frame
-    return frame
+        state.known[kind, occasion] = frame
+    return state.known[kind, occasion]
 
-# %% ../../nbs/biobank/18g_assessment.ipynb #c4c0159e
+# %% ../../nbs/biobank/18g_assessment.ipynb #b366a161
+_WORD = re.compile(r"[A-Za-z_]\w*")
+
+
 def _named(state: Assessment, measure: Measure, occasion: int, array: int) -> dict[str, Values]:
     "Everything that a field's rule names."
     frame, once = _frame(state, measure.field.instance_id, occasion), _frame(state, 0, 0)
@@ -505,7 +509,7 @@ def _usual_specials(measure: Measure) -> dict[int, float]:
         if str(code) in labels and code not in measure.codes
     }
 
-
+# %% ../../nbs/biobank/18g_assessment.ipynb #a13a2d1e
 @lru_cache(maxsize=1)
 def _labels() -> dict[int, dict[str, str]]:
     return Dictionary.builtin().labels
@@ -658,7 +662,7 @@ def occasions(
     "Say when a field is measured."
     return range(measure.first, min(measure.field.instance_max, LAST[measure.field.instance_id]) + 1)
 
-
+# %% ../../nbs/biobank/18g_assessment.ipynb #198d663a
 def _table(state: Assessment, wanted: set[int]) -> pl.DataFrame:
     "The columns of some fields in canonical order and in their fields' types."
     kept = sorted(

@@ -159,7 +159,7 @@ def _carriers(block: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     inside = (place >= first[:, None]) & (place < (first + size)[:, None])
     return (inside ^ (rng.random(len(block)) < 0.5)[:, None]).astype(np.int8)
 
-
+# %% ../../nbs/biobank/18d_population.ipynb #70bb95af
 def _variant_table(chromosome: np.ndarray, rng: np.random.Generator) -> pl.DataFrame:
     "Names and alleles of variants."
     n = len(chromosome)
@@ -212,7 +212,7 @@ def _handed_on(parent: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     strand = np.bitwise_xor.accumulate(change, axis=1)
     return np.where(strand, parent[:, 1], parent[:, 0])
 
-
+# %% ../../nbs/biobank/18d_population.ipynb #ff078978
 def _generations(pedigree: Pedigree) -> list[np.ndarray]:
     "Places of the children of founders, then of their children, and so on."
     depth = np.zeros(len(pedigree.parents), dtype=int)
@@ -269,7 +269,7 @@ def causal_variants(
     covariance = (alleles @ alleles.T / ANCESTORS - np.outer(frequency, frequency)) * together
     return causal, effect / np.sqrt(2 * effect @ covariance @ effect)
 
-
+# %% ../../nbs/biobank/18d_population.ipynb #0f6566a6
 def _genetic_score(pedigree: Pedigree, panel: Panel, chunk: int, seed: int) -> np.ndarray:
     "The weighted sum of causal variants of everybody in a chunk, less its mean."
     causal, effect = causal_variants(panel, seed)
@@ -299,9 +299,9 @@ VISITS = (  # share of those who came before, first day, last day
     (0.205, "2014-04-30", "2023-12-15"),
     (0.065, "2019-06-03", "2023-12-30"),  # of those who came to visit 2
 )
-AGES = (1.316, 1.078)  # A beta distribution over 40 to 70: mean 56.5, standard deviation 8.1
+AGES = (1.316, 1.078)  # A beta distribution over 40 to 70 with the mean and standard deviation of field 21022
 AGE_MEAN, AGE_SD = 56.53, 8.1
-CENTRES = {  # code of coding 10: share of participants; the rest of the package sees Wales and Scotland by these
+CENTRES = {  # code of coding 10: share of participants
     "England": {11010: 0.088, 11009: 0.074, 11016: 0.066, 11013: 0.067, 11011: 0.086, 11008: 0.056, 11007: 0.058,
                 11014: 0.060, 11020: 0.055, 11018: 0.057, 11021: 0.051, 11006: 0.036, 11002: 0.028, 11012: 0.025,
                 11001: 0.027, 11017: 0.042, 10003: 0.008},
@@ -325,7 +325,7 @@ def _ages(pedigree: Pedigree, rng: np.random.Generator) -> np.ndarray:
     kind, seat = pedigree.kind[pedigree.people], pedigree.seat[pedigree.people]
     years = _tree_tables()[1][kind, seat]
     reference = low[kind] + (high - low)[kind] * share[pedigree.family[pedigree.people]]
-    return _fold(reference + years[:, 0] + (years[:, 1] - years[:, 0]) * np.where(kind == 1, 0, own))
+    return _fold(reference + years[:, 0] + (years[:, 1] - years[:, 0]) * own).clip(40.01, 69.99)
 
 
 def _days(first: str, last: str, rng: np.random.Generator, shape: tuple[float, float]) -> np.ndarray:
@@ -457,10 +457,10 @@ def attainable() -> dict[str, float]:
     }
 
 # %% ../../nbs/biobank/18d_population.ipynb #9d981188
-GENOTYPED = 0.972  # Share of participants with genotypes; a chunk has as many as four people a byte allow
-GP_LINKED = 0.456  # Share whose primary care is linked
-LOST = 0.0026  # Share lost to follow-up
-FEMALE = 0.544
+GENOTYPED = 0.972  # Share with genotypes, field 22000
+GP_LINKED = 0.456  # Share whose primary care is linked, field 42038
+LOST = 0.0026  # Share lost to follow-up, field 191
+FEMALE = 0.544  # Share of women, field 31
 ANCESTRY = {1001: 0.883, 1002: 0.027, 1003: 0.032, 2001: 0.0013, 2002: 0.0008, 2003: 0.0016, 2004: 0.002, 3001: 0.0115,
             3002: 0.0037, 3003: 0.0005, 3004: 0.0037, 4001: 0.0091, 4002: 0.0068, 4003: 0.0003, 5: 0.0032,
             6: 0.0092}  # fmt: skip
@@ -486,7 +486,7 @@ def draw_genotyped(
     genotyped[rng_for(seed, "genotyped", chunk).permutation(CHUNK)[: int(GENOTYPED * CHUNK / 4) * 4]] = True
     return genotyped
 
-
+# %% ../../nbs/biobank/18d_population.ipynb #9728b861
 def _relations(pedigree: Pedigree, genotyped: np.ndarray) -> dict[str, np.ndarray]:
     "How many relatives of a person genotypes show, and whether he or she is the family's first."
     pairs, _ = related_pairs(pedigree)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,9 @@ from typing import BinaryIO
 
 import numpy as np
 import polars as pl
+from fastcore.basics import patch
 
-from .assessment import draw_assessment, plan
+from .assessment import DRAWS, draw_assessment, plan
 from .dictionary import Dictionary, Field
 from .formats import TableWriter, format_of, unreadable_titles
 from .health import draw_onsets, health_truth
@@ -24,6 +25,7 @@ from .names import parse_name
 from ukbmm.biobank.population import (
     CAUSES,
     CHUNK,
+    N_EIDS,
     attainable,
     causal_variants,
     draw_genotyped,
@@ -36,71 +38,68 @@ from ukbmm.biobank.population import (
 )
 from .records import draw_records, record_files
 from .store import Biobank, ingest
-from .summaries import ARRAY_SIZES, summarise
+from .summaries import ARRAY_SIZES, HEALTH_FIELDS, summarise
 from ..core import UkbmmError, atomic_file, progress, rng_for, write_text
 
 # %% auto #0
 __all__ = ['EXAMPLE_COLUMNS', 'MISSING_CALLS', 'REDACTED', 'KINSHIP_ERROR', 'LEAST_KINSHIP', 'NOTICE', 'Made', 'make_chunk',
            'truth_of', 'write_extract', 'synthetic_biobank']
 
-# %% ../../nbs/biobank/19_synthetic.ipynb #685bbd52
+# %% ../../nbs/biobank/19_synthetic.ipynb #a367aabb
 @dataclass(frozen=True)
 class Made:
-    "Some invented people and everything about them."
+    "Some invented people and everything about them but their genotypes."
 
     chunk: int  # Number of the chunk they belong to
     people: pl.DataFrame  # Who they are, and their causes
     onsets: pl.DataFrame  # When their diseases began and when they died
     table: pl.DataFrame  # The main table: canonical columns
-    records: dict[str, pl.DataFrame]  # Record tables; empty where none were asked for
+    records: dict[str, pl.DataFrame]  # Record tables; empty where nothing that was asked for comes from them
 
 
 def _alive(people: pl.DataFrame, onsets: pl.DataFrame) -> pl.DataFrame:
-    "People without the visits that they did not live to see."
+    "People without the visits that they did not live to see, or were lost before."
     died = onsets["death"]
-    lived = [
-        pl.when((pl.col(f"visit_{i}") <= died) | died.is_null()).then(f"{what}_{i}").alias(f"{what}_{i}")
+    lost = people.select(pl.when(died.is_null() | (pl.col("lost") < died)).then("lost"))["lost"]
+    end = pl.min_horizontal(died, lost)
+    kept = [
+        pl.when(end.is_null() | (pl.col(f"visit_{i}") <= end)).then(f"{what}_{i}").alias(f"{what}_{i}")
         for i in range(4)
         for what in ("visit", "centre")
     ]
-    return people.with_columns(lived)
+    return people.with_columns(*kept, lost)
 
-# %% ../../nbs/biobank/19_synthetic.ipynb #a367aabb
+# %% ../../nbs/biobank/19_synthetic.ipynb #443b76a3
 EXAMPLE_COLUMNS = (
-    "p31", "p53_i0", "p54_i0", "p1070_i0", "p4080_i0_a0", "p4080_i0_a1", "p20116_i0", "p21001_i0", "p21003_i0",
-    "p22189", "p30690_i0", "p30750_i0", "p30760_i0", "p30870_i0",
+    "p31", "p53_i0", "p54_i0", "p21003_i0", "p21001_i0", "p22189", "p20116_i0", "p1070_i0", "p4080_i0_a0",
+    "p4080_i0_a1", "p30690_i0", "p30760_i0", "p30870_i0", "p30750_i0",
 )  # fmt: skip
 
 
-def _numbers(columns: Iterable[str]) -> list[int]:
-    "Numbers of the fields of columns."
-    return sorted({parse_name(name)[0].field_id for name in columns})
+def _order(name: str) -> tuple[int, ...]:
+    "Where a column stands among all: by field, occasion and position."
+    return tuple(-1 if part is None else part for part in parse_name(name)[0])
 
-
+# %% ../../nbs/biobank/19_synthetic.ipynb #ec9bda55
 def make_chunk(
     chunk: int,  # Number of the chunk, from 0
     seed: int,  # Everything is a function of this
     variants: int = 2000,  # Variants that the genetic score is computed from
-    columns: Iterable[str]
-    | None = EXAMPLE_COLUMNS,  # Canonical columns; None makes all of them, and the records
+    columns: Iterable[str] | None = EXAMPLE_COLUMNS,  # Canonical columns; None makes all of them
 ) -> Made:
-    "Invent 4,000 people and everything about them but their genotypes."
+    "Invent 4,000 people and what is known about them."
     people = draw_people(chunk, seed, variants)
     onsets = draw_onsets(people, rng_for(seed, "onsets", chunk))
-    people = _alive(people, onsets)
-    if columns is not None:
-        columns = list(columns)
-        table = draw_assessment(people, onsets, chunk, seed, _numbers(columns))
-        return Made(chunk, people, onsets, table.select(columns), {})
-    table = draw_assessment(people, onsets, chunk, seed)
-    records = draw_records(people, onsets, rng_for(seed, "records", chunk))
-    table = table.hstack(summarise(people, records))
-    order = sorted(
-        table.columns, key=lambda name: tuple(-1 if part is None else part for part in parse_name(name)[0])
-    )
-    return Made(chunk, people, onsets, table.select(order), records)
+    people, records = _alive(people, onsets), {}
+    columns = None if columns is None else list(columns)
+    fields = {*plan(), *HEALTH_FIELDS} if columns is None else {_order(name)[0] for name in columns}
+    table = draw_assessment(people, onsets, chunk, seed, fields - set(HEALTH_FIELDS))
+    if fields & set(HEALTH_FIELDS):
+        records = draw_records(people, onsets, rng_for(seed, "records", chunk))
+        table = table.hstack(summarise(people, records))
+    return Made(chunk, people, onsets, table.select(columns or sorted(table.columns, key=_order)), records)
 
-
+# %% ../../nbs/biobank/19_synthetic.ipynb #70029209
 def _first(made: Made, n: int) -> Made:
     "The first people of a chunk."
     if n >= CHUNK:
@@ -109,9 +108,9 @@ def _first(made: Made, n: int) -> Made:
     records = {name: table.filter(pl.col("eid").is_in(eids)) for name, table in made.records.items()}
     return Made(made.chunk, made.people[:n], made.onsets[:n], made.table[:n], records)
 
-# %% ../../nbs/biobank/19_synthetic.ipynb #70029209
+# %% ../../nbs/biobank/19_synthetic.ipynb #f71c8249
 MISSING_CALLS = 0.005  # Share of calls that failed
-REDACTED = 3  # People who withdrew: their rows stay in the files, with negative identifiers and no calls
+REDACTED = 3  # People who withdrew
 
 
 def _fam_order(chunk: int, seed: int, n: int, redacted: int) -> np.ndarray:
@@ -128,72 +127,81 @@ def _packed(copies: np.ndarray) -> np.ndarray:
         codes.reshape(len(codes), -1, 4) << np.array([0, 2, 4, 6], dtype=np.uint8), axis=2
     )
 
-# %% ../../nbs/biobank/19_synthetic.ipynb #f71c8249
+# %% ../../nbs/biobank/19_synthetic.ipynb #7fc771d1
 class _Genotypes:
     "PLINK files that are written chunk by chunk."
 
     def __init__(self, prefix: Path, participants: int, variants: int, seed: int, files: ExitStack):
-        self.panel, self.seed, self.participants = draw_panel(variants, seed), seed, participants
-        full, rest = divmod(participants, CHUNK)
-        last = int(draw_genotyped(full, seed)[:rest].sum()) if rest else 0
-        self.stride = -(-(full * int(draw_genotyped(0, seed).sum()) + last + REDACTED) // 4)
-        self.offset = 0
-        streams = (
-            files.enter_context(atomic_file(Path(f"{prefix}{end}"))) for end in (".bed", ".bim", ".fam")
+        self.panel, self.seed, self.participants, self.offset = (
+            draw_panel(variants, seed),
+            seed,
+            participants,
+            3,
         )
-        self.bed, bim, self.fam = (files.enter_context(path.open("wb")) for path in streams)
+        full, rest = divmod(participants, CHUNK)
+        n_genotyped = full * int(draw_genotyped(0, seed).sum()) + int(draw_genotyped(full, seed)[:rest].sum())
+        self.stride = -(-(n_genotyped + REDACTED) // 4)
+        paths = (files.enter_context(atomic_file(f"{prefix}{end}")) for end in (".bed", ".fam", ".bim"))
+        self.bed, self.fam, bim = (files.enter_context(path.open("wb")) for path in paths)
         self.bed.write(b"\x6c\x1b\x01")
         self.bed.truncate(3 + self.stride * variants)
-        table = self.panel.table.with_columns(pl.lit(0).alias("centimorgans"))
-        table.select("chromosome", "id", "centimorgans", "position", "a1", "a2").write_csv(
-            bim, include_header=False, separator="\t"
+        table = self.panel.table.select(
+            "chromosome", "id", pl.lit(0).alias("centimorgans"), "position", "a1", "a2"
         )
+        table.write_csv(bim, include_header=False, separator="\t")
 
-    def write(self, made: Made) -> None:
-        "Write the genotypes of a chunk."
-        last = (made.chunk + 1) * CHUNK >= self.participants
-        order = _fam_order(made.chunk, self.seed, len(made.people), REDACTED if last else 0)
-        pedigree = draw_pedigree(made.chunk, self.seed)
-        for variants, copies in draw_genotypes(pedigree, self.panel, made.chunk, self.seed):
-            rng = rng_for(self.seed, "calls", made.chunk, int(variants[0]))
-            failed = rng.random((len(order), len(variants)), dtype=np.float32) < MISSING_CALLS
-            calls = np.where(failed | (order < 0)[:, None], np.int8(-1), copies[order])
-            for variant, row in zip(variants, _packed(calls), strict=True):
-                self.bed.seek(3 + variant * self.stride + self.offset)
-                self.bed.write(row.tobytes())
-        self.offset += -(-len(order) // 4)
-        self._write_fam(made, order)
+# %% ../../nbs/biobank/19_synthetic.ipynb #843fd33b
+@patch
+def _write_fam(self: _Genotypes, made: Made, order: np.ndarray) -> None:
+    eids, sexes = made.people["eid"].to_numpy()[order], made.people["sex"].to_numpy()[order]
+    eids, sexes = np.where(order < 0, order, eids), np.where(order < 0, 0, 2 - sexes)
+    table = pl.DataFrame(
+        {"family": eids, "eid": eids, "father": 0, "mother": 0, "sex": sexes, "phenotype": -9}
+    )
+    table.write_csv(self.fam, include_header=False, separator=" ")
 
-    def _write_fam(self, made: Made, order: np.ndarray) -> None:
-        eids, sexes = made.people["eid"].to_numpy()[order], made.people["sex"].to_numpy()[order]
-        eids, sexes = np.where(order < 0, order, eids), np.where(order < 0, 0, 2 - sexes)
-        batch = pl.DataFrame(
-            {"family": eids, "eid": eids, "father": 0, "mother": 0, "sex": sexes, "phenotype": -9}
-        )
-        batch.write_csv(self.fam, include_header=False, separator=" ")
+# %% ../../nbs/biobank/19_synthetic.ipynb #e482bbd4
+@patch
+def write(self: _Genotypes, made: Made) -> None:
+    "Write the genotypes of a chunk."
+    is_last = (made.chunk + 1) * CHUNK >= self.participants
+    order = _fam_order(made.chunk, self.seed, len(made.people), REDACTED if is_last else 0)
+    pedigree = draw_pedigree(made.chunk, self.seed)
+    for variants, copies in draw_genotypes(pedigree, self.panel, made.chunk, self.seed):
+        rng = rng_for(self.seed, "calls", made.chunk, int(variants[0]))
+        failed = rng.random((len(order), len(variants)), dtype=np.float32) < MISSING_CALLS
+        calls = np.where(failed | (order < 0)[:, None], np.int8(-1), copies[order])
+        for variant, row in zip(variants, _packed(calls), strict=True):
+            self.bed.seek(self.offset + variant * self.stride)
+            self.bed.write(row.tobytes())
+    self.offset += -(-len(order) // 4)
+    self._write_fam(made, order)
 
-# %% ../../nbs/biobank/19_synthetic.ipynb #f51a3832
+# %% ../../nbs/biobank/19_synthetic.ipynb #8896b8db
 KINSHIP_ERROR = 0.008  # Standard deviation of an estimate of kinship
 LEAST_KINSHIP = 2**-4.5  # Weaker relationships are not listed
 
 
 def _write_relatives(made: Made, seed: int, stream: BinaryIO) -> None:
-    "Write the related pairs of a chunk in which both were genotyped, as KING estimates them."
+    "Write the related pairs of a chunk of whom both were genotyped."
     pairs, kinship = related_pairs(draw_pedigree(made.chunk, seed))
-    genotyped = draw_genotyped(made.chunk, seed)[: len(made.people)]
-    inside = (pairs < len(made.people)).all(axis=1)
-    pairs, kinship = pairs[inside], kinship[inside]
-    rng = rng_for(seed, "kinship", made.chunk)
-    estimate = kinship + KINSHIP_ERROR * rng.normal(size=len(kinship))
-    listed = genotyped[pairs].all(axis=1) & (estimate > LEAST_KINSHIP)
+    estimate = kinship + KINSHIP_ERROR * rng_for(seed, "kinship", made.chunk).normal(size=len(kinship))
+    inside = (pairs < len(made.people)).all(axis=1) & draw_genotyped(made.chunk, seed)[pairs].all(axis=1)
+    pairs, estimate = (
+        pairs[inside & (estimate > LEAST_KINSHIP)],
+        estimate[inside & (estimate > LEAST_KINSHIP)],
+    )
     eids = made.people["eid"].to_numpy()[pairs]
-    table = pl.DataFrame({
-        "ID1": eids[:, 0], "ID2": eids[:, 1], "HetHet": (0.05 + 0.04 * estimate).round(3),
-        "IBS0": np.maximum(0, 0.018 * (1 - 4 * estimate)).round(4), "Kinship": estimate.round(4),
-    })  # fmt: skip
-    table.filter(pl.Series(listed)).write_csv(stream, include_header=False, separator=" ")
+    table = {
+        "ID1": eids[:, 0],
+        "ID2": eids[:, 1],
+        "HetHet": (0.05 + 0.04 * estimate).round(3),
+        "IBS0": np.maximum(0, 0.018 * (1 - 4 * estimate)).round(4),
+        "Kinship": estimate.round(4),
+    }
+    pl.DataFrame(table).write_csv(stream, include_header=False, separator=" ")
 
-# %% ../../nbs/biobank/19_synthetic.ipynb #8896b8db
+# %% ../../nbs/biobank/19_synthetic.ipynb #942c134a
 def truth_of(
     participants: int,  # People
     variants: int,  # Variants
@@ -214,12 +222,13 @@ def truth_of(
         "effects": effects.round(6).tolist(),
         "causes": CAUSES,
         "fields": {str(number): measure.loads for number, measure in plan().items() if measure.loads},
+        "procedures": DRAWS,
         **health_truth(),
     }
 
-
+# %% ../../nbs/biobank/19_synthetic.ipynb #e4a7c6c2
 @contextmanager
-def _parquet(path: Path) -> Iterator:
+def _parquet(path: Path) -> Iterator[Callable[[pl.DataFrame], None]]:
     "Write a parquet file chunk by chunk: call it with each."
     import pyarrow.parquet as pq
 
@@ -236,56 +245,72 @@ def _parquet(path: Path) -> Iterator:
 
         yield write
 
-# %% ../../nbs/biobank/19_synthetic.ipynb #942c134a
-NOTICE = """\
-Every person in this folder is invented, and so is every identifier: ukbmm made them (seed {seed}, {participants:,} people).
-Nothing here comes from a participant of UK Biobank. What is true about these people is in the folder truth.
-"""
-
-
+# %% ../../nbs/biobank/19_synthetic.ipynb #86e63731
 def _columns(table: pl.DataFrame, format: str, dictionary: Dictionary) -> dict[str, Field]:
-    "The columns to write, without those that the form could not name."
-    columns = {name: dictionary[parse_name(name)[0].field_id] for name in table.columns}
+    "The columns to write, without those that the form cannot name."
+    columns = {name: dictionary[_order(name)[0]] for name in table.columns}
     lost = unreadable_titles(columns, dictionary) if format_of(format).names == "titles" else {}
     return {name: field for name, field in columns.items() if name not in lost}
 
-
+# %% ../../nbs/biobank/19_synthetic.ipynb #9f56d17a
 @contextmanager
-def _delivery(folder: Path, participants: int, variants: int, seed: int, format: str) -> Iterator:
-    "Open every file of a delivery; call what is yielded with each chunk."
-    dictionary, state = Dictionary.builtin(), {}
+def _beside(folder: Path, participants: int, variants: int, seed: int) -> Iterator[Callable[[Made], None]]:
+    "Open the files of genotypes, relatives and the truth; call what is yielded with each chunk."
     with ExitStack() as files:
         genotypes = _Genotypes(folder / "ukb_cal", participants, variants, seed, files)
-        relatives = files.enter_context(
-            files.enter_context(atomic_file(folder / f"ukb_rel_a40000_s{participants}.dat")).open("wb")
-        )
+        related = files.enter_context(atomic_file(folder / f"ukb_rel_a40000_s{participants}.dat"))
+        relatives = files.enter_context(related.open("wb"))
         relatives.write(b"ID1 ID2 HetHet IBS0 Kinship\n")
         people, onsets = (
             files.enter_context(_parquet(folder / "truth" / f"{name}.parquet"))
             for name in ("people", "onsets")
         )
+
+        def write(made: Made) -> None:
+            genotypes.write(made)
+            _write_relatives(made, seed, relatives)
+            people(made.people)
+            onsets(made.onsets)
+
+        yield write
+
+# %% ../../nbs/biobank/19_synthetic.ipynb #47e9b9d2
+@contextmanager
+def _tables(folder: Path, format: str) -> Iterator[Callable[[Made], None]]:
+    "Open the main table and the record tables; call what is yielded with each chunk."
+    dictionary, opened = Dictionary.builtin(), []
+    with ExitStack() as files:
         records = files.enter_context(
             record_files(folder, "portal" if format.startswith("ukbconv") else "rap")
         )
 
         def write(made: Made) -> None:
-            if "table" not in state:
+            if not opened:
                 columns = _columns(made.table, format, dictionary)
-                state["table"] = files.enter_context(
-                    TableWriter(folder, format, columns, dictionary, ARRAY_SIZES)
+                opened.append(
+                    files.enter_context(TableWriter(folder, format, columns, dictionary, ARRAY_SIZES))
                 )
-            state["table"].write(
-                made.people["eid"].to_numpy(), made.table.select(list(state["table"].columns))
-            )
-            genotypes.write(made)
-            _write_relatives(made, seed, relatives)
-            people(made.people)
-            onsets(made.onsets)
+            opened[0].write(made.people["eid"].to_numpy(), made.table.select(list(opened[0].columns)))
             records(made.records)
 
         yield write
 
-# %% ../../nbs/biobank/19_synthetic.ipynb #b64b0250
+# %% ../../nbs/biobank/19_synthetic.ipynb #3c8629a1
+NOTICE = """\
+Every person in this folder is invented, and so is every identifier: ukbmm made {participants:,} of them from seed {seed}.
+Nothing here comes from a participant of UK Biobank. What is true about these people is in the folder truth.
+"""
+
+
+def _refuse_sizes(participants: int, variants: int) -> None:
+    "Raise `UkbmmError` for a biobank that is too small, or larger than there are identifiers."
+    if participants < 50 or variants < 10:
+        expected, found = "at least 50 participants and 10 variants", f"{participants} and {variants}"
+        raise UkbmmError("a synthetic biobank", expected, found)
+    if participants > N_EIDS:
+        raise UkbmmError("a synthetic biobank", f"at most {N_EIDS // 1_000_000} million participants", "more")
+
+# %% ../../nbs/biobank/19_synthetic.ipynb #0db20ca0
 def write_extract(
     folder: str | Path,  # Where to write; made if need be
     participants: int = 3000,  # People
@@ -295,18 +320,15 @@ def write_extract(
     columns: Iterable[str]
     | None = EXAMPLE_COLUMNS,  # Canonical columns; None writes all, and the record tables
 ) -> dict:  # The truth: coefficients, causal variants, what can be reached
-    "Write a synthetic delivery of UK Biobank and the truth about it; raises `UkbmmError` where it would be too small."
-    if participants < 50 or variants < 10:
-        raise UkbmmError(
-            "a synthetic biobank",
-            "at least 50 participants and 10 variants",
-            f"{participants} and {variants}",
-        )
+    "Write a synthetic delivery and the truth about it; raises `UkbmmError` for an unknown form or an odd size."
+    _refuse_sizes(participants, variants)
     format_of(format)
     folder, columns = Path(folder), None if columns is None else list(columns)
-    with _delivery(folder, participants, variants, seed, format) as write:
+    with _tables(folder, format) as tables, _beside(folder, participants, variants, seed) as beside:
         for chunk in progress(range(-(-participants // CHUNK)), "inventing people"):
-            write(_first(make_chunk(chunk, seed, variants, columns), participants - chunk * CHUNK))
+            made = _first(make_chunk(chunk, seed, variants, columns), participants - chunk * CHUNK)
+            tables(made)
+            beside(made)
     truth = truth_of(participants, variants, seed)
     write_text(folder / "truth" / "truth.json", json.dumps(truth, indent=1))
     write_text(folder / "SYNTHETIC.txt", NOTICE.format(seed=seed, participants=participants))

@@ -16,11 +16,11 @@ from ..core import UkbmmError, rng_for
 
 # %% auto #0
 __all__ = ['CHUNK', 'NOBODY', 'FAMILIES', 'ANCESTORS', 'BLOCK', 'LIKE_THE_LAST', 'SWITCH', 'RAREST', 'CROSSOVERS', 'N_CAUSAL',
-           'N_EIDS', 'VISITS', 'AGES', 'AGE_MEAN', 'AGE_SD', 'CENTRES', 'IMAGING_CENTRES', 'REVISIT_CENTRE', 'NEVER',
-           'CAUSES', 'COMBINATION', 'GLYCAEMIA_NOISE', 'INHERITED', 'MEASURED', 'GENOTYPED', 'GP_LINKED', 'LOST',
-           'FEMALE', 'ANCESTRY', 'tree_kinship', 'Pedigree', 'draw_pedigree', 'related_pairs', 'Panel', 'draw_panel',
-           'draw_genotypes', 'causal_variants', 'draw_eids', 'cause_sources', 'cause_correlation', 'planted',
-           'attainable', 'draw_genotyped', 'draw_people']
+           'N_EIDS', 'VISITS', 'AGES', 'AGE_MEAN', 'AGE_SD', 'CENTRES', 'IMAGING_CENTRES', 'REVISIT_CENTRE', 'TOGETHER',
+           'NEVER', 'CAUSES', 'COMBINATION', 'GLYCAEMIA_NOISE', 'INHERITED', 'MEASURED', 'GENOTYPED', 'GP_LINKED',
+           'LOST', 'FEMALE', 'ANCESTRY', 'tree_kinship', 'Pedigree', 'draw_pedigree', 'related_pairs', 'Panel',
+           'draw_panel', 'draw_genotypes', 'causal_variants', 'draw_eids', 'cause_sources', 'cause_correlation',
+           'planted', 'attainable', 'draw_genotyped', 'draw_people']
 
 # %% ../../nbs/biobank/18d_population.ipynb #008de1d3
 CHUNK = 4000  # People drawn together; no family crosses its border
@@ -30,10 +30,10 @@ FAMILIES = {  # kind: families in a chunk, range of the reference age, then each
     "twins": (2, (40, 70), [*[(NOBODY, None)] * 2, *[((0, 1), (0, 0))] * 2]),
     "siblings": (150, (40, 70), [*[(NOBODY, None)] * 2, *[((0, 1), (-7, 7))] * 2]),
     "three siblings": (20, (40, 70), [*[(NOBODY, None)] * 2, *[((0, 1), (-7, 7))] * 3]),
-    "parent and child": (45, (40, 44), [(NOBODY, (18, 26)), (NOBODY, None), ((0, 1), (0, 0))]),
+    "parent and child": (45, (41, 44), [(NOBODY, (19, 26)), (NOBODY, None), ((0, 1), (0, 0))]),
     "half-siblings": (20, (40, 70), [*[(NOBODY, None)] * 3, ((0, 1), (-9, 9)), ((0, 2), (-9, 9))]),
     "aunt or uncle": (
-        60, (40, 55), [*[(NOBODY, None)] * 3, ((0, 1), None), ((0, 1), (8, 15)), ((2, 3), (0, 0))],
+        60, (41, 55), [*[(NOBODY, None)] * 3, ((0, 1), None), ((0, 1), (8, 15)), ((2, 3), (0, 0))],
     ),
     "cousins": (
         300, (40, 70), [*[(NOBODY, None)] * 4, *[((0, 1), None)] * 2, ((2, 4), (-9, 9)), ((3, 5), (-9, 9))],
@@ -226,6 +226,13 @@ def _one_of_twins(pedigree: Pedigree) -> np.ndarray:
     twin = (pedigree.kind == list(FAMILIES).index("twins")) & (pedigree.seat == 3)
     return np.arange(len(twin)) - twin
 
+
+def _twin(pedigree: Pedigree) -> np.ndarray:
+    "The same among the people of the chunk [batch]."
+    position = np.full(len(pedigree.kind), -1)
+    position[pedigree.people] = np.arange(len(pedigree.people))
+    return position[_one_of_twins(pedigree)[pedigree.people]]
+
 # %% ../../nbs/biobank/18d_population.ipynb #5fe14a06
 def draw_genotypes(
     pedigree: Pedigree,  # Families of a chunk
@@ -312,39 +319,50 @@ IMAGING_CENTRES = {11025: 0.62, 11027: 0.23, 11026: 0.15}
 REVISIT_CENTRE = 11024
 
 # %% ../../nbs/biobank/18d_population.ipynb #3a0cb992
-def _fold(age: np.ndarray) -> np.ndarray:
-    "Reflect ages at 40 and at 70."
-    return 40 + (30 - np.abs((age - 40) % 60 - 30))
+TOGETHER = 300  # Days between the visit of a relative and the family's date, at most
+
+
+def _fold(age: np.ndarray, low: float, high: float) -> np.ndarray:
+    "Reflect ages at the lowest and at the highest."
+    width = high - low
+    return low + (width - np.abs((age - low) % (2 * width) - width))
 
 
 def _ages(pedigree: Pedigree, rng: np.random.Generator) -> np.ndarray:
-    "Years at recruitment [batch]: relatives' ages go together."
+    "Years at the family's date [batch]."
     low, high = np.array([ages for _, ages, _ in FAMILIES.values()], dtype=float).T
-    n_families = pedigree.family[-1] + 1
-    share, own = rng.beta(*AGES, n_families), rng.random(len(pedigree.people))
     kind, seat = pedigree.kind[pedigree.people], pedigree.seat[pedigree.people]
-    years = _tree_tables()[1][kind, seat]
-    reference = low[kind] + (high - low)[kind] * share[pedigree.family[pedigree.people]]
-    return _fold(reference + years[:, 0] + (years[:, 1] - years[:, 0]) * own).clip(40.01, 69.99)
+    reference = rng.beta(*AGES, pedigree.family[-1] + 1)[pedigree.family[pedigree.people]]
+    first, last = _tree_tables()[1][kind, seat].T
+    age = low[kind] + (high - low)[kind] * reference + first + (last - first) * rng.random(len(kind))
+    return np.where(kind == 0, age.clip(40.01, 69.99), _fold(age, 41, 69))
 
-
+# %% ../../nbs/biobank/18d_population.ipynb #bfb13d85
 def _days(first: str, last: str, rng: np.random.Generator, shape: tuple[float, float]) -> np.ndarray:
     "Days for a whole chunk, as datetime64[D]."
     start, end = np.datetime64(first), np.datetime64(last)
     return start + (rng.beta(*shape, CHUNK) * ((end - start).astype(int) + 1)).astype("timedelta64[D]")
 
-# %% ../../nbs/biobank/18d_population.ipynb #55d77cd5
+
+def _born_and_recruited(pedigree: Pedigree, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    "Days of birth and of the first visit [batch]."
+    _, first, last = VISITS[0]
+    family_day = _days(first, last, rng, (2.2, 1.9))[pedigree.family[pedigree.people]]
+    birth = family_day - (_ages(pedigree, rng) * 365.2425).astype("timedelta64[D]")
+    alone = pedigree.kind[pedigree.people] == 0
+    later = np.where(alone, 0, rng.integers(-TOGETHER, TOGETHER + 1, CHUNK)[_twin(pedigree)])
+    visit = family_day + later.astype("timedelta64[D]")
+    return birth, visit.clip(np.datetime64(first), np.datetime64(last))
+
+# %% ../../nbs/biobank/18d_population.ipynb #14b8f35d
 NEVER = np.datetime64("NaT")
 
 
-def _visits(health: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _visits(first: np.ndarray, health: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     "Dates of four visits [batch, 4], NaT where a person did not come; the healthy come more often."
     from scipy.special import ndtri
 
-    dates = [
-        _days(*days, rng, shape)
-        for (_, *days), shape in zip(VISITS, [(2.2, 1.9), (1, 1), (1.2, 1), (1, 1)], strict=True)
-    ]
+    dates = [first, *(_days(start, end, rng, (1.1, 1)) for _, start, end in VISITS[1:])]
     willing = 0.15 * health + np.sqrt(1 - 0.15**2) * rng.normal(size=(3, CHUNK))
     came = [willing[i] < ndtri(VISITS[i + 1][0]) for i in range(3)]
     dates[1] = np.where(came[0], dates[1], NEVER)
@@ -360,14 +378,15 @@ def _pick(shares: dict[int, float], rng: np.random.Generator) -> np.ndarray:
     return rng.choice(np.array(list(shares), dtype=np.int32), size=CHUNK, p=weights / weights.sum())
 
 
-def _places(visits: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _places(visits: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray | pl.Series]:
     "The centre of each visit, and the nation of the first."
     first = _pick({code: share for nation in CENTRES.values() for code, share in nation.items()}, rng)
     imaged = _pick(IMAGING_CENTRES, rng)
     nation = np.array(list(CENTRES))[
         np.argmax([np.isin(first, list(codes)) for codes in CENTRES.values()], axis=0)
     ]
-    centres = [first, np.full(CHUNK, REVISIT_CENTRE, dtype=np.int32), imaged, imaged]
+    codes = [first, np.full(CHUNK, REVISIT_CENTRE, dtype=np.int32), imaged, imaged]
+    centres = [pl.Series(code).set(pl.Series(np.isnat(visits[:, i])), None) for i, code in enumerate(codes)]
     return {f"centre_{i}": centre for i, centre in enumerate(centres)} | {"nation": nation}
 
 # %% ../../nbs/biobank/18d_population.ipynb #76e11ebc
@@ -473,8 +492,7 @@ def _families_alike(pedigree: Pedigree, values: np.ndarray) -> np.ndarray:
 
 def _sexes(pedigree: Pedigree, rng: np.random.Generator) -> np.ndarray:
     "0 female, 1 male; identical twins have the same."
-    drawn = (rng.random(len(pedigree.kind)) >= FEMALE).astype(np.int8)
-    return drawn[_one_of_twins(pedigree)[pedigree.people]]
+    return (rng.random(CHUNK) >= FEMALE).astype(np.int8)[_twin(pedigree)]
 
 
 def draw_genotyped(
@@ -487,12 +505,14 @@ def draw_genotyped(
     return genotyped
 
 # %% ../../nbs/biobank/18d_population.ipynb #9728b861
-def _relations(pedigree: Pedigree, genotyped: np.ndarray) -> dict[str, np.ndarray]:
-    "How many relatives of a person genotypes show, and whether he or she is the family's first."
+def _relations(pedigree: Pedigree, chunk: int, genotyped: np.ndarray) -> dict[str, np.ndarray]:
+    "A person's family, how many relatives genotypes show, and whether he or she is the family's first."
     pairs, _ = related_pairs(pedigree)
     pairs = pairs[genotyped[pairs].all(axis=1)]
     _, first = np.unique(pedigree.family[pedigree.people], return_index=True)
     return {
+        "family": chunk * CHUNK + pedigree.family[pedigree.people],
+        "genotyped": genotyped,
         "relatives": np.bincount(pairs.ravel(), minlength=CHUNK),
         "proband": np.isin(np.arange(CHUNK), first),
     }
@@ -515,25 +535,19 @@ def draw_people(
 ) -> pl.DataFrame:  # One row a person; causes have mean 0 and standard deviation 1 in the population
     "Draw the people of a chunk."
     rng, pedigree = rng_for(seed, "people", chunk), draw_pedigree(chunk, seed)
-    age, sex = _ages(pedigree, rng), _sexes(pedigree, rng)
+    birth, visit = _born_and_recruited(pedigree, rng)
+    age = (visit - birth).astype(int) / 365.2425
     genetic = _genetic_score(pedigree, draw_panel(variants, seed), chunk, seed)
     causes = _causes(pedigree, (age - AGE_MEAN) / AGE_SD, genetic, rng)
-    visits = _visits((causes["adiposity"] + causes["smoking"]) / np.sqrt(2), rng)
-    birth = visits[:, 0] - (age * 365.2425).astype("timedelta64[D]")
-    places, genotyped = _places(visits, rng), draw_genotyped(chunk, seed)
+    visits = _visits(visit, (causes["adiposity"] + causes["smoking"]) / np.sqrt(2), rng)
     columns = {
         "eid": draw_eids(chunk * CHUNK + np.arange(CHUNK), seed),
-        "family": chunk * CHUNK + pedigree.family[pedigree.people],
-        "sex": sex,
+        "sex": _sexes(pedigree, rng),
         "birth": birth,
         **{f"visit_{i}": visits[:, i] for i in range(4)},
-        **places,
-        "genotyped": genotyped,
-        **_relations(pedigree, genotyped),
+        **_places(visits, rng),
+        **_relations(pedigree, chunk, draw_genotyped(chunk, seed)),
         **_administration(pedigree, rng),
         **causes,
     }
-    came = [
-        pl.when(pl.col(f"visit_{i}").is_not_null()).then(f"centre_{i}").alias(f"centre_{i}") for i in range(4)
-    ]
-    return pl.DataFrame(columns).with_columns(came)
+    return pl.DataFrame(columns)

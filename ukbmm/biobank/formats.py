@@ -356,10 +356,11 @@ def _check(self: TableWriter, eids: np.ndarray, frame: pl.DataFrame) -> None:
         differ = sorted(set(frame.columns) ^ set(self.columns))[:3]
         found = f"{frame.width:,} columns{', other: ' + ', '.join(differ) if differ else ''}, {len(eids):,} identifiers, {frame.height:,} rows"
         raise TableError("a chunk", expected, found)
+    schema = frame.schema  # polars makes it anew each time
     for name, field in self.columns.items():
         dtype = pl.List(field.dtype) if _multiple(field) else field.dtype
-        if frame.schema[name] != dtype:
-            raise TableError(f"column {name}", f"the type {dtype} of its field", str(frame.schema[name]))
+        if schema[name] != dtype:
+            raise TableError(f"column {name}", f"the type {dtype} of its field", str(schema[name]))
         longest = frame[name].list.len().max() or 0 if _multiple(field) and self.form.lists == "spread" else 0
         if longest > self.array_sizes.get(name, 0):
             raise TableError(

@@ -563,7 +563,10 @@ def test_labels_of_the_shipped_codings_that_are_lost_are_few_and_known():
     assert lost["p20002"] == ["1260", "1437"]
     for name, values in lost.items():  # independent: count labels with pandas
         labels = pd.Series(shipped.labels[fields[name].coding])
-        of_dates = fields[name].value_type in ("date", "time")  # the last of several dates is read for their label
+        of_dates = fields[name].value_type in (
+            "date",
+            "time",
+        )  # the last of several dates is read for their label
         several = set(labels[labels.duplicated(keep="last" if of_dates else False)].index)
         assert several <= set(values), name
     assert "p31" not in lost and "p1160" not in lost

@@ -662,7 +662,9 @@ def _cancers(
         age=pl.Series(np.round((day - born) / 365.25, 1)),
         histology=pl.Series(histology),
         behaviour=pl.Series(behaviour),
-        format=pl.Series(np.where(english, 13, np.where(nation == "Scotland", 4, 3))),
+        format=pl.Series(
+            np.where(english, 13, 3)
+        ),  # Scotland's, 4 and 22, share a label: an export of labels would lose them
         origin=pl.when(pl.Series(english)).then(pl.lit("NCIN")).otherwise(origin),
     )
 

@@ -24,7 +24,7 @@ from .disclosure import assert_publishable
 
 # %% auto #0
 __all__ = ['app', 'words', 'SetOption', 'Coding', 'ingest', 'describe', 'verify', 'show_field', 'update_dictionary',
-           'search_fields', 'check', 'schema', 'run', 'report', 'demo', 'main']
+           'search_fields', 'check', 'schema', 'run', 'report', 'synth', 'demo', 'main']
 
 # %% ../nbs/90_cli.ipynb #28f01834
 app = typer.Typer(help="Multi-modal deep learning on UK Biobank, from extract to honest report.", no_args_is_help=True,
@@ -82,6 +82,9 @@ def ingest(
     ] = None,
     fields: Annotated[Path | None, typer.Option(help="Table of your own fields.")] = None,
     codings: Annotated[Path | None, typer.Option(help="Table of your own codings.")] = None,
+    special_values: Annotated[
+        Path | None, typer.Option(help="Your own meanings of special values: coding, value, kind, number.")
+    ] = None,
     relatedness: Annotated[Path | None, typer.Option(help="UK Biobank's relatedness file.")] = None,
     genotypes: Annotated[
         list[Path] | None, typer.Option(help="PLINK files without .bed; once for each chromosome.")
@@ -101,7 +104,7 @@ def ingest(
     from ukbmm.biobank.store import ingest as read
 
     biobank = read(
-        tables, out, dictionary=dictionary, fields=fields, codings=codings, relatedness=relatedness, genotypes=genotypes, withdrawals=withdrawals,
+        tables, out, dictionary=dictionary, special_values=special_values, fields=fields, codings=codings, relatedness=relatedness, genotypes=genotypes, withdrawals=withdrawals,
         drop_negative=drop_negative_eids, build=build, memory_gib=memory_gib, encoding=encoding, coding=coding.value, bridge=bridge,
     )  # fmt: skip
     for line in biobank.report():
@@ -295,6 +298,33 @@ def report(
     print(write_report(Run.open(run), out))
 
 # %% ../nbs/90_cli.ipynb #d81d3645
+@app.command()
+def synth(
+    out: Annotated[Path, typer.Argument(help="Folder to fill as UK Biobank would; must not exist.")],
+    participants: Annotated[int, typer.Option(help="Invented people.")] = 10_000,
+    variants: Annotated[int, typer.Option(help="Invented variants.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Another seed, another biobank.")] = 0,
+    form: Annotated[
+        str,
+        typer.Option("--format", help="Form of the main table, such as ukbconv-csv, rap-raw or rap-labels."),
+    ] = "ukbconv-csv",
+    fault: Annotated[
+        list[str] | None, typer.Option(help="A fault to plant, such as split; may be given more than once.")
+    ] = None,
+    gz: Annotated[bool, typer.Option("--gz", help="Compress the main table.")] = False,
+) -> None:
+    "Invent a biobank and write it as UK Biobank would deliver it, with the truth about it. `ukbmm ingest OUT` reads it."
+    from ukbmm.biobank.synthetic import write_extract
+    from ukbmm.core import StoreError
+
+    if out.exists():
+        raise StoreError(
+            f"the folder {out.name}", "a new folder", "one that exists", "Choose another, or remove it."
+        )
+    write_extract(out, participants, variants, seed, form, None, fault or (), gz)
+    print(out)
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the synthetic biobank and the run.")] = Path("demo"),

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from ukbmm.biobank.synthetic import write_extract
+
+RELATED = "ukb_rel_a40000_s120.dat"
 from ukbmm.cli import main
 
 STUDY = """\
@@ -62,8 +64,8 @@ def extract(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def ingested(extract, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("biobanks") / "small.biobank"
-    done = process("ingest", extract / "extract.csv", "--relatedness", extract / "relatedness.dat",
-                   "--genotypes", extract / "genotypes", "--out", out)  # fmt: skip
+    done = process("ingest", extract / "ukb40000.csv", "--relatedness", extract / RELATED,
+                   "--genotypes", extract / "ukb_cal", "--out", out)  # fmt: skip
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == str(out), done.stderr
     return out
 
@@ -76,16 +78,16 @@ def copy(extract, tmp_path) -> Path:
 
 def ingest_of(folder: Path, *more) -> tuple[subprocess.CompletedProcess, Path]:
     out = folder.parent / "out.biobank"
-    return ukbmm("ingest", folder / "extract.csv", "--relatedness", folder / "relatedness.dat",
-                 "--genotypes", folder / "genotypes", "--out", out, *more), out  # fmt: skip
+    return ukbmm("ingest", folder / "ukb40000.csv", "--relatedness", folder / RELATED,
+                 "--genotypes", folder / "ukb_cal", "--out", out, *more), out  # fmt: skip
 
 
 def lines_of(folder: Path) -> list[str]:
-    return (folder / "extract.csv").read_text().splitlines()
+    return (folder / "ukb40000.csv").read_text().splitlines()
 
 
 def write_lines(folder: Path, lines: list[str]) -> None:
-    (folder / "extract.csv").write_text("\n".join(lines) + "\n")
+    (folder / "ukb40000.csv").write_text("\n".join(lines) + "\n")
 
 
 def test_ingest_prints_the_folder_last_and_describe_and_verify_read_it(ingested):
@@ -133,10 +135,10 @@ def negative(lines):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (duplicate, ["extract.csv", "1 repeated", "line 122"]),
-        (ragged, ["extract.csv, line 6"]),
-        (text_in_a_number, ["extract.csv", "line 8", "21001"]),
-        (negative, ["extract.csv", "--drop-negative-eids"]),
+        (duplicate, ["ukb40000.csv", "1 repeated", "line 122"]),
+        (ragged, ["ukb40000.csv, line 6"]),
+        (text_in_a_number, ["ukb40000.csv", "line 8", "21001"]),
+        (negative, ["ukb40000.csv", "--drop-negative-eids"]),
     ],
 )
 def test_a_damaged_extract_is_refused_and_leaves_nothing(copy, damage, words):

@@ -16,6 +16,7 @@ import polars as pl
 
 from .files import compression_of, is_parquet
 from .names import is_eid, parse_name
+from .showcase import FORMS
 from ..core import TableError
 
 # %% auto #0
@@ -71,7 +72,7 @@ def kind_of_words(
         return "relatedness"
     if len(words) == 1 and re.fullmatch(r'"?-?\d{1,18}"?', words[0]):
         return "withdrawals"
-    if {"entity", "name", "type"} <= names or {"coding_name", "code", "meaning"} <= names:
+    if len(words) > 1 and any(set(columns) <= set(words) for columns in FORMS.values()):
         return "dictionary"
     record = next((name for name, needed in RECORDS.items() if needed <= names), None)
     if record:
@@ -107,7 +108,7 @@ class Delivery:
     withdrawals: list[Path] = field(default_factory=list)  # Lists; their union counts
     genotypes: list[Path] = field(default_factory=list)  # PLINK files without suffix
     records: dict[str, list[Path]] = field(default_factory=dict)  # One row an event, by name of the table
-    dictionary: list[Path] = field(default_factory=list)  # Data dictionaries and codings of RAP
+    dictionary: list[Path] = field(default_factory=list)  # Data dictionaries and codings
     unknown: list[Path] = field(default_factory=list)  # Anything else
 
 

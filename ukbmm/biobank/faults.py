@@ -27,8 +27,8 @@ from .names import Column, Header, is_eid, read_header
 from ..core import UkbmmError, atomic_file, did_you_mean, rng_for, write_text
 
 # %% auto #0
-__all__ = ['OUTCOMES', 'FAULTS', 'EVERY', 'ROW', 'PILES', 'SPECIAL_DATES', 'PIECES', 'LEAK', 'EVENTS', 'Fault', 'plant',
-           'day_first', 'another_order', 'byte_order_mark', 'utf_16', 'repeated_columns', 'changed_columns',
+__all__ = ['OUTCOMES', 'FAULTS', 'EVERY', 'ROW', 'PILES', 'SPECIAL_DATES', 'PIECES', 'LEAK', 'EVENTS', 'Fault', 'fault_of',
+           'plant', 'day_first', 'another_order', 'byte_order_mark', 'utf_16', 'repeated_columns', 'changed_columns',
            'special_dates', 'withdrawn', 'negative_ids', 'latin_1', 'split', 'future_leak', 'letter_in_numbers',
            'scientific_eid', 'mixed_dates', 'truncated', 'other_number_of_cells', 'repeated_name']
 
@@ -59,6 +59,17 @@ def _fault(name: str, outcome: str, acts_on: str = "table") -> Callable:
     return add
 
 # %% ../../nbs/biobank/18c_faults.ipynb #f2699a94
+def fault_of(
+    name: str,  # A key of `FAULTS`
+) -> Fault:
+    "Find a fault; raises `UkbmmError` where there is none of this name."
+    if name not in FAULTS:
+        raise UkbmmError(
+            f"fault {name!r}", f"one of {', '.join(FAULTS)}", "no such fault", did_you_mean(name, FAULTS)
+        )
+    return FAULTS[name]
+
+# %% ../../nbs/biobank/18c_faults.ipynb #03d67d63
 def plant(
     name: str,  # A key of `FAULTS`
     path: str | Path,  # The file to spoil: a main table, or a .fam
@@ -66,14 +77,10 @@ def plant(
     seed: int,  # Which rows and columns: a function of this and the name
 ) -> dict:  # For the truth: what was done; "table", "fields" and "withdrawals" are files to ingest, by name
     "Spoil a file of an extract; raises `UkbmmError` where that is not possible, and then changes nothing."
-    path = Path(path)
-    if name not in FAULTS:
-        raise UkbmmError(
-            f"fault {name!r}", f"one of {', '.join(FAULTS)}", "no such fault", did_you_mean(name, FAULTS)
-        )
-    done = FAULTS[name].plant(path, dictionary, rng_for(seed, "fault", name))
-    table = {"table": [path.name]} if FAULTS[name].acts_on == "table" else {}
-    return {"fault": name, "outcome": FAULTS[name].outcome, **table, **done}
+    path, fault = Path(path), fault_of(name)
+    done = fault.plant(path, dictionary, rng_for(seed, "fault", name))
+    table = {"table": [path.name]} if fault.acts_on == "table" else {}
+    return {"fault": name, "outcome": fault.outcome, **table, **done}
 
 # %% ../../nbs/biobank/18c_faults.ipynb #90fb2336
 EVERY = 20  # A fault that touches some rows touches one in so many

@@ -18,7 +18,7 @@ import polars as pl
 from fastcore.basics import patch
 
 from .. import __version__
-from .cleaning import Cleaned, clean_column
+from .cleaning import Cleaned, clean_column, read_special_values
 from .delivery import find_delivery
 from .dictionary import Dictionary, Field, load_dictionary, replaced, save_dictionary
 from .extract import read_extract
@@ -105,6 +105,13 @@ def _fields(path: Path) -> dict[int, Field]:
     return _fields_of(path, path.stat().st_mtime_ns)
 
 
+@patch(as_prop=True)
+def special_values(self: Biobank) -> pl.DataFrame | None:
+    "Meanings of special values that were given at the ingest, over the shipped ones; None where none were."
+    path = self.path / "special_values.parquet"
+    return pl.read_parquet(path) if path.is_file() else None
+
+
 @patch
 def field(
     self: Biobank,
@@ -183,8 +190,8 @@ def clean(
     rows: np.ndarray | None = None,  # Rows to read [batch]; None reads everybody
 ) -> dict[str, Cleaned]:  # Values and kinds of missing by column
     "Read cleaned values."
-    table = self.read(columns, rows)
-    return {name: clean_column(table[name], self.field(name)) for name in table.columns}
+    table, special = self.read(columns, rows), self.special_values
+    return {name: clean_column(table[name], self.field(name), special) for name in table.columns}
 
 # %% ../../nbs/biobank/18_store.ipynb #2846eb8d
 @patch
@@ -377,16 +384,15 @@ def ingest(
     encoding: str | None = None,  # Encoding of the tables, such as "cp1252"; None finds each one's
     coding: str = "auto",  # Do the tables hold "codes" or "labels"? "auto" finds each one's
     bridge: str | Path | None = None,  # Bridge file for tables of another application; None for none
-    dictionary: str
-    | Path
-    | None = None,  # Dictionary that `ukbmm dictionary update` made; None takes the shipped one
+    dictionary: str | Path | None = None,  # What `ukbmm dictionary update` made; None takes the shipped one
+    special_values: str | Path | None = None,  # Your own special values, over the shipped; None for none
 ) -> Biobank:
     "Read an extract into a new Biobank folder, whole or not at all; goes on where an earlier attempt stopped."
     out = Path(out)
     folder, was_there = _claim(out)
     try:
-        given = {"table": _paths(table), "dictionary": _paths(dictionary), "showcase": [], "fields": _paths(fields), "codings": _paths(codings), "withdrawals": _paths(withdrawals),
-                 "bridge": _paths(bridge), "relatedness": _paths(relatedness), "genotypes": _paths(genotypes)}  # fmt: skip
+        given = {"table": _paths(table), "dictionary": _paths(dictionary), "showcase": [], "fields": _paths(fields), "codings": _paths(codings),
+                 "special_values": _paths(special_values), "withdrawals": _paths(withdrawals), "bridge": _paths(bridge), "relatedness": _paths(relatedness), "genotypes": _paths(genotypes)}  # fmt: skip
         given, not_read = _with_folders(given)
         prefixes, given["genotypes"] = given["genotypes"], _plink_files(given["genotypes"])
         _look_at(given, prefixes)
@@ -425,6 +431,8 @@ def _look_at(given: dict[str, list[Path]], prefixes: list[Path]) -> None:
         open_beds(prefixes)
     for path in given["relatedness"]:
         related_eids(path)
+    for path in given["special_values"]:
+        read_special_values(path)
     read_withdrawals(given["withdrawals"])
 
 # %% ../../nbs/biobank/18_store.ipynb #b11cb682
@@ -446,6 +454,10 @@ def _stages(
     work = functools.partial(_table_stage, given, folder, dictionary, options)
     table = journal.stage("table", mark, work)
     save_dictionary(dictionary, folder / "dictionary.parquet")
+    (folder / "special_values.parquet").unlink(missing_ok=True)  # an earlier attempt may have had some
+    for path in given["special_values"]:
+        with atomic_file(folder / "special_values.parquet") as out:
+            read_special_values(path).write_parquet(out, compression="zstd")
     eids = pl.read_parquet(folder / "participants.parquet")["eid"].to_numpy()
     file = given["relatedness"][0] if given["relatedness"] else None
     related = journal.stage(

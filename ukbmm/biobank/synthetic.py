@@ -5,7 +5,10 @@
 # %% ../../nbs/biobank/19_synthetic.ipynb #74e30543
 from __future__ import annotations
 
+import gzip
 import json
+import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,6 +22,7 @@ from fastcore.basics import patch
 
 from .assessment import DRAWS, draw_assessment, plan
 from .dictionary import Dictionary, Field
+from .faults import FAULTS, fault_of, plant
 from .formats import TableWriter, format_of, unreadable_titles
 from .health import draw_onsets, health_truth
 from .names import parse_name
@@ -42,8 +46,8 @@ from .summaries import ARRAY_SIZES, HEALTH_FIELDS, summarise
 from ..core import UkbmmError, atomic_file, progress, rng_for, write_text
 
 # %% auto #0
-__all__ = ['EXAMPLE_COLUMNS', 'MISSING_CALLS', 'REDACTED', 'KINSHIP_ERROR', 'LEAST_KINSHIP', 'NOTICE', 'Made', 'make_chunk',
-           'truth_of', 'write_extract', 'synthetic_biobank']
+__all__ = ['EXAMPLE_COLUMNS', 'MISSING_CALLS', 'REDACTED', 'KINSHIP_ERROR', 'LEAST_KINSHIP', 'NOTICE', 'LAST', 'Made',
+           'make_chunk', 'truth_of', 'main_table', 'write_extract', 'synthetic_biobank']
 
 # %% ../../nbs/biobank/19_synthetic.ipynb #a367aabb
 @dataclass(frozen=True)
@@ -311,6 +315,39 @@ def _refuse_sizes(participants: int, variants: int) -> None:
         raise UkbmmError("a synthetic biobank", f"at most {N_EIDS // 1_000_000} million participants", "more")
 
 # %% ../../nbs/biobank/19_synthetic.ipynb #0db20ca0
+def main_table(
+    folder: str | Path,  # A synthetic delivery
+) -> Path:
+    "Find the main table, compressed or not."
+    return next(
+        path
+        for path in sorted(Path(folder).iterdir())
+        if re.fullmatch(r"(ukb40000|participant)\.(csv|tab|txt)(\.gz)?", path.name)
+    )
+
+# %% ../../nbs/biobank/19_synthetic.ipynb #a8c941d7
+LAST = ("latin-1", "byte-order-mark", "utf-16")  # Faults after which a table is no plain UTF-8
+
+
+def _spoil(folder: Path, table: Path, faults: list[str], seed: int, packed: bool) -> None:
+    "Plant faults, note them in the truth, and compress the tables if they are to be `packed`."
+    dictionary, notes, tables = Dictionary.builtin(), [], {table}
+    for name in sorted(dict.fromkeys(faults), key=lambda name: (name in LAST, faults.index(name))):
+        path = table if FAULTS[name].acts_on == "table" else folder / "ukb_cal.fam"
+        notes.append(plant(name, path, dictionary, seed))
+        tables |= {folder / other for other in notes[-1].get("table", ())}
+    write_text(folder / "truth" / "faults.json", json.dumps(notes, indent=1))
+    for path in tables if packed else ():
+        with (
+            atomic_file(path.with_name(path.name + ".gz")) as out,
+            path.open("rb") as plain,
+            out.open("wb") as stream,
+        ):
+            with gzip.GzipFile("", "wb", compresslevel=6, fileobj=stream, mtime=0) as text:
+                shutil.copyfileobj(plain, text)
+        path.unlink()
+
+# %% ../../nbs/biobank/19_synthetic.ipynb #a58b98a3
 def write_extract(
     folder: str | Path,  # Where to write; made if need be
     participants: int = 3000,  # People
@@ -319,10 +356,13 @@ def write_extract(
     format: str = "ukbconv-csv",  # One of FORMATS
     columns: Iterable[str]
     | None = EXAMPLE_COLUMNS,  # Canonical columns; None writes all, and the record tables
+    faults: Iterable[str] = (),  # Faults to plant, names of `FAULTS`
+    packed: bool = False,  # Compress the main table with gzip?
 ) -> dict:  # The truth: coefficients, causal variants, what can be reached
-    "Write a synthetic delivery and the truth about it; raises `UkbmmError` for an unknown form or an odd size."
+    "Write a synthetic delivery and the truth about it; raises `UkbmmError` for an unknown form or fault, or an odd size."
     _refuse_sizes(participants, variants)
     format_of(format)
+    faults = [name for name in faults if fault_of(name)]
     folder, columns = Path(folder), None if columns is None else list(columns)
     with _tables(folder, format) as tables, _beside(folder, participants, variants, seed) as beside:
         for chunk in progress(range(-(-participants // CHUNK)), "inventing people"):
@@ -330,6 +370,7 @@ def write_extract(
             tables(made)
             beside(made)
     truth = truth_of(participants, variants, seed)
+    _spoil(folder, main_table(folder), faults, seed, packed)
     write_text(folder / "truth" / "truth.json", json.dumps(truth, indent=1))
     write_text(folder / "SYNTHETIC.txt", NOTICE.format(seed=seed, participants=participants))
     return truth

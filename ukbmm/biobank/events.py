@@ -5,7 +5,6 @@
 # %% ../../nbs/biobank/17b_events.ipynb #7ea55cb6
 from __future__ import annotations
 
-import itertools
 import os
 import re
 from collections import Counter
@@ -20,7 +19,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .delivery import RECORDS, kind_of_file
+from .delivery import RECORDS, first_words, kind_of_file
 from .dictionary import special_values
 from .files import is_parquet, plain_text
 from .lines import MISSING, NO_NUMBER, Layout, line_of, read_layout, read_lines
@@ -29,11 +28,11 @@ from .table import DAY_FIRST, ISO, MISSING_TEXTS
 from ..core import TableError, atomic_file, did_you_mean, get_logger, progress
 
 # %% auto #0
-__all__ = ['DATES', 'INTEGERS', 'NEEDED', 'COPY_BYTES', 'QUOTED_LINE', 'BATCH_ROWS', 'found', 'WAYS', 'ROW_GROUP', 'PIECE_CELLS',
-           'old', 'new', 'summary', 'EVENTS', 'VOCABULARIES', 'SOURCES', 'LEVELS', 'HOSPITAL_DATES', 'SPECIAL_DATES',
-           'TYPES', 'People', 'RecordSummary', 'read_records', 'records_by_kind', 'events']
+__all__ = ['DATES', 'INTEGERS', 'NEEDED', 'COPY_BYTES', 'QUOTED_LINE', 'BATCH_ROWS', 'WAYS', 'ROW_GROUP', 'PIECE_CELLS', 'EVENTS',
+           'VOCABULARIES', 'SOURCES', 'LEVELS', 'HOSPITAL_DATES', 'SPECIAL_DATES', 'TYPES', 'People', 'RecordSummary',
+           'read_records', 'records_by_kind', 'events_of']
 
-# %% ../../nbs/biobank/17b_events.ipynb #cf56d275
+# %% ../../nbs/biobank/17b_events.ipynb #8b0c3a29
 DATES = frozenset(
     "epistart epiend elecdate admidate disdate opdate ccstartdate ccdisdate ccdisrdydate detndate anasdate"
     " date_of_death event_dt issue_date reg_date deduct_date".split()
@@ -45,10 +44,7 @@ def _type_of(column: str) -> pl.DataType:
     "The type that a column ends as."
     return pl.Date() if column in DATES else pl.Int32() if column in INTEGERS else pl.String()
 
-
-[_type_of(column) for column in ("epistart", "level", "diag_icd10")]
-
-# %% ../../nbs/biobank/17b_events.ipynb #b57fffe1
+# %% ../../nbs/biobank/17b_events.ipynb #3bbde0f9
 NEEDED = {
     "hesin": ["epiend", "admidate", "disdate"],
     "hesin_diag": ["level", "diag_icd9"],
@@ -76,18 +72,12 @@ def _plain_name(name: str) -> str:
     "A column's name without the entity that RAP may put before it."
     return name.split(".")[-1].strip().lower()
 
-
-test_eq(_plain_name("hesin_diag.diag_icd10"), "diag_icd10")
-
-# %% ../../nbs/biobank/17b_events.ipynb #5a985999
+# %% ../../nbs/biobank/17b_events.ipynb #fec720b3
 def _kept(names: Iterable[str]) -> list[str]:
     "The columns that are stored."
     return [name for name in names if name != "eid" and not name.startswith("dnx_")]
 
-
-_kept(["dnx_hesin_id", "eid", "ins_index", "epistart"])
-
-# %% ../../nbs/biobank/17b_events.ipynb #fac0d636
+# %% ../../nbs/biobank/17b_events.ipynb #dbad00ca
 COPY_BYTES = 1 << 24  # Text held in memory at a time
 QUOTED_LINE = re.compile(rb'(?m)^[^"\n]*"[^\n]*')
 
@@ -105,11 +95,6 @@ def _quote_line(line: bytes) -> bytes:
     text = line.rstrip(b"\r\n")
     cells = [_quoted(cell) if b'"' in cell else cell for cell in text.split(b"\t")]
     return b"\t".join(cells) + line[len(text) :]
-
-
-test_eq(_quote_line(b'1\tBandage 5" x 4m\t2\r\n'), b'1\t"Bandage 5"" x 4m"\t2\r\n')
-test_eq(_quote_line(b'1\t"Tablets\t2\n'), b'1\t"""Tablets"\t2\n')
-test_eq(_quote_line(b'1\t"E119"\t"5"" nail"\n'), b'1\t"E119"\t"5"" nail"\n')
 
 # %% ../../nbs/biobank/17b_events.ipynb #86425e28
 def _has_quote(path: Path) -> bool:
@@ -129,7 +114,7 @@ def _with_quotes(layout: Layout, copy: Path) -> Layout:
             )
     return replace(layout, path=copy)
 
-# %% ../../nbs/biobank/17b_events.ipynb #83e39895
+# %% ../../nbs/biobank/17b_events.ipynb #66f7c4f6
 BATCH_ROWS = 1_000_000  # Rows looked at, or moved, at a time
 
 
@@ -152,10 +137,6 @@ def _people_of(eids: np.ndarray, participants: np.ndarray) -> People:
         strangers.append(np.unique(some[rows < 0]))
     in_order = bool((eids[1:] >= eids[:-1]).all())
     return People(counts, np.unique(np.concatenate(strangers)), len(eids) - int(counts.sum()), in_order)
-
-
-found = _people_of(np.array([11, 11, 14, 12]), np.array([11, 12, 13]))
-found
 
 # %% ../../nbs/biobank/17b_events.ipynb #ef517523
 def _refuse_eids(layout: Layout, bad: np.ndarray, expected: str) -> None:
@@ -216,13 +197,19 @@ def _rows(participants: np.ndarray) -> pl.Expr:
     return column.map_batches(look_up, return_dtype=pl.Int32, is_elementwise=True).alias("row")
 
 
+def _as_date(name: str, date: str, strict: bool = True) -> pl.Expr:
+    "A column of dates that are written in full; polars alone would take 10/03/10 for the year 10."
+    text = pl.col(name)
+    whole = pl.when(text.str.len_bytes() != 10).then(pl.lit("no date")).otherwise(text)
+    return whole.str.to_date(date, strict=strict).alias(name)
+
+
 def _typed(layout: Layout, participants: np.ndarray, date: str) -> pl.LazyFrame:
     "The table with rows for identifiers, and types; without the rows of people who are no participants."
     columns = [_rows(participants)]
     for name in _kept(layout.names):
         kind = _type_of(name)
-        text = pl.col(name)
-        columns.append(text.str.to_date(date) if kind == pl.Date else text.cast(kind))
+        columns.append(_as_date(name, date) if kind == pl.Date else pl.col(name).cast(kind))
     return _texts(layout).select(columns).filter(pl.col("row") >= 0)
 
 # %% ../../nbs/biobank/17b_events.ipynb #8b7e9db9
@@ -231,7 +218,7 @@ WAYS = {ISO: "yyyy-mm-dd", DAY_FIRST: "dd/mm/yyyy"}
 
 def _is_date(name: str, date: str) -> pl.Expr:
     "Is the text of a column a date that is written so?"
-    return pl.col(name).str.to_date(date, strict=False).is_not_null()
+    return _as_date(name, date, strict=False).is_not_null()
 
 
 def _way_of(layout: Layout) -> str:
@@ -292,7 +279,7 @@ def _joined(layout: Layout) -> TableError:
     remedy = 'Write a cell that holds a quote as "5"" nail", in quotes and the quote doubled.'
     return TableError(layout.name, "quotes around whole cells", "a quote within a cell", remedy)
 
-# %% ../../nbs/biobank/17b_events.ipynb #8fdc06a1
+# %% ../../nbs/biobank/17b_events.ipynb #10a7ac1f
 ROW_GROUP = 250_000  # Rows of a parquet file that are written, and later read, together
 
 
@@ -308,10 +295,6 @@ def _write(layout: Layout, participants: np.ndarray, n_rows: int, out: Path) -> 
             raise _joined(layout)
         return date
     _refuse_values(layout)
-
-
-test_eq(_write(read_layout(hesin), participants, 3, folder / "raw"), DAY_FIRST)
-pl.read_parquet(folder / "raw")
 
 # %% ../../nbs/biobank/17b_events.ipynb #ed5a5c9a
 class _Part(NamedTuple):
@@ -359,7 +342,7 @@ def _read_any(path: Path, kind: str, participants: np.ndarray, raw: Path, encodi
         raise TableError(path.name, f"text in {encoding}", "bytes that are not", remedy)
     return _read_file(path, kind, participants, raw, "cp1252")
 
-# %% ../../nbs/biobank/17b_events.ipynb #71f87241
+# %% ../../nbs/biobank/17b_events.ipynb #5bd8888d
 PIECE_CELLS = 16_000_000  # Values that are sorted at a time
 
 
@@ -368,9 +351,6 @@ def _starts(counts: np.ndarray, most: int) -> np.ndarray:
     total = np.cumsum(counts)
     piece = (total - counts) // max(1, most)
     return np.flatnonzero(np.diff(piece, prepend=-1) > 0)
-
-
-_starts(np.array([3, 2, 0, 9, 1, 1]), 4)
 
 # %% ../../nbs/biobank/17b_events.ipynb #d8372b1a
 def _split(raw: Path, starts: np.ndarray) -> list[Path]:
@@ -394,7 +374,7 @@ def _split(raw: Path, starts: np.ndarray) -> list[Path]:
                 out[i].write_table(table.slice(edges[i], edges[i + 1] - edges[i]))
     return paths
 
-# %% ../../nbs/biobank/17b_events.ipynb #58930c74
+# %% ../../nbs/biobank/17b_events.ipynb #cccdf5eb
 def _union(frames: Sequence[pl.DataFrame]) -> tuple[pl.DataFrame, int]:
     "Rows of several files in order of participants, and how many stood in an earlier file too."
     together, repeated = frames[0], 0
@@ -403,11 +383,6 @@ def _union(frames: Sequence[pl.DataFrame]) -> tuple[pl.DataFrame, int]:
         new = frame.join(together, on=shared, how="anti", nulls_equal=True, maintain_order="left")
         together, repeated = pl.concat([together, new], how="diagonal"), repeated + frame.height - new.height
     return together.sort("row", maintain_order=True), repeated
-
-
-old = pl.DataFrame({"row": [1, 0], "code": ["b", None]})
-new = pl.DataFrame({"row": [0, 0, 2], "code": [None, "c", "a"], "value1": ["1", "2", "3"]})
-_union([old, new])[0]
 
 # %% ../../nbs/biobank/17b_events.ipynb #6af50b2b
 def _put_in_order(raws: list[Path], parts: list[_Part], out: Path) -> int:
@@ -466,7 +441,7 @@ def _summary(paths: Sequence[Path], parts: Sequence[_Part], n_repeated: int) -> 
         sum(part.people.n_left_out for part in parts), len(strangers), n_repeated, list(columns), notes,
     )  # fmt: skip
 
-# %% ../../nbs/biobank/17b_events.ipynb #a3656c7b
+# %% ../../nbs/biobank/17b_events.ipynb #61ee71eb
 def read_records(
     paths: Sequence[str | Path],  # Files of one table: text, perhaps compressed, or parquet
     kind: str,  # Which table, by its name in `RECORDS`
@@ -489,34 +464,30 @@ def read_records(
     get_logger().info("%s: %s rows", kind, f"{summary.n_rows:,}")
     return summary
 
+# %% ../../nbs/biobank/17b_events.ipynb #a0a89132
+def _header_of(path: Path) -> Layout:
+    "The columns of a file by their plain names, from its first line."
+    names = pl.scan_parquet(path).collect_schema().names() if is_parquet(path) else first_words(path)
+    return Layout(path, "", [_plain_name(name) for name in names], path.name)
 
-summary = read_records([hesin], "hesin", participants, folder / "records" / "hesin.parquet")
-test_eq((summary.n_rows, summary.n_people, summary.n_left_out), (3, 2, 0))
-summary.notes
 
-# %% ../../nbs/biobank/17b_events.ipynb #705ab12f
 def records_by_kind(
     paths: Iterable[str | Path],  # Files of tables of records
 ) -> dict[str, list[Path]]:  # Files by name of the table, in the order of `RECORDS`
     "Say which table each file belongs to; raises `TableError` where it is none."
     found: dict[str, list[Path]] = {}
     for path in map(Path, paths):
-        kind = kind_of_file(path)
+        kind = kind_of_file(path) if path.is_file() else "nothing, since it is not there"
         if kind not in RECORDS:
-            remedy = "Its first line shall have the columns " + "; or ".join(
-                f"{', '.join(sorted(needed))}" for needed in itertools.islice(RECORDS.values(), 3)
-            ) + " and so on."  # fmt: skip
+            remedy = "A table is told by the columns in its first line; " + "; ".join(
+                f"{name} has {', '.join(sorted(needed - {'eid'}))}" for name, needed in RECORDS.items()
+            ) + "."  # fmt: skip
             raise TableError(
-                path.name,
-                f"one of the tables {', '.join(RECORDS)}",
-                f"a file of kind {kind or 'unknown'}",
-                remedy,
+                path.name, f"one of the tables {', '.join(RECORDS)}", f"{kind or 'another file'}", remedy
             )
+        _check_columns(_header_of(path), kind)
         found.setdefault(kind, []).append(path)
     return {kind: found[kind] for kind in RECORDS if kind in found}
-
-
-{kind: len(paths) for kind, paths in records_by_kind([first, second, mixed]).items()}
 
 # %% ../../nbs/biobank/17b_events.ipynb #16f53d0e
 EVENTS = {
@@ -537,7 +508,7 @@ SOURCES = {kind: "hospital" for kind in ("diagnoses", "operations")} | {"deaths"
 LEVELS = {1: "main", 2: "secondary", 3: "external"}  # 3 is the external cause of an injury
 HOSPITAL_DATES = ("epistart", "admidate", "epiend", "disdate")
 
-# %% ../../nbs/biobank/17b_events.ipynb #6cb15d4d
+# %% ../../nbs/biobank/17b_events.ipynb #6870e205
 SPECIAL_DATES = 819  # UK Biobank's coding of dates that stand for a reason
 
 
@@ -547,10 +518,7 @@ def _special() -> dict[str, list]:
     rows = rows.with_columns(pl.col("value").str.to_date(ISO)).select("kind", "value")
     return {kind: [value for (value,) in values] for kind, values in rows.rows_by_key("kind").items()}
 
-
-{kind: [str(date) for date in dates] for kind, dates in _special().items()}
-
-# %% ../../nbs/biobank/17b_events.ipynb #0aab0900
+# %% ../../nbs/biobank/17b_events.ipynb #ccd1bc46
 def _dated(frame: pl.LazyFrame, dates: Sequence[str]) -> pl.LazyFrame:
     "Add the first date there is, which one it is, and its kind."
     chosen = pl.coalesce(dates)
@@ -560,11 +528,6 @@ def _dated(frame: pl.LazyFrame, dates: Sequence[str]) -> pl.LazyFrame:
         kind = kind.when(chosen.is_in(values)).then(pl.lit(name))
     frame = frame.with_columns(date=chosen, date_from=used, kind=kind.otherwise(pl.lit("present")))
     return frame.with_columns(date=pl.when(pl.col("kind") == "present").then("date"))
-
-
-_dated(pl.scan_parquet(folder / "records" / "hesin.parquet"), HOSPITAL_DATES).select(
-    "row", "date", "date_from", "kind"
-).collect()
 
 # %% ../../nbs/biobank/17b_events.ipynb #db71f4d9
 def _in_hospital(records: dict[str, pl.LazyFrame], kind: str) -> pl.LazyFrame:
@@ -615,7 +578,7 @@ def _of_vocabulary(frame: pl.LazyFrame, kind: str, column: str, vocabulary: str)
     ).cast(TYPES)  # fmt: skip
 
 # %% ../../nbs/biobank/17b_events.ipynb #d30acc3a
-def events(
+def events_of(
     records: dict[str, pl.LazyFrame],  # Tables by name, as `read_records` wrote them
     kind: str,  # Which events: a name of `EVENTS`
 ) -> pl.LazyFrame:  # row, date, code, vocabulary, source, level, date_from, kind

@@ -19,8 +19,9 @@ from fastcore.basics import patch
 
 from .. import __version__
 from .cleaning import Cleaned, clean_column, read_special_values
-from .delivery import find_delivery
+from .delivery import RECORDS, find_delivery
 from .dictionary import Dictionary, Field, load_dictionary, replaced, save_dictionary
+from .events import EVENTS, events_of, read_records, records_by_kind
 from .extract import read_extract
 from ukbmm.biobank.genotypes import (
     GenotypeStore,
@@ -220,6 +221,30 @@ def relatives(self: Biobank) -> pl.DataFrame:  # row_a, row_b, kinship
     "Related pairs; empty where no relatedness file was ingested."
     return pl.read_parquet(self.path / "relatedness.parquet")
 
+# %% ../../nbs/biobank/18_store.ipynb #577c6b6f
+@patch
+def records(
+    self: Biobank,
+    name: str,  # Name of the table, such as "hesin_diag"
+) -> pl.LazyFrame:  # `row` and the table's columns, in order of participants
+    "Scan a table of records, without those of withdrawn participants."
+    known = list(self.manifest.get("records", {}))
+    if name not in known:
+        found = f"only {', '.join(known)}" if known else "none"
+        remedy = "Ingest its files with --records."
+        raise StoreError(f"records {name!r}", "a table of records in the Biobank", found, remedy)
+    frame, gone = pl.scan_parquet(self.path / "records" / f"{name}.parquet"), np.flatnonzero(self.withdrawn)
+    return frame.filter(~pl.col("row").is_in(gone.tolist())) if len(gone) else frame
+
+
+@patch
+def events(
+    self: Biobank,
+    kind: str,  # Which events: "diagnoses", "operations", "deaths", "primary care" or "prescriptions"
+) -> pl.LazyFrame:  # row, date, code, vocabulary, source, level, date_from, kind
+    "Scan events of one kind, without those of withdrawn participants."
+    return events_of({name: self.records(name) for name in EVENTS.get(kind, ())}, kind)
+
 # %% ../../nbs/biobank/18_store.ipynb #9b51175e
 def _mark(paths: Iterable[Path], *options) -> str:
     "What a stage was made from: names, sizes and times of files, and options."
@@ -386,13 +411,14 @@ def ingest(
     bridge: str | Path | None = None,  # Bridge file for tables of another application; None for none
     dictionary: str | Path | None = None,  # What `ukbmm dictionary update` made; None takes the shipped one
     special_values: str | Path | None = None,  # Your own special values, over the shipped; None for none
+    records: str | Path | Iterable | None = None,  # Files of hospital, death and primary care records
 ) -> Biobank:
     "Read an extract into a new Biobank folder, whole or not at all; goes on where an earlier attempt stopped."
     out = Path(out)
     folder, was_there = _claim(out)
     try:
         given = {"table": _paths(table), "dictionary": _paths(dictionary), "showcase": [], "fields": _paths(fields), "codings": _paths(codings),
-                 "special_values": _paths(special_values), "withdrawals": _paths(withdrawals), "bridge": _paths(bridge), "relatedness": _paths(relatedness), "genotypes": _paths(genotypes)}  # fmt: skip
+                 "special_values": _paths(special_values), "withdrawals": _paths(withdrawals), "bridge": _paths(bridge), "relatedness": _paths(relatedness), "genotypes": _paths(genotypes), "records": _paths(records)}  # fmt: skip
         given, not_read = _with_folders(given)
         prefixes, given["genotypes"] = given["genotypes"], _plink_files(given["genotypes"])
         _look_at(given, prefixes)
@@ -420,8 +446,8 @@ def _with_folders(given: dict[str, list[Path]]) -> tuple[dict[str, list[Path]], 
         given["relatedness"] = given["relatedness"] or found.relatedness
         given["genotypes"] = given["genotypes"] or found.genotypes
         given["showcase"] = [*given["showcase"], *found.dictionary]
-        records = [record for paths in found.records.values() for record in paths]
-        not_read += [other.name for other in [*records, *found.unknown]]
+        given["records"] = [*given["records"], *(file for files in found.records.values() for file in files)]
+        not_read += [other.name for other in found.unknown]
     return given, not_read
 
 # %% ../../nbs/biobank/18_store.ipynb #da377a77
@@ -434,8 +460,31 @@ def _look_at(given: dict[str, list[Path]], prefixes: list[Path]) -> None:
     for path in given["special_values"]:
         read_special_values(path)
     read_withdrawals(given["withdrawals"])
+    records_by_kind(given["records"])
 
 # %% ../../nbs/biobank/18_store.ipynb #b11cb682
+def _record_stages(
+    journal: _Journal,
+    given: dict[str, list[Path]],
+    folder: Path,
+    eids: np.ndarray,
+    encoding: str | None,
+    mark: str,
+) -> dict:
+    "Read each table of records that was not read before; returns what became of each."
+    tables, found = records_by_kind(given["records"]), {}
+    for kind in RECORDS:
+        name, out = f"records {kind}", folder / "records" / f"{kind}.parquet"
+        if kind in tables:
+            work = functools.partial(read_records, tables[kind], kind, eids, out, encoding)
+            found[kind] = journal.stage(
+                name, _mark(tables[kind], encoding, mark), lambda work=work: vars(work())
+            )
+        elif journal.done.pop(name, None):
+            out.unlink(missing_ok=True)  # an earlier attempt had some
+    return found
+
+# %% ../../nbs/biobank/18_store.ipynb #d08fc263
 def _stages(
     folder: Path,
     given: dict[str, list[Path]],
@@ -463,9 +512,10 @@ def _stages(
     related = journal.stage(
         "relatedness", _mark(given["relatedness"], mark), lambda: _relatedness_stage(file, folder, eids)
     )
+    records = _record_stages(journal, given, folder, eids, options[1], mark)
     about = {name: value for name, value in table.items() if name != "columns"}
     manifest = {"version": 1, "package": __version__, "ingested": datetime.date.today().isoformat(), "n_participants": len(eids), "columns": table["columns"],
-                "table": about, "relatedness": related, "genotypes": {},
+                "table": about, "relatedness": related, "genotypes": {}, "records": records,
                 "own_fields": [f.field_id for f in dictionary.fields.values() if f.source != "UK Biobank"],
                 "replaced_fields": [f.field_id for f in replaced(dictionary, shipped)]}  # fmt: skip
     if prefixes:
@@ -551,6 +601,19 @@ def _genotype_lines(name: str, found: dict) -> list[str]:
     return lines
 
 
+def _record_lines(kind: str, found: dict, n: int) -> list[str]:
+    "What to say about a table of records."
+    lines = [f"{show_count(found['n_rows'])} rows of {show_share(found['n_people'], n)} of the participants"]
+    if found["n_left_out"]:
+        people = show_count(found["n_strangers"])
+        lines.append(
+            f"rows of people who are not in the table left out: {show_count(found['n_left_out'])}, of {people} people"
+        )
+    if found["n_repeated"]:
+        lines.append(f"rows that stand in several files, taken once: {show_count(found['n_repeated'])}")
+    return [f"records {kind}: {line}" for line in [*lines, *found["notes"]]]
+
+# %% ../../nbs/biobank/18_store.ipynb #dcfdebd0
 @patch
 def report(self: Biobank) -> list[str]:
     "Say what became of the files that were ingested."
@@ -572,7 +635,9 @@ def report(self: Biobank) -> list[str]:
     genotypes += [
         f"files of the folder that are not read: {', '.join(others[:8])}{', ...' if len(others) > 8 else ''}"
     ] * bool(others)
-    return [*_table_lines(self.manifest), text + outside, *genotypes]
+    tables = self.manifest.get("records", {})
+    records = [line for kind, found in tables.items() for line in _record_lines(kind, found, len(self))]
+    return [*_table_lines(self.manifest), text + outside, *records, *genotypes]
 
 # %% ../../nbs/biobank/18_store.ipynb #0335f7c8
 @patch

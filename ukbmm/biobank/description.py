@@ -22,8 +22,8 @@ import numpy as np
 import polars as pl
 
 from .. import __version__
-from .cleaning import MISSING_KINDS, clean_column, rules_for
-from .dictionary import Dictionary, Field, special_values
+from .cleaning import MISSING_KINDS, Rules, clean_column, clean_expressions, raw_value, rules_for
+from .dictionary import Dictionary, Field
 from .names import parse_name
 from .store import Biobank
 from .table import GROUP_CELLS
@@ -31,12 +31,12 @@ from ..core import StoreError, progress, redact, write_text
 from ..disclosure import MIN_COUNT, assert_publishable, is_small, show_count, show_parts, show_share
 
 # %% auto #0
-__all__ = ['GROUPS', 'OWN', 'OTHER', 'NOT_NEGATIVE', 'RANGES', 'EARLIEST', 'SPECIAL_DATES', 'KEYS', 'LISTED', 'COLOURS',
-           'KIND_WORDS', 'OCCASIONS', 'PATTERNS', 'BINS', 'BARS', 'ALT', 'PANELS', 'group_of', 'limits_of', 'Known',
-           'known_values', 'questions', 'Counted', 'count_columns', 'ingest_day', 'show_percent', 'column_rows',
-           'group_shares', 'plot_reasons', 'occasion_shares', 'plot_occasions', 'patterns_of', 'plot_patterns',
-           'Distribution', 'histogram', 'categories', 'distribution', 'plot_distribution', 'picture', 'IngestReport',
-           'add_report', 'ingest_report', 'Description', 'description_table', 'describe', 'description']
+__all__ = ['GROUPS', 'OWN', 'OTHER', 'NOT_NEGATIVE', 'RANGES', 'EARLIEST', 'KEYS', 'LISTED', 'COLOURS', 'KIND_WORDS', 'OCCASIONS',
+           'PATTERNS', 'BINS', 'BARS', 'ALT', 'PANELS', 'group_of', 'limits_of', 'Known', 'known_values', 'questions',
+           'with_kinds', 'Counted', 'count_columns', 'ingest_day', 'show_percent', 'column_rows', 'group_shares',
+           'plot_reasons', 'occasion_shares', 'plot_occasions', 'patterns_of', 'plot_patterns', 'Distribution',
+           'histogram', 'categories', 'distribution', 'plot_distribution', 'picture', 'IngestReport', 'add_report',
+           'ingest_report', 'Description', 'description_table', 'describe', 'description']
 
 # %% ../../nbs/biobank/18a_description.ipynb #2f762a9b
 GROUPS = {
@@ -117,18 +117,6 @@ RANGES = {
     "day-of-month": (1, 31),
 }
 EARLIEST = datetime.date(1900, 1, 1)  # nobody in the study was born before 1930
-SPECIAL_DATES = {
-    819: ("1900-01-01", "1901-01-01", "1902-02-02", "1903-03-03", "1909-09-09", "2037-07-07"),
-    272: ("1900-01-01",),
-    439: ("1900-01-01",),
-    586: ("1910-01-01", "1920-01-01", "1930-01-01"),
-    691: ("1910-01-01", "1920-01-01"),
-    1273: ("1900-01-01", "1999-01-01"),
-    1313: ("1904-04-04",),
-    1345: ("1900-01-01", "1902-01-01"),
-    1439: ("1900-01-01", "1999-01-01"),
-    1642: ("1999-01-01",),
-}  # placeholders by coding, such as "date before birth"
 
 # %% ../../nbs/biobank/18a_description.ipynb #5f134fdd
 def limits_of(
@@ -147,12 +135,11 @@ def limits_of(
 
 # %% ../../nbs/biobank/18a_description.ipynb #add8abb1
 class Known(NamedTuple):
-    "Values of a field that are no measurements, and values that can be."
+    "What the values of a field mean."
 
-    kinds: dict  # Kind of missing (position in MISSING_KINDS) by raw value
+    rules: Rules  # Values that say why there is none, numbers and answers of nothing
     codes: tuple | None  # Codes with a label; None where the dictionary has none for the field
-    exempt: frozenset  # Values that are never out of range
-    special_dates: tuple  # Placeholders among dates
+    exempt: frozenset  # Values with a meaning that are not missing: never out of range
 
 
 def known_values(
@@ -162,38 +149,33 @@ def known_values(
 ) -> Known:
     "Find the values of a field that mean something by themselves."
     rules, labels = rules_for(field, special), dictionary.labels.get(field.coding or -1, {})
-    codes = tuple(code for code in (_as_raw(text, field) for text in labels) if code is not None)
-    dates = tuple(datetime.date.fromisoformat(text) for text in SPECIAL_DATES.get(field.coding or -1, ()))
-    dates = dates if field.value_type in ("date", "time") else ()
-    exempt = frozenset((*rules.kinds, *rules.numbers, *codes, *dates))
-    return Known(rules.kinds, codes if labels and field.is_category else None, exempt, dates)
+    codes = tuple(code for code in (_code(text, field) for text in labels) if code is not None)
+    exempt = frozenset((*rules.numbers, *rules.none, *rules.orders, *codes)) - rules.kinds.keys()
+    return Known(rules, codes if labels and field.is_category else None, exempt)
 
 
-def _as_raw(text: str, field: Field) -> Any:
+def _code(text: str, field: Field) -> Any:
     "A code of a coding as a column holds it; None where it can't be a value of the field."
     try:
-        return (
-            str(text) if field.dtype == pl.String else float(text) if field.dtype == pl.Float64 else int(text)
-        )
+        return raw_value(text, field)
     except ValueError:
         return None
 
 # %% ../../nbs/biobank/18a_description.ipynb #a2c2b7f3
-def _equal(value: pl.Expr, wanted: Iterable) -> pl.Expr:
-    "Count the values that are one of a few."
-    return sum(((value == one).sum() for one in wanted), pl.lit(0, pl.UInt32))
+def _kind_of(name: str) -> str:
+    return f"{name}|kind"  # no column's name has a bar
 
 
-def _outside(value: pl.Expr, field: Field, known: Known, today: datetime.date) -> dict[str, pl.Expr]:
+def _outside(name: str, field: Field, known: Known, today: datetime.date) -> dict[str, pl.Expr]:
     "Count what the limits of a field rule out."
-    low, high = limits_of(field, today)
-    found = {}
+    value, here = pl.col(name), pl.col(_kind_of(name)) == 0
+    (low, high), found = limits_of(field, today), {}
     if low is not None:
-        less = [one for one in known.exempt if one < low]
-        found["out:below"] = (value < low).sum() - _equal(value, less)
+        less = ((value == one).sum() for one in known.exempt if one < low)
+        found["out:below"] = ((value < low) & here).sum() - sum(less, pl.lit(0, pl.UInt32))
     if high is not None:
-        more = [one for one in known.exempt if one > high]
-        found["out:above"] = (value > high).sum() - _equal(value, more)
+        more = ((value == one).sum() for one in known.exempt if one > high)
+        found["out:above"] = ((value > high) & here).sum() - sum(more, pl.lit(0, pl.UInt32))
     return found
 
 
@@ -203,21 +185,29 @@ def questions(
     known: Known,  # What its values mean
     today: datetime.date,  # Day of the ingest
 ) -> dict[str, pl.Expr]:  # Counts by what is counted
-    "List what is counted of a column."
+    "List what is counted of a column, in a frame that has its kinds beside it."
     value, multiple = pl.col(name), field.value_type == "categorical_multiple"
-    found = {"missing:empty": value.null_count()}
+    may_be = sorted({1, *known.rules.kinds.values()})
+    found = {f"missing:{MISSING_KINDS[kind]}": (pl.col(_kind_of(name)) == kind).sum() for kind in may_be}
     if not multiple:
-        for kind in sorted(set(known.kinds.values())):
-            found[f"missing:{MISSING_KINDS[kind]}"] = _equal(
-                value, (raw for raw, of in known.kinds.items() if of == kind)
-            )
-        found |= _outside(value, field, known, today)
+        found |= _outside(name, field, known, today)
     if known.codes is not None:
         fits = value.explode() if multiple else value
-        found["out:code"] = (~fits.is_in(list(known.exempt))).sum()
-    if known.special_dates:
-        found["special dates"] = _equal(value, known.special_dates)
+        found["out:code"] = (~fits.is_in([*known.exempt, *known.rules.kinds])).sum()
     return found
+
+
+def with_kinds(
+    frame: pl.DataFrame,  # Raw columns
+    fields: dict[str, Field],  # Field by column
+    known: dict[str, Known],  # What values mean, by column
+) -> pl.DataFrame:
+    "Put the kinds of missing beside each column, a byte a value."
+    kinds = {
+        _kind_of(name): clean_expressions(name, dtype, fields[name], known[name].rules)[1]
+        for name, dtype in frame.schema.items()
+    }
+    return frame.with_columns(**kinds)
 
 # %% ../../nbs/biobank/18a_description.ipynb #a461d0cb
 class Counted(NamedTuple):
@@ -248,7 +238,8 @@ def _frames(biobank: Biobank, names: list[str], what: str) -> Iterator[pl.DataFr
 # %% ../../nbs/biobank/18a_description.ipynb #8b66d72a
 def _several(frame: pl.DataFrame, name: str, known: Known) -> int:
     "Participants with a code that the coding does not have, among the codes of a multiple choice."
-    strange = pl.col(name).list.eval(~pl.element().is_in(list(known.exempt))).list.any()
+    fits = pl.element().is_in([*known.exempt, *known.rules.kinds])
+    strange = pl.col(name).list.eval(~fits).list.any()
     return int(frame.select(strange.sum()).item() or 0)
 
 
@@ -258,7 +249,7 @@ def _count_frame(
     "Count everything about the columns of a frame."
     asked = {name: questions(name, fields[name], known[name], today) for name in frame.columns}
     flat = [expr.alias(f"{name}|{what}") for name, of in asked.items() for what, expr in of.items()]
-    values = iter(frame.select(flat).row(0))
+    values = iter(with_kinds(frame, fields, known).select(flat).row(0))
     counts = {name: {what: int(next(values)) for what in of} for name, of in asked.items()}
     for name, of in counts.items():
         if of.get("out:code") and frame.schema[name].is_nested():
@@ -277,14 +268,15 @@ def _names_of(biobank: Biobank, columns: Iterable[str] | None) -> list[str]:
     return names
 
 
-def _known_by_column(fields: dict[str, Field], dictionary: Dictionary) -> dict[str, Known]:
+def _known_by_column(
+    fields: dict[str, Field], dictionary: Dictionary, special: pl.DataFrame | None
+) -> dict[str, Known]:
     "What the values of each column mean; fields of one coding and type share it."
-    special, shared = special_values(), {}
-    for field in fields.values():
-        key = (field.coding, field.value_type, field.text_codes)
-        if key not in shared:
-            shared[key] = known_values(field, dictionary, special)
-    return {name: shared[field.coding, field.value_type, field.text_codes] for name, field in fields.items()}
+    keys, shared = {name: (field.coding, field.dtype, field.value_type) for name, field in fields.items()}, {}
+    for name, field in fields.items():
+        if keys[name] not in shared:
+            shared[keys[name]] = known_values(field, dictionary, special)
+    return {name: shared[key] for name, key in keys.items()}
 
 
 def _fields_of(biobank: Biobank, names: list[str], dictionary: Dictionary) -> dict[str, Field]:
@@ -294,11 +286,12 @@ def _fields_of(biobank: Biobank, names: list[str], dictionary: Dictionary) -> di
 def count_columns(
     biobank: Biobank,  # An open Biobank
     columns: Iterable[str] | None = None,  # Which columns; None counts all
+    special: pl.DataFrame | None = None,  # Special values; None takes the shipped ones
 ) -> Counted:  # Exact: not for publication
     "Count what is missing, what is out of range and who has anything, in one pass; raises `StoreError`."
     names, dictionary, today = _names_of(biobank, columns), biobank.dictionary, ingest_day(biobank)
     fields = _fields_of(biobank, names, dictionary)
-    known = _known_by_column(fields, dictionary)
+    known = _known_by_column(fields, dictionary, special)
     groups = {name: group_of(field) for name, field in fields.items()}
     n = int((~biobank.withdrawn).sum())
     counts, has = {}, {}
@@ -353,7 +346,7 @@ def _publish(counts: dict[str, int], n: int) -> dict[str, Any]:
     missing = {kind: counts.get(f"missing:{kind}", 0) for kind in MISSING_KINDS[1:]}
     present = n - sum(missing.values())
     shown, *others = map(_plain, show_parts([present, *missing.values()]))
-    within = {what: counts.get(what, 0) for what in ("out:code", "out:below", "out:above", "special dates")}
+    within = {what: counts.get(what, 0) for what in ("out:code", "out:below", "out:above")}
     inner = map(_plain, show_parts([*within.values(), present - sum(within.values())]))
     parts = dict(zip(within, inner, strict=False))
     if isinstance(shown, str):
@@ -361,7 +354,7 @@ def _publish(counts: dict[str, int], n: int) -> dict[str, Any]:
         parts = {what: count and f"<{most + 1}" for what, count in parts.items()}
     faults = {what[4:]: parts[what] for what in parts if what.startswith("out:") and parts[what]}
     return {"with_value": shown, "missing": {kind: count for kind, count in zip(missing, others, strict=True) if count},
-            "special_dates": parts["special dates"], "out_of_range": faults}  # fmt: skip
+            "out_of_range": faults}  # fmt: skip
 
 # %% ../../nbs/biobank/18a_description.ipynb #fcdd76b4
 def _beyond(name: str, field: Field) -> str:
@@ -501,10 +494,9 @@ KEYS = {
     "genotypes": "stores of genotypes: variants, genome build, participants with and without, people in no table, people with another sex in field 31",
     "columns": "one entry a column, in the order of the Biobank",
     "columns.column": "canonical name: p, field, _i occasion, _a position",
-    "columns.with_value": "participants with a value that is not one of the special ones",
+    "columns.with_value": "participants with a value; an answer of nothing, such as none of the above, is one",
     "columns.share": "the same in percent of the participants",
-    "columns.missing": "participants without a value, by the kind of missing; kinds that do not occur are left out",
-    "columns.special_dates": "placeholders among the dates, such as 1902-02-02; they count as values",
+    "columns.missing": "participants without a value, by the kind of missing: empty, do_not_know, prefer_not_to_answer and so on, or for a date occurred_date_unknown, from_birth, placeholder; kinds that do not occur are left out",
     "columns.out_of_range": "code: not in the coding; below, above: before 1900 or after the ingest, or ruled out by the unit",
     "columns.beyond_dictionary": "an occasion or a position that the dictionary does not have",
     "columns.codes_checked": "does the dictionary have the labels of the coding, so that codes were checked?",
@@ -1099,9 +1091,10 @@ class IngestReport:
 # %% ../../nbs/biobank/18a_description.ipynb #91a1198c
 def add_report(
     biobank: Biobank,  # An open Biobank
+    special: pl.DataFrame | None = None,  # Special values; None takes the shipped ones
 ) -> list[Path]:  # ingest.html and ingest.json, in its folder
     "Write the ingest report into the Biobank's own folder."
-    paths = ingest_report(biobank).write(biobank.path)
+    paths = ingest_report(biobank, special).write(biobank.path)
     for path in paths:
         biobank.record(path.name)
     return paths
@@ -1137,9 +1130,10 @@ def _page(values: dict) -> dict[str, Any]:
 
 def ingest_report(
     biobank: Biobank,  # An open Biobank
+    special: pl.DataFrame | None = None,  # Special values; None takes the shipped ones
 ) -> IngestReport:
     "Say what became of every file and every column, without withdrawn participants."
-    counted = count_columns(biobank)
+    counted = count_columns(biobank, special=special)
     return IngestReport(_values(biobank, column_rows(biobank, counted), counted.n))
 
 # %% ../../nbs/biobank/18a_description.ipynb #9c985f96
@@ -1157,9 +1151,11 @@ def _drawn(rows: list[dict], most: int) -> dict[str, list[str]]:
     return {group: list(of.values())[:most] for group, of in by_group.items()}
 
 
-def _distributions(biobank: Biobank, names: list[str]) -> dict[str, Distribution]:
+def _distributions(
+    biobank: Biobank, names: list[str], special: pl.DataFrame | None
+) -> dict[str, Distribution]:
     "How the values of some columns lie; without those that fewer than five people have."
-    dictionary, special = biobank.dictionary, special_values()
+    dictionary = biobank.dictionary
     fields, found = _fields_of(biobank, names, dictionary), {}
     for frame in _frames(biobank, names, "drawing"):
         for name in frame.columns:
@@ -1247,9 +1243,10 @@ def description_table(
 def describe(
     biobank: Biobank,  # An open Biobank
     columns: Iterable[str] | None = None,  # Which columns; None lists all
+    special: pl.DataFrame | None = None,  # Special values; None takes the shipped ones
 ) -> pl.DataFrame:  # One row a column, publishable
     "List columns as `description_table` does, without drawing anything."
-    return description_table(column_rows(biobank, count_columns(biobank, columns)))
+    return description_table(column_rows(biobank, count_columns(biobank, columns, special)))
 
 
 def _genotyped(biobank: Biobank) -> dict[str, np.ndarray]:
@@ -1263,12 +1260,13 @@ def _genotyped(biobank: Biobank) -> dict[str, np.ndarray]:
 def description(
     biobank: Biobank,  # An open Biobank
     columns: Iterable[str] | None = None,  # Which columns; None describes all, and draws some of each group
+    special: pl.DataFrame | None = None,  # Special values; None takes the shipped ones
 ) -> Description:
     "Describe columns without withdrawn participants: what is missing and why, at which visit, and how the values lie."
-    counted = count_columns(biobank, columns)
+    counted = count_columns(biobank, columns, special)
     rows, n = column_rows(biobank, counted), counted.n
     of_group = _drawn(rows, PANELS if columns is None else len(rows))
-    found = _distributions(biobank, [name for names in of_group.values() for name in names])
+    found = _distributions(biobank, [name for names in of_group.values() for name in names], special)
     missing = _missing_figures(rows, n)
     patterns, rest = patterns_of(counted.has | (_genotyped(biobank) if columns is None else {}))
     figures = {"missing": missing["reasons"], "occasions": missing["occasions"],

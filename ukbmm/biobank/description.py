@@ -24,19 +24,27 @@ import polars as pl
 from .. import __version__
 from .cleaning import MISSING_KINDS, Rules, clean_column, clean_expressions, raw_value, rules_for
 from .dictionary import Dictionary, Field
+from ukbmm.biobank.figures import (
+    COLOURS,
+    Distribution,
+    distribution,
+    patterns_of,
+    plot_distribution,
+    plot_patterns,
+    shorten,
+)
 from .names import parse_name
 from .store import Biobank
 from .table import GROUP_CELLS
 from ..core import StoreError, progress, redact, write_text
-from ..disclosure import MIN_COUNT, assert_publishable, is_small, show_count, show_parts, show_share
+from ..disclosure import assert_publishable, is_small, show_count, show_parts, show_share
 
 # %% auto #0
-__all__ = ['GROUPS', 'OWN', 'OTHER', 'NOT_NEGATIVE', 'RANGES', 'EARLIEST', 'KEYS', 'LISTED', 'COLOURS', 'KIND_WORDS', 'OCCASIONS',
-           'PATTERNS', 'BINS', 'BARS', 'ALT', 'PANELS', 'group_of', 'limits_of', 'Known', 'known_values', 'questions',
-           'with_kinds', 'Counted', 'count_columns', 'ingest_day', 'show_percent', 'column_rows', 'group_shares',
-           'plot_reasons', 'occasion_shares', 'plot_occasions', 'patterns_of', 'plot_patterns', 'Distribution',
-           'histogram', 'categories', 'distribution', 'plot_distribution', 'picture', 'IngestReport', 'add_report',
-           'ingest_report', 'Description', 'description_table', 'describe', 'description']
+__all__ = ['GROUPS', 'OWN', 'OTHER', 'NOT_NEGATIVE', 'RANGES', 'EARLIEST', 'KEYS', 'LISTED', 'KIND_WORDS', 'OCCASIONS', 'ALT',
+           'PANELS', 'group_of', 'limits_of', 'Known', 'known_values', 'questions', 'with_kinds', 'Counted',
+           'count_columns', 'ingest_day', 'show_percent', 'column_rows', 'group_shares', 'plot_reasons',
+           'occasion_shares', 'plot_occasions', 'picture', 'IngestReport', 'add_report', 'ingest_report', 'Description',
+           'description_table', 'describe', 'description']
 
 # %% ../../nbs/biobank/18a_description.ipynb #2f762a9b
 GROUPS = {
@@ -302,7 +310,8 @@ def count_columns(
                 pl.col(name).is_not_null() for name in frame.columns if groups[name] == group
             )
             has[group] = frame.select(here).to_series().to_numpy() | has.get(group, False)
-    return Counted(n, {name: counts[name] for name in names}, has)
+    ordered = {group: has[group] for group in (*GROUPS, OWN, OTHER) if group in has}
+    return Counted(n, {name: counts[name] for name in names}, ordered)
 
 
 def ingest_day(
@@ -582,10 +591,6 @@ def _lines_by_group(rows: list[dict], n: int) -> dict[str, list[dict]]:
     return {group: [_line(of, n) for of in together[group].values()] for group in order}
 
 # %% ../../nbs/biobank/18a_description.ipynb #f0f3df1a
-COLOURS = dict(zip(MISSING_KINDS, (
-    *("#0072B2", "#D9D9D9", "#E69F00", "#D55E00", "#999999", "#56B4E9", "#CC79A7", "#009E73", "#000000"),
-    *("#882255", "#F0E442", "#666666", "#44AA99"),
-), strict=True))  # fmt: skip
 KIND_WORDS = {"present": "has a value", "empty": "nothing in the extract"}
 
 
@@ -664,201 +669,6 @@ def plot_occasions(
     axis.tick_params(length=0, labelsize=9)
     axis.spines[:].set_visible(False)
     return axis
-
-# %% ../../nbs/biobank/18a_description.ipynb #7d17e8f2
-PATTERNS = 12  # Patterns that a picture shows one by one
-
-
-def _merge_small(found: list[tuple[Any, int]], most: int) -> tuple[list[tuple[Any, int]], int]:
-    "Keep the most frequent entries of at least five people; returns them and the people of all others, 0 or at least 5."
-    found = sorted(found, key=lambda entry: -entry[1])
-    kept = [entry for entry in found[:most] if entry[1] >= MIN_COUNT]
-    rest = sum(count for _, count in found) - sum(count for _, count in kept)
-    if is_small(rest) and kept:
-        rest += kept.pop()[1]
-    return kept, rest
-
-
-def patterns_of(
-    has: dict[str, np.ndarray],  # Who has anything, by group of fields, bool [participant]
-) -> tuple[pl.DataFrame, int]:  # participants, and has it? by group; people with other patterns
-    "Count which groups of fields people have together; every count is 0 or at least 5."
-    known = [group for group in (*GROUPS, OWN, OTHER) if group in has]
-    groups = [*known, *(group for group in has if group not in known)]
-    codes = sum((has[group].astype(np.int64) << i for i, group in enumerate(groups)), np.int64(0))
-    values, counts = np.unique(codes, return_counts=True)
-    kept, rest = _merge_small(list(zip(values.tolist(), counts.tolist(), strict=True)), PATTERNS)
-    rows = [
-        {"participants": count, **{group: bool(code >> i & 1) for i, group in enumerate(groups)}}
-        for code, count in kept
-    ]
-    return pl.DataFrame(rows, schema={"participants": pl.Int64, **dict.fromkeys(groups, pl.Boolean)}), rest
-
-# %% ../../nbs/biobank/18a_description.ipynb #6a3158ed
-def _about_share(
-    count: int,  # Participants
-    n: int,  # Participants in all
-) -> str:
-    "A share rounded to whole percent, or to more where one percent is fewer than ten people."
-    step = next((step for step in (1, 2, 5, 10) if step * n >= 1000), 20)
-    percent = step * round(100 * count / n / step)
-    return f"{percent}%" if percent else f"<{step}%"
-
-# %% ../../nbs/biobank/18a_description.ipynb #400abff9
-def plot_patterns(
-    axis: Any,  # A matplotlib axis
-    patterns: pl.DataFrame,  # From `patterns_of`
-    rest: int,  # People with other patterns
-) -> Any:
-    "Draw which groups of fields people have together; a filled dot is a group in which they have anything."
-    groups, n = patterns.columns[1:], patterns["participants"].sum() + rest
-    shown = patterns.select(groups).to_numpy()
-    y, x = np.nonzero(np.ones_like(shown))
-    axis.scatter(x, y, s=52, c=np.where(shown[y, x], COLOURS["present"], "#E4E4E4"), linewidths=0)
-    labels = [_about_share(count, n) for count in patterns["participants"]]
-    labels += [f"{_about_share(rest, n)} other"] if rest else []
-    axis.set(xticks=range(len(groups)), yticks=range(len(labels)), yticklabels=labels)
-    axis.set_xticklabels(groups, rotation=40, ha="left", rotation_mode="anchor")
-    axis.set(xlim=(-0.6, len(groups) - 0.4), ylim=(len(labels) - 0.5, -0.5))
-    axis.xaxis.tick_top()
-    axis.tick_params(length=0, labelsize=9)
-    axis.spines[:].set_visible(False)
-    return axis
-
-# %% ../../nbs/biobank/18a_description.ipynb #5f1d4f0d
-class Distribution(NamedTuple):
-    "How the values of a column lie: counts of 0 or at least 5, except where all of them are fewer."
-
-    kind: str  # "number", "date" or "category"
-    edges: list  # Edges of bins, one more than counts; labels of categories
-    counts: list[int]  # Participants
-    rest: int = 0  # Times that a category was given which is not listed
-
-
-def _merge_bins(edges: np.ndarray, counts: np.ndarray) -> tuple[list[float], list[int]]:
-    "Join neighbouring bins until each holds nobody or at least five people."
-    kept_edges, kept, waiting = [float(edges[0])], [], 0
-    for edge, count in zip(edges[1:].tolist(), counts.tolist(), strict=True):
-        waiting += count
-        if not is_small(waiting):
-            kept_edges.append(edge)
-            kept.append(waiting)
-            waiting = 0
-    while waiting and kept:  # what is left at the end goes to the bin before it
-        waiting += kept.pop()
-        kept_edges.pop()
-        if not is_small(waiting):
-            break
-    return ([*kept_edges, float(edges[-1])], [*kept, waiting]) if waiting else (kept_edges, kept)
-
-# %% ../../nbs/biobank/18a_description.ipynb #3a27ba7b
-BINS = 30  # Bins of a histogram at most
-
-
-def _edges(values: np.ndarray) -> np.ndarray:
-    "Round edges of at most some BINS bins over the middle 99% of the values; whole numbers are in the middle of theirs."
-    low, high = np.quantile(values, [0.005, 0.995])
-    step = 10.0 ** math.floor(math.log10(max(high - low, 1e-9) / BINS))
-    step = next(size * step for size in (1, 2, 5, 10, 20) if (high - low) / (size * step) <= BINS)
-    whole = float(np.mean(values == np.round(values)))
-    step = max(1.0, step) if whole > 0.9 else step  # 0.5 may stand for "less than one" among whole numbers
-    start, stop = math.floor(low / step), math.floor(high / step) + 1
-    return (np.arange(start, stop + 1) - (0.5 if whole == 1 and step == 1 else 0)) * step
-
-
-def histogram(
-    values: pl.Series,  # Values of a column; nulls are left out
-    kind: str = "number",  # "number" or "date"
-) -> Distribution | None:  # None where fewer than five have a value
-    "Count values in round bins of nobody or at least five people; tails are in the last bins."
-    known = values.drop_nulls()
-    if len(known) < MIN_COUNT:
-        return None
-    if kind == "date":
-        known = known.dt.year() + (known.dt.ordinal_day() - 1) / 365.25
-    numbers = known.cast(pl.Float64).to_numpy()
-    edges = _edges(numbers)
-    counts, _ = np.histogram(np.clip(numbers, edges[0], edges[-1]), edges)
-    return Distribution(kind, *_merge_bins(edges, counts))
-
-# %% ../../nbs/biobank/18a_description.ipynb #e0182312
-BARS = 8  # Categories that are shown one by one
-
-
-def categories(
-    values: pl.Series,  # Codes of a column, or lists of codes
-    labels: dict[str, str],  # Label by code, as text
-) -> Distribution | None:  # None where fewer than five have a value
-    "Count the most frequent categories; those of fewer than five people are put together."
-    known = values.drop_nulls()
-    if len(known) < MIN_COUNT:
-        return None
-    codes = known.list.unique().explode() if known.dtype.is_nested() else known
-    table = codes.value_counts()
-    found = [
-        (labels.get(str(code), f"code {code}"), count)
-        for code, count in table.iter_rows()
-        if code is not None
-    ]
-    kept, rest = _merge_small(found, BARS)
-    return Distribution("category", [redact(label) for label, _ in kept], [count for _, count in kept], rest)
-
-# %% ../../nbs/biobank/18a_description.ipynb #f5a51cb5
-def distribution(
-    values: pl.Series,  # Values without special ones, as `clean_column` gives them
-    field: Field,  # The column's field
-    labels: dict[str, str],  # Labels of its coding
-) -> Distribution | None:  # None for text, and where fewer than five have a value
-    "Say how the values of a column lie."
-    if field.is_category:
-        return categories(values, labels)
-    if field.is_number:
-        return histogram(values)
-    return histogram(values, "date") if field.value_type in ("date", "time") else None
-
-
-def plot_distribution(
-    axis: Any,  # A matplotlib axis
-    found: Distribution,  # What to draw
-    title: str = "",  # Title of the field
-    units: str = "",  # Unit of a number
-) -> Any:
-    "Draw how the values of a column lie."
-    if found.kind == "category":
-        _bars(axis, found)
-    else:
-        width = np.diff(found.edges)
-        axis.stairs(np.array(found.counts) / width, found.edges, fill=True, color=COLOURS["present"])
-        axis.set(yticks=[], xlabel=units if found.kind == "number" else "year", ylim=(0, None))
-        axis.locator_params(axis="x", nbins=5)
-    axis.set_title(_shorten(title, 46), fontsize=8.5, loc="left")
-    axis.tick_params(labelsize=8)
-    axis.xaxis.label.set_size(8)
-    axis.spines[["top", "right", "left"]].set_visible(False)
-    return axis
-
-# %% ../../nbs/biobank/18a_description.ipynb #1252ad52
-def _shorten(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 3].rstrip() + "..."
-
-
-def _bars(axis: Any, found: Distribution) -> None:
-    "Draw categories as bars with their labels on them, in percent of all answers."
-    total = sum(found.counts) + found.rest
-    labels = found.edges + (["all others"] if found.rest else [])
-    shares = [100 * count / total for count in (*found.counts, *([found.rest] if found.rest else []))]
-    axis.barh(range(len(labels)), shares, color=["#9CCBE8"] * len(found.counts) + ["#D9D9D9"], height=0.8)
-    for place, (label, share) in enumerate(zip(labels, shares, strict=True)):
-        axis.text(
-            0.01,
-            place,
-            f"{_shorten(label, 40)}  {share:.0f}%",
-            va="center",
-            fontsize=7.5,
-            transform=axis.get_yaxis_transform(),
-        )
-    axis.set(yticks=[], xticks=[], ylim=(max(4, len(labels)) - 0.5, -0.5), xlim=(0, max([1, *shares])))
-    axis.spines["bottom"].set_visible(False)
 
 # %% ../../nbs/biobank/18a_description.ipynb #29d95507
 def _listed(names: list[str]) -> str:
@@ -1179,7 +989,7 @@ def _panels(shown: list[tuple[dict, Distribution]]) -> Any:
     figure.subplots_adjust(left=0.02, right=0.98, top=1 - edge, bottom=1.5 * edge, wspace=0.08, hspace=0.55)
     for axis, (row, found) in zip(axes, shown, strict=False):
         visit = "" if row["occasion"] in ("once", "visit 0") else f", {row['occasion']}"
-        plot_distribution(axis, found, _shorten(row["title"], 46 - len(visit)) + visit, row["units"])
+        plot_distribution(axis, found, shorten(row["title"], 46 - len(visit)) + visit, row["units"])
     for axis in axes[len(shown) :]:
         axis.set_axis_off()
     return figure

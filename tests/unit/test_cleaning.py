@@ -13,8 +13,8 @@ from ukbmm.biobank.cleaning import (
     MISSING_KINDS,
     OCCURRED,
     clean_column,
+    clean_expressions,
     in_order,
-    missing_table,
     read_special_values,
     rules_for,
 )
@@ -294,20 +294,35 @@ def test_cleaning_agrees_with_pandas_on_random_codes():
     assert np.array_equal(done.values.to_numpy(), expected.to_numpy(), equal_nan=True)
 
 
-def test_missing_kinds_are_counted_with_small_counts_hidden():
-    raw = pl.Series("p1070_i0", [2] * 60 + [-1] * 10 + [-3] * 20 + [None] * 10, dtype=pl.Int64)
-    table = missing_table({"p1070_i0": clean_column(raw, D[1070])})
-    assert table.rows(named=True) == [
+def test_expressions_for_many_columns_say_what_cleaning_each_of_them_says():
+    frame = pl.DataFrame(
         {
-            "column": "p1070_i0",
-            "present": "60%",
-            "empty": "10",
-            "do_not_know": "10",
-            "prefer_not_to_answer": "20",
+            "p1070_i0": pl.Series([2, -10, -1, None], dtype=pl.Int64),
+            "p6150_i0": pl.Series([[1, -3], [-7], [-3], []], dtype=pl.List(pl.Int32)),
+            "p41202": pl.Series([["I10"], [None], None, ["E11", "I10"]], dtype=pl.List(pl.String)),
+            "p130708": pl.Series([datetime.date(1900, 1, 1), datetime.date(2010, 2, 3), datetime.date(2037, 7, 7), None]),
+            "p3166_i0_a0": pl.Series([datetime.datetime(1900, 1, 1, 7), datetime.datetime(2008, 1, 1), None, None]),
         }
+    )  # fmt: skip
+    fields = {name: D[int(re.match(r"p(\d+)", name)[1])] for name in frame.columns}
+    both = {name: clean_expressions(name, frame.schema[name], field, rules_for(field)) for name, field in fields.items()}  # fmt: skip
+    values, kinds = (frame.select(**{name: of[i] for name, of in both.items()}) for i in (0, 1))
+    for name, field in fields.items():
+        done = clean_column(frame[name], field)
+        assert done.values.equals(values[name]) and done.kinds.equals(kinds[name])
+    assert kinds.dtypes == [pl.UInt8] * 5
+    assert [[MISSING_KINDS[kind] for kind in kinds[name]] for name in kinds.columns] == [
+        ["present", "present", "do_not_know", "empty"],
+        ["present", "present", "prefer_not_to_answer", "empty"],
+        ["present", "empty", "empty", "present"],
+        ["occurred_date_unknown", "present", "placeholder", "empty"],
+        ["occurred_date_unknown", "present", "empty", "empty"],
     ]
 
 
-def test_only_kinds_that_occur_are_columns():
-    full = clean_column(pl.Series("a", [1, 2], dtype=pl.Int64), D[34])
-    assert missing_table({"a": full}).rows() == [("a", "100%")]
+def test_a_list_of_several_kinds_of_missing_has_the_one_that_says_most():
+    field = next(field for field in D.fields.values() if field.value_type == "categorical_multiple"
+                 and {-1, -3} <= rules_for(field).kinds.keys())  # fmt: skip
+    raw = pl.Series("l", [[-1, -3], [-3, -1], [-1], [None, -1]], dtype=pl.List(pl.Int32))
+    done = clean_column(raw, field)
+    assert done.kinds.to_list() == [3, 3, 2, 2] and done.values.null_count() == 4

@@ -12,26 +12,21 @@ import polars as pl
 import pytest
 
 from ukbmm.biobank import description as module
-from ukbmm.biobank.cleaning import MISSING_KINDS
+from ukbmm.biobank.cleaning import MISSING_KINDS, clean_column, read_special_values
 from ukbmm.biobank.description import (
     GROUPS,
     OWN,
-    Distribution,
-    categories,
     column_rows,
     count_columns,
+    describe,
     description,
     description_table,
-    distribution,
     group_of,
     group_shares,
-    histogram,
     ingest_day,
     ingest_report,
     limits_of,
     occasion_shares,
-    patterns_of,
-    plot_distribution,
 )
 from ukbmm.biobank.dictionary import Dictionary, Field
 from ukbmm.biobank.store import Biobank, ingest
@@ -61,6 +56,8 @@ FIRST = {
     "50-0.0": column(("-170", 6), ("171", 40), ("", 50), fill="160"),
     "50-1.0": column(("171", 4)),  # so few that all of them are hidden
     "50-9.0": column(("171", 60)),
+    "6150-0.0": column(("1", 40), ("-7", 12), ("-3", 8), ("4", 25)),
+    "6150-0.1": column(("", 30), ("4", 10), ("", 20), ("-3", 6)),
     "20002-0.0": column(("1065", 50), ("99", 8), ("1111", 10)),
     "20002-0.1": column(("1111", 50), ("98", 8)),
     "22189-0.0": column(("-3.5", 60), fill="-1.25"),  # negative by nature, and no unit
@@ -123,6 +120,12 @@ def test_the_planted_counts_of_missing_are_in_the_report(rows):
     assert rows["p31"]["missing"] == {} and rows["p31"]["share"] == "100%"
     assert rows["p41202"]["with_value"] == 30 and rows["p41202"]["missing"] == {"empty": 87}
     assert rows["p50_i0"]["missing"] == {"empty": 50}
+    assert rows["p130000"]["missing"] == {"empty": HERE - 31, "from_birth": 6, "placeholder": 5}
+    assert rows["p130000"]["with_value"] == 20
+    assert rows["p3166_i0_a0"]["missing"] == {"occurred_date_unknown": 7}
+    heart = rows["p6150_i0"]  # 12 say "none of the above", which is an answer; 6 refuse beside an answer
+    assert heart["missing"] == {"empty": 32, "prefer_not_to_answer": 8}
+    assert heart["with_value"] == HERE - 40 and heart["out_of_range"] == {}
 
 
 def test_the_planted_faults_are_in_the_report_and_nothing_else(rows):
@@ -135,8 +138,6 @@ def test_the_planted_faults_are_in_the_report_and_nothing_else(rows):
         "p50_i0": {"below": 6},
         "p20002_i0": {"code": 8},
     }
-    assert rows["p130000"]["special_dates"] == 11 and rows["p130000"]["out_of_range"] == {}
-    assert rows["p3166_i0_a0"]["special_dates"] == 7
     beyond = {name: row["beyond_dictionary"] for name, row in rows.items() if row["beyond_dictionary"]}
     assert beyond == {"p50_i9": "occasion 9; the dictionary has 0 to 3"}
     assert rows["p20116_i0"]["codes_checked"] and not rows["p41202"]["codes_checked"]
@@ -261,7 +262,7 @@ def test_no_small_count_follows_from_the_others():
         small = rng.choice([0, 0, 1, 2, 3, 4, 6, 9, 15], 5)
         counts = dict(
             zip(
-                ["missing:empty", "missing:do_not_know", "out:code", "out:below", "special dates"],
+                ["missing:empty", "missing:do_not_know", "out:code", "out:below", "out:above"],
                 map(int, small),
                 strict=True,
             )
@@ -270,7 +271,7 @@ def test_no_small_count_follows_from_the_others():
             counts["missing:empty"] = n - int(small.sum()) - int(rng.choice([1, 3, 6, 20]))
         present = n - counts["missing:empty"] - counts["missing:do_not_know"]
         if (
-            present < sum(counts[what] for what in ("out:code", "out:below", "special dates"))
+            present < sum(counts[what] for what in ("out:code", "out:below", "out:above"))
             or counts["missing:empty"] < 0
         ):
             continue
@@ -287,7 +288,7 @@ def test_no_small_count_follows_from_the_others():
         inner = [
             shown["out_of_range"].get("code", 0),
             shown["out_of_range"].get("below", 0),
-            shown["special_dates"],
+            shown["out_of_range"].get("above", 0),
         ]
         hidden = [part for part in inner if isinstance(part, str)]
         if isinstance(
@@ -297,7 +298,7 @@ def test_no_small_count_follows_from_the_others():
             within = {rest - sum(of) for of in itertools.product(*map(ranges, hidden))}
             assert len(within) > 1 or not 0 < min(within) < 5
         for value, part in zip(
-            (counts["out:code"], counts["out:below"], counts["special dates"]), inner, strict=True
+            (counts["out:code"], counts["out:below"], counts["out:above"]), inner, strict=True
         ):
             assert (
                 part == value
@@ -330,37 +331,94 @@ def test_counts_that_overlap_are_rounded():
         assert sum(module._about(first) == module._about(other) for other in range(5, 205)) >= 9
 
 
+LISTS = (6150, 6152, 6155, 6159, 6177, 20002, 41202)  # with special codes and without, numbers and text
+DATES = (53, 130708, 42000, 21046, 28146, 3166, 24609)  # of each coding of special dates, and times
+
+
+def answers(field: Field, rng) -> np.ndarray:
+    "What 80 people may have answered: every code, special ones and codes that do not exist."
+    if field.value_type in ("date", "time"):
+        days = [
+            "2008-01-02",
+            "2037-07-07",
+            "1900-01-01",
+            "1901-01-01",
+            "1903-03-03",
+            "1910-01-01",
+            "1999-01-01",
+        ]
+        hours = ["T00:00:00", "T07:30:00"] if field.value_type == "time" else [""]
+        return np.char.add(rng.choice(days, 80), rng.choice(hours, 80))
+    labels = D.labels.get(field.coding or -1, {})
+    codes = [code for code in labels if field.text_codes or code.lstrip("-").isdigit()] or ["1", "2"]
+    few = [code for code in codes if code.startswith("-")] + codes[:4]
+    return rng.choice(few if field.value_type == "categorical_multiple" else codes, 80)
+
+
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory) -> Biobank:
-    "80 people and 300 columns of every type, many of them nearly empty."
+    "80 people and some 300 columns of every type, many of them nearly empty."
     rng, folder = np.random.default_rng(3), tmp_path_factory.mktemp("mixed")
-    fields = [
-        field
-        for field in D.fields.values()
-        if field.value_type in ("integer", "continuous", "categorical_single", "date")
+    kinds = ("integer", "continuous", "categorical_single", "date")
+    plain = [
+        field for field in D.fields.values() if field.value_type in kinds and field.field_id not in DATES
     ]
     table = {"eid": EIDS[:80]}
-    for field in rng.choice(np.array(fields, dtype=object), 300, replace=False):
-        codes = [
-            code
-            for code in D.labels.get(field.coding or -1, {})
-            if field.text_codes or code.lstrip("-").isdigit()
-        ] or ["1", "2"]
-        values = (
-            rng.choice(codes, 80)
-            if field.value_type != "date"
-            else rng.choice(["2008-01-02", "2037-07-07", "1900-01-01"], 80)
-        )
-        table[f"{field.field_id}-0.0"] = np.where(rng.random(80) < rng.choice([0.03, 0.5, 0.96]), values, "")
+    for field in (
+        *rng.choice(np.array(plain, dtype=object), 300, replace=False),
+        *(D[i] for i in LISTS + DATES),
+    ):
+        some = rng.choice([0.03, 0.5, 0.96]) if field in plain else 0.6
+        for position in range(3 if field.value_type == "categorical_multiple" else 1):
+            table[f"{field.field_id}-0.{position}"] = np.where(rng.random(80) < some, answers(field, rng), "")
     pd.DataFrame(table).to_csv(folder / "mixed.csv", index=False)
     return ingest(folder / "mixed.csv", folder / "mixed.biobank")
 
 
-def test_counts_are_those_of_the_cleaned_columns(mixed):
-    counted, cleaned = count_columns(mixed), mixed.clean(mixed.columns)
-    for name, (_, kinds) in cleaned.items():
+def assert_counted_as_cleaned(biobank: Biobank, special: pl.DataFrame | None = None) -> set[tuple[str, str]]:
+    "Compare every count with the cleaned column; returns kinds with the type of column that they occur in."
+    counted, found = count_columns(biobank, special=special), set()
+    table = biobank.read(biobank.columns)
+    for name in biobank.columns:
+        field = biobank.field(name)
+        _, kinds = clean_column(table[name], field, special)
         for position, kind in enumerate(MISSING_KINDS[1:], 1):
-            assert counted.columns[name].get(f"missing:{kind}", 0) == (kinds == position).sum(), (name, kind)
+            count = int((kinds == position).sum())
+            assert counted.columns[name].get(f"missing:{kind}", 0) == count, (name, kind)
+            found |= {(field.value_type, kind)} if count else set()
+    return found
+
+
+def test_counts_are_those_of_the_cleaned_columns(mixed):
+    found = assert_counted_as_cleaned(mixed)
+    assert found >= {
+        ("categorical_multiple", kind) for kind in ("empty", "do_not_know", "prefer_not_to_answer")
+    }
+    assert found >= {("date", kind) for kind in ("occurred_date_unknown", "from_birth", "placeholder")}
+    assert found >= {
+        ("time", "occurred_date_unknown"),
+        ("integer", "do_not_know"),
+        ("categorical_single", "empty"),
+    }
+
+
+def test_special_values_of_ones_own_are_counted(mixed, tmp_path):
+    rows = ["coding,value,kind", "100605,1,redacted", "100605,-3,present", "819,2037-07-07,present", "819,2008-01-02,redacted",
+            "439,1999-01-01,not_measured"]  # fmt: skip
+    (tmp_path / "own.csv").write_text("\n".join(rows) + "\n")
+    own = read_special_values(tmp_path / "own.csv")
+    found = assert_counted_as_cleaned(mixed, own)
+    assert {("categorical_multiple", "redacted"), ("date", "redacted"), ("time", "not_measured")} <= found
+    shipped, mine = (count_columns(mixed, ["p130708"], special).columns["p130708"] for special in (None, own))
+    assert "missing:redacted" not in shipped and mine["missing:redacted"] > 0
+    assert shipped["out:above"] == 0 and mine["out:above"] == 0  # its coding still gives 2037-07-07 a label
+    rows = [row for row in ingest_report(mixed, own).values["columns"] if "redacted" in row["missing"]]
+    assert {row["column"] for row in rows} >= {"p6150_i0", "p130708"}
+    assert [row for row in description(mixed, ["p130708"], own).rows] == [
+        row for row in rows if row["column"] == "p130708"
+    ]
+    assert "redacted" in describe(mixed, ["p130708"], own).columns
+    assert "redacted" not in describe(mixed, ["p130708"]).columns
 
 
 def test_columns_in_small_portions_are_counted_alike(mixed, monkeypatch):
@@ -440,66 +498,6 @@ def test_shares_by_group_and_occasion_are_means_over_columns(rows):
     assert occasions.filter(pl.col("group") == "Hospital, doctor and registers")[
         "once"
     ].item() == pytest.approx(30 / HERE)
-
-
-def test_patterns_of_few_people_are_put_together():
-    who = np.arange(60)
-    table, rest = patterns_of(
-        {"Diet": who < 40, "Brain imaging": (who < 20) | (who == 50), "Genotypes: array": who < 38}
-    )
-    assert table.columns == ["participants", "Diet", "Brain imaging", "Genotypes: array"]
-    # 20 with all; 18 with diet and genotypes; 2 with diet; 1 with a brain; 19 with nothing
-    assert table["participants"].to_list() == [20, 19] and rest == 21
-
-
-def test_bins_hold_nobody_or_five_and_everybody_is_in_one():
-    rng = np.random.default_rng(0)
-    for size in (5, 9, 40, 1000):
-        for values in (
-            rng.normal(size=size),
-            rng.lognormal(3, 1, size),
-            rng.integers(0, 4, size),
-            rng.integers(0, 90, size),
-        ):
-            found = histogram(pl.Series(values))
-            assert sum(found.counts) == size and all(count == 0 or count >= 5 for count in found.counts)
-            assert len(found.edges) == len(found.counts) + 1 and (np.diff(found.edges) > 0).all()
-            assert all(float(f"{edge:.2g}") == pytest.approx(edge, abs=1e-9) or float(f"{2 * edge:.3g}") == pytest.approx(2 * edge, abs=1e-9)
-                       for edge in found.edges)  # fmt: skip
-    assert histogram(pl.Series([1.0, 2.0, 3.0, 4.0])) is None
-
-
-def test_categories_of_few_people_are_put_together():
-    values = pl.Series([1] * 30 + [2] * 10 + [3] * 4 + [4] * 3 + [None] * 5)
-    found = categories(values, {"1": "one", "2": "two", "3": "three"})
-    assert found == Distribution("category", ["one", "two"], [30, 10], 7)
-    assert categories(values.head(4), {}) is None
-    lists = pl.Series([[1, 2], [1, 1], [2], None, [1], [1], [1], [2], [2], [2]])
-    assert categories(lists, {}).counts == [5, 5]  # somebody who says the same twice counts once
-
-
-def test_dates_are_drawn_by_year_and_text_is_not():
-    days = pl.Series([datetime.date(2008, 1, 1)] * 6 + [datetime.date(2010, 7, 2)] * 7)
-    found = distribution(days, Field(1, "x", "date"), {})
-    assert (
-        found.kind == "date"
-        and sum(found.counts) == 13
-        and 2007.5 < found.edges[0] <= 2008
-        and 2010.5 <= found.edges[-1] < 2011.5
-    )
-    assert distribution(pl.Series(["a"] * 9), Field(1, "x", "text"), {}) is None
-
-
-def test_figures_show_no_more_than_the_counts_they_are_drawn_from():
-    from matplotlib.figure import Figure
-
-    axis = Figure().subplots()
-    rng = np.random.default_rng(0)
-    found = histogram(pl.Series(rng.normal(size=200)))
-    plot_distribution(axis, found, "x")
-    values, edges, _ = axis.patches[0].get_data()
-    counts = np.round(values * np.diff(edges)).astype(int)
-    assert counts.tolist() == found.counts and not ((counts > 0) & (counts < 5)).any()
 
 
 def test_every_figure_of_a_description_is_drawn_from_published_numbers(planted, monkeypatch):

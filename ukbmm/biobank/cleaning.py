@@ -14,11 +14,10 @@ import polars as pl
 
 from .dictionary import Field, special_values
 from ..core import DictionaryError, did_you_mean
-from ..disclosure import show_parts, show_share
 
 # %% auto #0
-__all__ = ['MISSING_KINDS', 'OCCURRED', 'ROW_KINDS', 'read_special_values', 'Cleaned', 'Rules', 'rules_for', 'clean_column',
-           'in_order', 'missing_table']
+__all__ = ['MISSING_KINDS', 'OCCURRED', 'ROW_KINDS', 'read_special_values', 'Cleaned', 'Rules', 'raw_value', 'rules_for',
+           'clean_expressions', 'clean_column', 'in_order']
 
 # %% ../../nbs/biobank/13_cleaning.ipynb #5808521e
 MISSING_KINDS = (
@@ -124,13 +123,16 @@ def _rows_of(coding: int | None, table: pl.DataFrame | None) -> list[tuple]:
     return table.filter(pl.col("coding") == (coding or -1)).select("value", "kind", "number").rows()
 
 
-def _as_raw(value: str, field: Field) -> Any:
-    "A value of the table as the store holds it; raises `ValueError` where the field can't hold it."
+def raw_value(
+    text: str,  # A value of the table, or a code of a coding
+    field: Field,  # The field it stands in
+) -> Any:
+    "Write a value as the store holds it; raises `ValueError` where the field can't hold it."
     if field.dtype in (pl.Date, pl.Datetime):
-        return datetime.date.fromisoformat(value[:10])
+        return datetime.date.fromisoformat(text[:10])
     if field.dtype == pl.String:
-        return value
-    return float(value) if field.dtype == pl.Float64 else int(value)
+        return text
+    return float(text) if field.dtype == pl.Float64 else int(text)
 
 
 def rules_for(
@@ -141,7 +143,7 @@ def rules_for(
     rules = Rules({}, {}, set(), {})
     for value, kind, number in _rows_of(field.coding, table):
         try:
-            raw = _as_raw(value, field)
+            raw = raw_value(value, field)
         except ValueError:
             continue  # a code of text in a field of numbers can't occur in it
         if kind in ("number", "order"):
@@ -153,50 +155,56 @@ def rules_for(
     return rules._replace(none=frozenset(rules.none))
 
 # %% ../../nbs/biobank/13_cleaning.ipynb #6e6f03f7
-def _clean_single(column: pl.Series, field: Field, rules: Rules) -> tuple[pl.Expr, pl.Expr]:
+def _clean_single(value: pl.Expr, dtype: pl.DataType, field: Field, rules: Rules) -> tuple[pl.Expr, pl.Expr]:
     "Values and kinds of a column of single values; compares with each special value, which is faster than a look-up."
-    value = pl.col("raw")
-    key = value.dt.date() if column.dtype == pl.Datetime else value
-    kinds, kept = pl.when(value.is_null()).then(pl.lit(1, pl.UInt8)), pl.lit(True)
+    key = value.dt.date() if dtype == pl.Datetime and rules.kinds else value
+    kinds, kept = value.is_null().cast(pl.UInt8), pl.lit(True)
     for raw, kind in rules.kinds.items():
-        kinds = kinds.when(key == raw).then(pl.lit(kind, pl.UInt8))
+        kinds = pl.when(key == raw).then(pl.lit(kind, pl.UInt8)).otherwise(kinds)
         kept &= key != raw
     value = pl.when(kept).then(value) if rules.kinds else value
     if rules.numbers and field.is_number:
         value = value.cast(pl.Float64)
         for raw, number in rules.numbers.items():
             value = pl.when(key == raw).then(pl.lit(number)).otherwise(value)
-    return value, kinds.otherwise(pl.lit(0, pl.UInt8))
+    return value, kinds
 
 
-def _clean_lists(rules: Rules) -> tuple[pl.Expr, pl.Expr]:
-    "Values and kinds of a column of lists."
-    lists, one = pl.col("raw"), pl.element()
-    kept, kind, said_none = lists, pl.lit(1, pl.UInt8), pl.lit(False)
-    if rules.kinds:
-        codes, new = list(rules.kinds), list(rules.kinds.values())
-        found = one.replace_strict(codes, new, default=0, return_dtype=pl.UInt8)
-        kind = pl.max_horizontal(lists.list.eval(found).list.max(), pl.lit(1, pl.UInt8))
-    if rules.kinds or rules.none:
-        special = [*rules.kinds, *rules.none]
-        kept = lists.list.eval(one.filter(one.is_not_null() & ~one.is_in(special)))
-        said_none = lists.list.eval(one.is_in(list(rules.none))).list.any()
-    answered = (kept.list.len() > 0) | said_none
-    value = pl.when(answered).then(kept)
-    return value, pl.when(answered).then(pl.lit(0, pl.UInt8)).when(lists.is_null()).then(
-        pl.lit(1, pl.UInt8)
-    ).otherwise(kind)
+def _clean_lists(lists: pl.Expr, rules: Rules) -> tuple[pl.Expr, pl.Expr]:
+    "Values and kinds of a column of lists: a list is as known as the best known of its codes."
+    one, choice, nothing = pl.element(), 255, 254  # both are answers, and more than any kind of missing
+    known = pl.when(one.is_null()).then(pl.lit(None, pl.UInt8))
+    for raw, kind in {**dict.fromkeys(rules.none, nothing), **rules.kinds}.items():
+        known = known.when(one == raw).then(pl.lit(kind, pl.UInt8))
+    best = lists.list.eval(known.otherwise(pl.lit(choice, pl.UInt8))).list.max()
+    kinds = pl.when(best >= nothing).then(pl.lit(0, pl.UInt8)).otherwise(best.fill_null(1))
+    special = [*rules.kinds, *rules.none]
+    kept = lists.list.eval(one.filter(one.is_not_null() & ~one.is_in(special))) if special else lists
+    return pl.when(kinds == 0).then(kept), kinds
 
 # %% ../../nbs/biobank/13_cleaning.ipynb #2ae52ffd
+def clean_expressions(
+    name: str,  # Name of a column
+    dtype: pl.DataType,  # Its type in the store
+    field: Field,  # Its field
+    rules: Rules,  # From `rules_for` the same field
+) -> tuple[pl.Expr, pl.Expr]:  # Values, and kinds as UInt8
+    "Say in polars' words how a column is cleaned, for whoever cleans or counts many columns in one pass."
+    value = pl.col(name)
+    return (
+        _clean_lists(value, rules)
+        if isinstance(dtype, pl.List)
+        else _clean_single(value, dtype, field, rules)
+    )
+
+
 def clean_column(
     column: pl.Series,  # Raw values of one column, as the store holds them
     field: Field,  # The column's field
     table: pl.DataFrame | None = None,  # Special values; None takes the shipped ones
 ) -> Cleaned:
     "Separate a column into values and kinds of missing."
-    rules = rules_for(field, table)
-    lists = isinstance(column.dtype, pl.List)
-    value, kinds = _clean_lists(rules) if lists else _clean_single(column, field, rules)
+    value, kinds = clean_expressions("raw", column.dtype, field, rules_for(field, table))
     done = pl.DataFrame({"raw": column}).select(value.alias("values"), kinds.alias("kinds"))
     return Cleaned(done["values"].rename(column.name), done["kinds"].rename(column.name))
 
@@ -217,22 +225,3 @@ def in_order(
     return values.replace_strict(
         list(orders), list(orders.values()), default=None, return_dtype=pl.Float64
     ).rename(values.name)
-
-# %% ../../nbs/biobank/13_cleaning.ipynb #8e360a16
-def missing_table(
-    columns: dict[str, Cleaned],  # Cleaned columns by name
-) -> pl.DataFrame:  # One row a column: share present, and the count of each kind that occurs
-    "Count each column's kinds of missing, with small counts hidden."
-    rows = []
-    for name, (_, kinds) in columns.items():
-        counts = [int((kinds == kind).sum()) for kind in range(len(MISSING_KINDS))]
-        shown = show_parts(counts)
-        rows.append(
-            {
-                "column": name,
-                "present": show_share(counts[0], len(kinds)),
-                **dict(zip(MISSING_KINDS[1:], shown[1:], strict=True)),
-            }
-        )
-    used = [kind for kind in MISSING_KINDS[1:] if any(row[kind] != "0" for row in rows)]
-    return pl.DataFrame(rows).select("column", "present", *used)

@@ -22,21 +22,29 @@ import numpy as np
 import polars as pl
 
 from .. import __version__
-from .cleaning import MISSING_KINDS, clean_column, rules_for
-from .dictionary import Dictionary, Field, special_values
+from .cleaning import MISSING_KINDS, Rules, clean_column, clean_expressions, raw_value, rules_for
+from .dictionary import Dictionary, Field
+from ukbmm.biobank.figures import (
+    COLOURS,
+    Distribution,
+    distribution,
+    patterns_of,
+    plot_distribution,
+    plot_patterns,
+    shorten,
+)
 from .names import parse_name
 from .store import Biobank
 from .table import GROUP_CELLS
 from ..core import StoreError, progress, redact, write_text
-from ..disclosure import MIN_COUNT, assert_publishable, is_small, show_count, show_parts, show_share
+from ..disclosure import assert_publishable, is_small, show_count, show_parts, show_share
 
 # %% auto #0
-__all__ = ['GROUPS', 'OWN', 'OTHER', 'NOT_NEGATIVE', 'RANGES', 'EARLIEST', 'SPECIAL_DATES', 'KEYS', 'LISTED', 'COLOURS',
-           'KIND_WORDS', 'OCCASIONS', 'PATTERNS', 'BINS', 'BARS', 'ALT', 'PANELS', 'group_of', 'limits_of', 'Known',
-           'known_values', 'questions', 'Counted', 'count_columns', 'ingest_day', 'show_percent', 'column_rows',
-           'group_shares', 'plot_reasons', 'occasion_shares', 'plot_occasions', 'patterns_of', 'plot_patterns',
-           'Distribution', 'histogram', 'categories', 'distribution', 'plot_distribution', 'picture', 'IngestReport',
-           'add_report', 'ingest_report', 'Description', 'description_table', 'describe', 'description']
+__all__ = ['GROUPS', 'OWN', 'OTHER', 'NOT_NEGATIVE', 'RANGES', 'EARLIEST', 'KEYS', 'LISTED', 'KIND_WORDS', 'OCCASIONS', 'ALT',
+           'PANELS', 'group_of', 'limits_of', 'Known', 'known_values', 'questions', 'with_kinds', 'Counted',
+           'count_columns', 'ingest_day', 'show_percent', 'column_rows', 'group_shares', 'plot_reasons',
+           'occasion_shares', 'plot_occasions', 'picture', 'IngestReport', 'add_report', 'ingest_report', 'Description',
+           'description_table', 'describe', 'description']
 
 # %% ../../nbs/biobank/18a_description.ipynb #2f762a9b
 GROUPS = {
@@ -117,18 +125,6 @@ RANGES = {
     "day-of-month": (1, 31),
 }
 EARLIEST = datetime.date(1900, 1, 1)  # nobody in the study was born before 1930
-SPECIAL_DATES = {
-    819: ("1900-01-01", "1901-01-01", "1902-02-02", "1903-03-03", "1909-09-09", "2037-07-07"),
-    272: ("1900-01-01",),
-    439: ("1900-01-01",),
-    586: ("1910-01-01", "1920-01-01", "1930-01-01"),
-    691: ("1910-01-01", "1920-01-01"),
-    1273: ("1900-01-01", "1999-01-01"),
-    1313: ("1904-04-04",),
-    1345: ("1900-01-01", "1902-01-01"),
-    1439: ("1900-01-01", "1999-01-01"),
-    1642: ("1999-01-01",),
-}  # placeholders by coding, such as "date before birth"
 
 # %% ../../nbs/biobank/18a_description.ipynb #5f134fdd
 def limits_of(
@@ -147,12 +143,11 @@ def limits_of(
 
 # %% ../../nbs/biobank/18a_description.ipynb #add8abb1
 class Known(NamedTuple):
-    "Values of a field that are no measurements, and values that can be."
+    "What the values of a field mean."
 
-    kinds: dict  # Kind of missing (position in MISSING_KINDS) by raw value
+    rules: Rules  # Values that say why there is none, numbers and answers of nothing
     codes: tuple | None  # Codes with a label; None where the dictionary has none for the field
-    exempt: frozenset  # Values that are never out of range
-    special_dates: tuple  # Placeholders among dates
+    exempt: frozenset  # Values with a meaning that are not missing: never out of range
 
 
 def known_values(
@@ -162,38 +157,33 @@ def known_values(
 ) -> Known:
     "Find the values of a field that mean something by themselves."
     rules, labels = rules_for(field, special), dictionary.labels.get(field.coding or -1, {})
-    codes = tuple(code for code in (_as_raw(text, field) for text in labels) if code is not None)
-    dates = tuple(datetime.date.fromisoformat(text) for text in SPECIAL_DATES.get(field.coding or -1, ()))
-    dates = dates if field.value_type in ("date", "time") else ()
-    exempt = frozenset((*rules.kinds, *rules.numbers, *codes, *dates))
-    return Known(rules.kinds, codes if labels and field.is_category else None, exempt, dates)
+    codes = tuple(code for code in (_code(text, field) for text in labels) if code is not None)
+    exempt = frozenset((*rules.numbers, *rules.none, *rules.orders, *codes)) - rules.kinds.keys()
+    return Known(rules, codes if labels and field.is_category else None, exempt)
 
 
-def _as_raw(text: str, field: Field) -> Any:
+def _code(text: str, field: Field) -> Any:
     "A code of a coding as a column holds it; None where it can't be a value of the field."
     try:
-        return (
-            str(text) if field.dtype == pl.String else float(text) if field.dtype == pl.Float64 else int(text)
-        )
+        return raw_value(text, field)
     except ValueError:
         return None
 
 # %% ../../nbs/biobank/18a_description.ipynb #a2c2b7f3
-def _equal(value: pl.Expr, wanted: Iterable) -> pl.Expr:
-    "Count the values that are one of a few."
-    return sum(((value == one).sum() for one in wanted), pl.lit(0, pl.UInt32))
+def _kind_of(name: str) -> str:
+    return f"{name}|kind"  # no column's name has a bar
 
 
-def _outside(value: pl.Expr, field: Field, known: Known, today: datetime.date) -> dict[str, pl.Expr]:
+def _outside(name: str, field: Field, known: Known, today: datetime.date) -> dict[str, pl.Expr]:
     "Count what the limits of a field rule out."
-    low, high = limits_of(field, today)
-    found = {}
+    value, here = pl.col(name), pl.col(_kind_of(name)) == 0
+    (low, high), found = limits_of(field, today), {}
     if low is not None:
-        less = [one for one in known.exempt if one < low]
-        found["out:below"] = (value < low).sum() - _equal(value, less)
+        less = ((value == one).sum() for one in known.exempt if one < low)
+        found["out:below"] = ((value < low) & here).sum() - sum(less, pl.lit(0, pl.UInt32))
     if high is not None:
-        more = [one for one in known.exempt if one > high]
-        found["out:above"] = (value > high).sum() - _equal(value, more)
+        more = ((value == one).sum() for one in known.exempt if one > high)
+        found["out:above"] = ((value > high) & here).sum() - sum(more, pl.lit(0, pl.UInt32))
     return found
 
 
@@ -203,21 +193,29 @@ def questions(
     known: Known,  # What its values mean
     today: datetime.date,  # Day of the ingest
 ) -> dict[str, pl.Expr]:  # Counts by what is counted
-    "List what is counted of a column."
+    "List what is counted of a column, in a frame that has its kinds beside it."
     value, multiple = pl.col(name), field.value_type == "categorical_multiple"
-    found = {"missing:empty": value.null_count()}
+    may_be = sorted({1, *known.rules.kinds.values()})
+    found = {f"missing:{MISSING_KINDS[kind]}": (pl.col(_kind_of(name)) == kind).sum() for kind in may_be}
     if not multiple:
-        for kind in sorted(set(known.kinds.values())):
-            found[f"missing:{MISSING_KINDS[kind]}"] = _equal(
-                value, (raw for raw, of in known.kinds.items() if of == kind)
-            )
-        found |= _outside(value, field, known, today)
+        found |= _outside(name, field, known, today)
     if known.codes is not None:
         fits = value.explode() if multiple else value
-        found["out:code"] = (~fits.is_in(list(known.exempt))).sum()
-    if known.special_dates:
-        found["special dates"] = _equal(value, known.special_dates)
+        found["out:code"] = (~fits.is_in([*known.exempt, *known.rules.kinds])).sum()
     return found
+
+
+def with_kinds(
+    frame: pl.DataFrame,  # Raw columns
+    fields: dict[str, Field],  # Field by column
+    known: dict[str, Known],  # What values mean, by column
+) -> pl.DataFrame:
+    "Put the kinds of missing beside each column, a byte a value."
+    kinds = {
+        _kind_of(name): clean_expressions(name, dtype, fields[name], known[name].rules)[1]
+        for name, dtype in frame.schema.items()
+    }
+    return frame.with_columns(**kinds)
 
 # %% ../../nbs/biobank/18a_description.ipynb #a461d0cb
 class Counted(NamedTuple):
@@ -248,7 +246,8 @@ def _frames(biobank: Biobank, names: list[str], what: str) -> Iterator[pl.DataFr
 # %% ../../nbs/biobank/18a_description.ipynb #8b66d72a
 def _several(frame: pl.DataFrame, name: str, known: Known) -> int:
     "Participants with a code that the coding does not have, among the codes of a multiple choice."
-    strange = pl.col(name).list.eval(~pl.element().is_in(list(known.exempt))).list.any()
+    fits = pl.element().is_in([*known.exempt, *known.rules.kinds])
+    strange = pl.col(name).list.eval(~fits).list.any()
     return int(frame.select(strange.sum()).item() or 0)
 
 
@@ -258,7 +257,7 @@ def _count_frame(
     "Count everything about the columns of a frame."
     asked = {name: questions(name, fields[name], known[name], today) for name in frame.columns}
     flat = [expr.alias(f"{name}|{what}") for name, of in asked.items() for what, expr in of.items()]
-    values = iter(frame.select(flat).row(0))
+    values = iter(with_kinds(frame, fields, known).select(flat).row(0))
     counts = {name: {what: int(next(values)) for what in of} for name, of in asked.items()}
     for name, of in counts.items():
         if of.get("out:code") and frame.schema[name].is_nested():
@@ -277,14 +276,15 @@ def _names_of(biobank: Biobank, columns: Iterable[str] | None) -> list[str]:
     return names
 
 
-def _known_by_column(fields: dict[str, Field], dictionary: Dictionary) -> dict[str, Known]:
+def _known_by_column(
+    fields: dict[str, Field], dictionary: Dictionary, special: pl.DataFrame | None
+) -> dict[str, Known]:
     "What the values of each column mean; fields of one coding and type share it."
-    special, shared = special_values(), {}
-    for field in fields.values():
-        key = (field.coding, field.value_type, field.text_codes)
-        if key not in shared:
-            shared[key] = known_values(field, dictionary, special)
-    return {name: shared[field.coding, field.value_type, field.text_codes] for name, field in fields.items()}
+    keys, shared = {name: (field.coding, field.dtype, field.value_type) for name, field in fields.items()}, {}
+    for name, field in fields.items():
+        if keys[name] not in shared:
+            shared[keys[name]] = known_values(field, dictionary, special)
+    return {name: shared[key] for name, key in keys.items()}
 
 
 def _fields_of(biobank: Biobank, names: list[str], dictionary: Dictionary) -> dict[str, Field]:
@@ -294,11 +294,12 @@ def _fields_of(biobank: Biobank, names: list[str], dictionary: Dictionary) -> di
 def count_columns(
     biobank: Biobank,  # An open Biobank
     columns: Iterable[str] | None = None,  # Which columns; None counts all
+    special: pl.DataFrame | None = None,  # Special values; None takes the shipped ones
 ) -> Counted:  # Exact: not for publication
     "Count what is missing, what is out of range and who has anything, in one pass; raises `StoreError`."
     names, dictionary, today = _names_of(biobank, columns), biobank.dictionary, ingest_day(biobank)
     fields = _fields_of(biobank, names, dictionary)
-    known = _known_by_column(fields, dictionary)
+    known = _known_by_column(fields, dictionary, special)
     groups = {name: group_of(field) for name, field in fields.items()}
     n = int((~biobank.withdrawn).sum())
     counts, has = {}, {}
@@ -309,7 +310,8 @@ def count_columns(
                 pl.col(name).is_not_null() for name in frame.columns if groups[name] == group
             )
             has[group] = frame.select(here).to_series().to_numpy() | has.get(group, False)
-    return Counted(n, {name: counts[name] for name in names}, has)
+    ordered = {group: has[group] for group in (*GROUPS, OWN, OTHER) if group in has}
+    return Counted(n, {name: counts[name] for name in names}, ordered)
 
 
 def ingest_day(
@@ -353,7 +355,7 @@ def _publish(counts: dict[str, int], n: int) -> dict[str, Any]:
     missing = {kind: counts.get(f"missing:{kind}", 0) for kind in MISSING_KINDS[1:]}
     present = n - sum(missing.values())
     shown, *others = map(_plain, show_parts([present, *missing.values()]))
-    within = {what: counts.get(what, 0) for what in ("out:code", "out:below", "out:above", "special dates")}
+    within = {what: counts.get(what, 0) for what in ("out:code", "out:below", "out:above")}
     inner = map(_plain, show_parts([*within.values(), present - sum(within.values())]))
     parts = dict(zip(within, inner, strict=False))
     if isinstance(shown, str):
@@ -361,7 +363,7 @@ def _publish(counts: dict[str, int], n: int) -> dict[str, Any]:
         parts = {what: count and f"<{most + 1}" for what, count in parts.items()}
     faults = {what[4:]: parts[what] for what in parts if what.startswith("out:") and parts[what]}
     return {"with_value": shown, "missing": {kind: count for kind, count in zip(missing, others, strict=True) if count},
-            "special_dates": parts["special dates"], "out_of_range": faults}  # fmt: skip
+            "out_of_range": faults}  # fmt: skip
 
 # %% ../../nbs/biobank/18a_description.ipynb #fcdd76b4
 def _beyond(name: str, field: Field) -> str:
@@ -501,10 +503,9 @@ KEYS = {
     "genotypes": "stores of genotypes: variants, genome build, participants with and without, people in no table, people with another sex in field 31",
     "columns": "one entry a column, in the order of the Biobank",
     "columns.column": "canonical name: p, field, _i occasion, _a position",
-    "columns.with_value": "participants with a value that is not one of the special ones",
+    "columns.with_value": "participants with a value; an answer of nothing, such as none of the above, is one",
     "columns.share": "the same in percent of the participants",
-    "columns.missing": "participants without a value, by the kind of missing; kinds that do not occur are left out",
-    "columns.special_dates": "placeholders among the dates, such as 1902-02-02; they count as values",
+    "columns.missing": "participants without a value, by the kind of missing: empty, do_not_know, prefer_not_to_answer and so on, or for a date occurred_date_unknown, from_birth, placeholder; kinds that do not occur are left out",
     "columns.out_of_range": "code: not in the coding; below, above: before 1900 or after the ingest, or ruled out by the unit",
     "columns.beyond_dictionary": "an occasion or a position that the dictionary does not have",
     "columns.codes_checked": "does the dictionary have the labels of the coding, so that codes were checked?",
@@ -590,10 +591,6 @@ def _lines_by_group(rows: list[dict], n: int) -> dict[str, list[dict]]:
     return {group: [_line(of, n) for of in together[group].values()] for group in order}
 
 # %% ../../nbs/biobank/18a_description.ipynb #f0f3df1a
-COLOURS = dict(zip(MISSING_KINDS, (
-    *("#0072B2", "#D9D9D9", "#E69F00", "#D55E00", "#999999", "#56B4E9", "#CC79A7", "#009E73", "#000000"),
-    *("#882255", "#F0E442", "#666666", "#44AA99"),
-), strict=True))  # fmt: skip
 KIND_WORDS = {"present": "has a value", "empty": "nothing in the extract"}
 
 
@@ -672,201 +669,6 @@ def plot_occasions(
     axis.tick_params(length=0, labelsize=9)
     axis.spines[:].set_visible(False)
     return axis
-
-# %% ../../nbs/biobank/18a_description.ipynb #7d17e8f2
-PATTERNS = 12  # Patterns that a picture shows one by one
-
-
-def _merge_small(found: list[tuple[Any, int]], most: int) -> tuple[list[tuple[Any, int]], int]:
-    "Keep the most frequent entries of at least five people; returns them and the people of all others, 0 or at least 5."
-    found = sorted(found, key=lambda entry: -entry[1])
-    kept = [entry for entry in found[:most] if entry[1] >= MIN_COUNT]
-    rest = sum(count for _, count in found) - sum(count for _, count in kept)
-    if is_small(rest) and kept:
-        rest += kept.pop()[1]
-    return kept, rest
-
-
-def patterns_of(
-    has: dict[str, np.ndarray],  # Who has anything, by group of fields, bool [participant]
-) -> tuple[pl.DataFrame, int]:  # participants, and has it? by group; people with other patterns
-    "Count which groups of fields people have together; every count is 0 or at least 5."
-    known = [group for group in (*GROUPS, OWN, OTHER) if group in has]
-    groups = [*known, *(group for group in has if group not in known)]
-    codes = sum((has[group].astype(np.int64) << i for i, group in enumerate(groups)), np.int64(0))
-    values, counts = np.unique(codes, return_counts=True)
-    kept, rest = _merge_small(list(zip(values.tolist(), counts.tolist(), strict=True)), PATTERNS)
-    rows = [
-        {"participants": count, **{group: bool(code >> i & 1) for i, group in enumerate(groups)}}
-        for code, count in kept
-    ]
-    return pl.DataFrame(rows, schema={"participants": pl.Int64, **dict.fromkeys(groups, pl.Boolean)}), rest
-
-# %% ../../nbs/biobank/18a_description.ipynb #6a3158ed
-def _about_share(
-    count: int,  # Participants
-    n: int,  # Participants in all
-) -> str:
-    "A share rounded to whole percent, or to more where one percent is fewer than ten people."
-    step = next((step for step in (1, 2, 5, 10) if step * n >= 1000), 20)
-    percent = step * round(100 * count / n / step)
-    return f"{percent}%" if percent else f"<{step}%"
-
-# %% ../../nbs/biobank/18a_description.ipynb #400abff9
-def plot_patterns(
-    axis: Any,  # A matplotlib axis
-    patterns: pl.DataFrame,  # From `patterns_of`
-    rest: int,  # People with other patterns
-) -> Any:
-    "Draw which groups of fields people have together; a filled dot is a group in which they have anything."
-    groups, n = patterns.columns[1:], patterns["participants"].sum() + rest
-    shown = patterns.select(groups).to_numpy()
-    y, x = np.nonzero(np.ones_like(shown))
-    axis.scatter(x, y, s=52, c=np.where(shown[y, x], COLOURS["present"], "#E4E4E4"), linewidths=0)
-    labels = [_about_share(count, n) for count in patterns["participants"]]
-    labels += [f"{_about_share(rest, n)} other"] if rest else []
-    axis.set(xticks=range(len(groups)), yticks=range(len(labels)), yticklabels=labels)
-    axis.set_xticklabels(groups, rotation=40, ha="left", rotation_mode="anchor")
-    axis.set(xlim=(-0.6, len(groups) - 0.4), ylim=(len(labels) - 0.5, -0.5))
-    axis.xaxis.tick_top()
-    axis.tick_params(length=0, labelsize=9)
-    axis.spines[:].set_visible(False)
-    return axis
-
-# %% ../../nbs/biobank/18a_description.ipynb #5f1d4f0d
-class Distribution(NamedTuple):
-    "How the values of a column lie: counts of 0 or at least 5, except where all of them are fewer."
-
-    kind: str  # "number", "date" or "category"
-    edges: list  # Edges of bins, one more than counts; labels of categories
-    counts: list[int]  # Participants
-    rest: int = 0  # Times that a category was given which is not listed
-
-
-def _merge_bins(edges: np.ndarray, counts: np.ndarray) -> tuple[list[float], list[int]]:
-    "Join neighbouring bins until each holds nobody or at least five people."
-    kept_edges, kept, waiting = [float(edges[0])], [], 0
-    for edge, count in zip(edges[1:].tolist(), counts.tolist(), strict=True):
-        waiting += count
-        if not is_small(waiting):
-            kept_edges.append(edge)
-            kept.append(waiting)
-            waiting = 0
-    while waiting and kept:  # what is left at the end goes to the bin before it
-        waiting += kept.pop()
-        kept_edges.pop()
-        if not is_small(waiting):
-            break
-    return ([*kept_edges, float(edges[-1])], [*kept, waiting]) if waiting else (kept_edges, kept)
-
-# %% ../../nbs/biobank/18a_description.ipynb #3a27ba7b
-BINS = 30  # Bins of a histogram at most
-
-
-def _edges(values: np.ndarray) -> np.ndarray:
-    "Round edges of at most some BINS bins over the middle 99% of the values; whole numbers are in the middle of theirs."
-    low, high = np.quantile(values, [0.005, 0.995])
-    step = 10.0 ** math.floor(math.log10(max(high - low, 1e-9) / BINS))
-    step = next(size * step for size in (1, 2, 5, 10, 20) if (high - low) / (size * step) <= BINS)
-    whole = float(np.mean(values == np.round(values)))
-    step = max(1.0, step) if whole > 0.9 else step  # 0.5 may stand for "less than one" among whole numbers
-    start, stop = math.floor(low / step), math.floor(high / step) + 1
-    return (np.arange(start, stop + 1) - (0.5 if whole == 1 and step == 1 else 0)) * step
-
-
-def histogram(
-    values: pl.Series,  # Values of a column; nulls are left out
-    kind: str = "number",  # "number" or "date"
-) -> Distribution | None:  # None where fewer than five have a value
-    "Count values in round bins of nobody or at least five people; tails are in the last bins."
-    known = values.drop_nulls()
-    if len(known) < MIN_COUNT:
-        return None
-    if kind == "date":
-        known = known.dt.year() + (known.dt.ordinal_day() - 1) / 365.25
-    numbers = known.cast(pl.Float64).to_numpy()
-    edges = _edges(numbers)
-    counts, _ = np.histogram(np.clip(numbers, edges[0], edges[-1]), edges)
-    return Distribution(kind, *_merge_bins(edges, counts))
-
-# %% ../../nbs/biobank/18a_description.ipynb #e0182312
-BARS = 8  # Categories that are shown one by one
-
-
-def categories(
-    values: pl.Series,  # Codes of a column, or lists of codes
-    labels: dict[str, str],  # Label by code, as text
-) -> Distribution | None:  # None where fewer than five have a value
-    "Count the most frequent categories; those of fewer than five people are put together."
-    known = values.drop_nulls()
-    if len(known) < MIN_COUNT:
-        return None
-    codes = known.list.unique().explode() if known.dtype.is_nested() else known
-    table = codes.value_counts()
-    found = [
-        (labels.get(str(code), f"code {code}"), count)
-        for code, count in table.iter_rows()
-        if code is not None
-    ]
-    kept, rest = _merge_small(found, BARS)
-    return Distribution("category", [redact(label) for label, _ in kept], [count for _, count in kept], rest)
-
-# %% ../../nbs/biobank/18a_description.ipynb #f5a51cb5
-def distribution(
-    values: pl.Series,  # Values without special ones, as `clean_column` gives them
-    field: Field,  # The column's field
-    labels: dict[str, str],  # Labels of its coding
-) -> Distribution | None:  # None for text, and where fewer than five have a value
-    "Say how the values of a column lie."
-    if field.is_category:
-        return categories(values, labels)
-    if field.is_number:
-        return histogram(values)
-    return histogram(values, "date") if field.value_type in ("date", "time") else None
-
-
-def plot_distribution(
-    axis: Any,  # A matplotlib axis
-    found: Distribution,  # What to draw
-    title: str = "",  # Title of the field
-    units: str = "",  # Unit of a number
-) -> Any:
-    "Draw how the values of a column lie."
-    if found.kind == "category":
-        _bars(axis, found)
-    else:
-        width = np.diff(found.edges)
-        axis.stairs(np.array(found.counts) / width, found.edges, fill=True, color=COLOURS["present"])
-        axis.set(yticks=[], xlabel=units if found.kind == "number" else "year", ylim=(0, None))
-        axis.locator_params(axis="x", nbins=5)
-    axis.set_title(_shorten(title, 46), fontsize=8.5, loc="left")
-    axis.tick_params(labelsize=8)
-    axis.xaxis.label.set_size(8)
-    axis.spines[["top", "right", "left"]].set_visible(False)
-    return axis
-
-# %% ../../nbs/biobank/18a_description.ipynb #1252ad52
-def _shorten(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 3].rstrip() + "..."
-
-
-def _bars(axis: Any, found: Distribution) -> None:
-    "Draw categories as bars with their labels on them, in percent of all answers."
-    total = sum(found.counts) + found.rest
-    labels = found.edges + (["all others"] if found.rest else [])
-    shares = [100 * count / total for count in (*found.counts, *([found.rest] if found.rest else []))]
-    axis.barh(range(len(labels)), shares, color=["#9CCBE8"] * len(found.counts) + ["#D9D9D9"], height=0.8)
-    for place, (label, share) in enumerate(zip(labels, shares, strict=True)):
-        axis.text(
-            0.01,
-            place,
-            f"{_shorten(label, 40)}  {share:.0f}%",
-            va="center",
-            fontsize=7.5,
-            transform=axis.get_yaxis_transform(),
-        )
-    axis.set(yticks=[], xticks=[], ylim=(max(4, len(labels)) - 0.5, -0.5), xlim=(0, max([1, *shares])))
-    axis.spines["bottom"].set_visible(False)
 
 # %% ../../nbs/biobank/18a_description.ipynb #29d95507
 def _listed(names: list[str]) -> str:
@@ -1099,9 +901,10 @@ class IngestReport:
 # %% ../../nbs/biobank/18a_description.ipynb #91a1198c
 def add_report(
     biobank: Biobank,  # An open Biobank
+    special: pl.DataFrame | None = None,  # Special values; None takes the shipped ones
 ) -> list[Path]:  # ingest.html and ingest.json, in its folder
     "Write the ingest report into the Biobank's own folder."
-    paths = ingest_report(biobank).write(biobank.path)
+    paths = ingest_report(biobank, special).write(biobank.path)
     for path in paths:
         biobank.record(path.name)
     return paths
@@ -1137,9 +940,10 @@ def _page(values: dict) -> dict[str, Any]:
 
 def ingest_report(
     biobank: Biobank,  # An open Biobank
+    special: pl.DataFrame | None = None,  # Special values; None takes the shipped ones
 ) -> IngestReport:
     "Say what became of every file and every column, without withdrawn participants."
-    counted = count_columns(biobank)
+    counted = count_columns(biobank, special=special)
     return IngestReport(_values(biobank, column_rows(biobank, counted), counted.n))
 
 # %% ../../nbs/biobank/18a_description.ipynb #9c985f96
@@ -1157,9 +961,11 @@ def _drawn(rows: list[dict], most: int) -> dict[str, list[str]]:
     return {group: list(of.values())[:most] for group, of in by_group.items()}
 
 
-def _distributions(biobank: Biobank, names: list[str]) -> dict[str, Distribution]:
+def _distributions(
+    biobank: Biobank, names: list[str], special: pl.DataFrame | None
+) -> dict[str, Distribution]:
     "How the values of some columns lie; without those that fewer than five people have."
-    dictionary, special = biobank.dictionary, special_values()
+    dictionary = biobank.dictionary
     fields, found = _fields_of(biobank, names, dictionary), {}
     for frame in _frames(biobank, names, "drawing"):
         for name in frame.columns:
@@ -1183,7 +989,7 @@ def _panels(shown: list[tuple[dict, Distribution]]) -> Any:
     figure.subplots_adjust(left=0.02, right=0.98, top=1 - edge, bottom=1.5 * edge, wspace=0.08, hspace=0.55)
     for axis, (row, found) in zip(axes, shown, strict=False):
         visit = "" if row["occasion"] in ("once", "visit 0") else f", {row['occasion']}"
-        plot_distribution(axis, found, _shorten(row["title"], 46 - len(visit)) + visit, row["units"])
+        plot_distribution(axis, found, shorten(row["title"], 46 - len(visit)) + visit, row["units"])
     for axis in axes[len(shown) :]:
         axis.set_axis_off()
     return figure
@@ -1247,9 +1053,10 @@ def description_table(
 def describe(
     biobank: Biobank,  # An open Biobank
     columns: Iterable[str] | None = None,  # Which columns; None lists all
+    special: pl.DataFrame | None = None,  # Special values; None takes the shipped ones
 ) -> pl.DataFrame:  # One row a column, publishable
     "List columns as `description_table` does, without drawing anything."
-    return description_table(column_rows(biobank, count_columns(biobank, columns)))
+    return description_table(column_rows(biobank, count_columns(biobank, columns, special)))
 
 
 def _genotyped(biobank: Biobank) -> dict[str, np.ndarray]:
@@ -1263,12 +1070,13 @@ def _genotyped(biobank: Biobank) -> dict[str, np.ndarray]:
 def description(
     biobank: Biobank,  # An open Biobank
     columns: Iterable[str] | None = None,  # Which columns; None describes all, and draws some of each group
+    special: pl.DataFrame | None = None,  # Special values; None takes the shipped ones
 ) -> Description:
     "Describe columns without withdrawn participants: what is missing and why, at which visit, and how the values lie."
-    counted = count_columns(biobank, columns)
+    counted = count_columns(biobank, columns, special)
     rows, n = column_rows(biobank, counted), counted.n
     of_group = _drawn(rows, PANELS if columns is None else len(rows))
-    found = _distributions(biobank, [name for names in of_group.values() for name in names])
+    found = _distributions(biobank, [name for names in of_group.values() for name in names], special)
     missing = _missing_figures(rows, n)
     patterns, rest = patterns_of(counted.has | (_genotyped(biobank) if columns is None else {}))
     figures = {"missing": missing["reasons"], "occasions": missing["occasions"],

@@ -16,8 +16,8 @@ from ..core import TableError
 # %% auto #0
 __all__ = ['CODE_LISTS', 'ARRAY_SIZES', 'CANCERS', 'CAUSES_OF_DEATH', 'COUNTS', 'CANCER_FIELDS', 'OCCURRENCES', 'DEATH',
            'PRACTICE', 'HOSPITAL', 'OWN_REPORT', 'NO_DATE', 'OUTCOMES', 'NEEDED', 'HEALTH_FIELDS', 'episode_dates',
-           'beyond', 'icd9_map', 'read_map', 'hospital_codes', 'death_codes', 'practice_codes', 'first_occurrences',
-           'outcomes', 'summarise']
+           'with_dates', 'beyond', 'icd9_map', 'read_map', 'hospital_codes', 'death_codes', 'practice_codes',
+           'first_occurrences', 'outcomes', 'summarise']
 
 # %% ../../nbs/biobank/18h_summaries.ipynb #f6135ed2
 def episode_dates(
@@ -28,9 +28,17 @@ def episode_dates(
     return hesin.select("eid", "ins_index", date.alias("date"))
 
 
-def _dated(records: dict[str, pl.DataFrame], table: str) -> pl.DataFrame:
-    "Diagnoses or operations with the date of their episode."
-    return records[table].join(episode_dates(records["hesin"]), on=["eid", "ins_index"], how="left")
+def with_dates(
+    records: dict[str, pl.DataFrame],  # With hesin, hesin_diag and hesin_oper
+) -> dict[str, pl.DataFrame]:  # The same tables; hesin_diag and hesin_oper have a column `date`
+    "Give diagnoses and operations the date of their episode, unless they have it."
+    dates = episode_dates(records["hesin"])
+    dated = {
+        name: records[name].join(dates, on=["eid", "ins_index"], how="left")
+        for name in ("hesin_diag", "hesin_oper")
+        if "date" not in records[name].columns
+    }
+    return records | dated
 
 # %% ../../nbs/biobank/18h_summaries.ipynb #ac5fe914
 CODE_LISTS = {
@@ -65,11 +73,9 @@ CAUSES_OF_DEATH = 8  # Positions of field 40002; the showcase has 15
 def _first_dates(records: dict[str, pl.DataFrame], field_id: int) -> pl.DataFrame:
     "The distinct codes of each person with their first dates: eid, code, date, in order."
     table, column, levels, _ = CODE_LISTS[field_id]
-    events = _dated(records, table).filter(pl.col(column).is_not_null() & pl.col("level").is_in(levels))
+    events = records[table].filter(pl.col(column).is_not_null() & pl.col("level").is_in(levels))
     date = pl.coalesce("opdate", "date") if table == "hesin_oper" else pl.col("date")
-    events = events.select("eid", pl.col(column).alias("code"), date)
-    events = events.rename({events.columns[-1]: "date"})
-    first = events.group_by("eid", "code").agg(pl.col("date").min())
+    first = events.group_by("eid", pl.col(column).alias("code")).agg(date.min().alias("date"))
     return first.sort("eid", "date", "code", nulls_last=True)
 
 
@@ -95,7 +101,7 @@ def beyond(
     array_sizes: dict[str, int] = ARRAY_SIZES,  # Positions of each list by its column
 ) -> dict[str, int]:  # Codes that do not fit, by column; only where there are some
     "Count the codes that lie beyond the positions made."
-    counts = {}
+    counts, records = {}, with_dates(records)
     for field_id in CODE_LISTS:
         each = _first_dates(records, field_id).group_by("eid").len()["len"].cast(pl.Int64)
         counts[f"p{field_id}"] = int((each - array_sizes[f"p{field_id}"]).clip(lower_bound=0).sum())
@@ -222,10 +228,8 @@ def hospital_codes(
 ) -> pl.DataFrame:  # eid, date, icd10; ICD-9 mapped where it is that of a modelled disease
     "List every hospital diagnosis in ICD-10 with its date."
     mapped = pl.col("diag_icd9").replace_strict(icd9_map(), default=None, return_dtype=pl.String)
-    events = _dated(records, "hesin_diag").select(
-        "eid", "date", pl.coalesce("diag_icd10", mapped).alias("icd10")
-    )
-    return events.drop_nulls("icd10")
+    code = pl.coalesce("diag_icd10", mapped).alias("icd10")
+    return with_dates(records)["hesin_diag"].select("eid", "date", code).drop_nulls("icd10")
 
 
 def death_codes(
@@ -373,6 +377,7 @@ def _parts(
     people: pl.DataFrame, records: dict[str, pl.DataFrame], sizes: dict[str, int], cancers: int, causes: int
 ) -> list[pl.DataFrame]:
     "All fields in pieces, each with a row for the people who have something."
+    records = with_dates(records)
     first, found = first_occurrences(records), outcomes(records)
     return [
         *(_certificate(people, records, instance, causes) for instance in (0, 1)),
@@ -398,8 +403,8 @@ def summarise(
     missing = [name for name in NEEDED if name not in records]
     if missing:
         raise TableError("the record tables", ", ".join(NEEDED), f"no {', '.join(missing)}")
-    reason = lost_reason(people).alias("p190")
-    table = people.select("eid", reason, pl.col("lost").alias("p191"))
-    for part in _parts(people, records, array_sizes, cancers, causes):
-        table = table.join(part, on="eid", how="left", maintain_order="left")
-    return table.drop("eid")
+    lost = people.select(lost_reason(people).alias("p190"), pl.col("lost").alias("p191"))
+    parts = _parts(people, records, array_sizes, cancers, causes)
+    eids = people.select("eid")
+    aligned = (eids.join(part, on="eid", how="left", maintain_order="left").drop("eid") for part in parts)
+    return pl.concat([lost, *aligned], how="horizontal")

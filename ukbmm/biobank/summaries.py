@@ -30,15 +30,20 @@ def episode_dates(
 
 def with_dates(
     records: dict[str, pl.DataFrame],  # With hesin, hesin_diag and hesin_oper
-) -> dict[str, pl.DataFrame]:  # The same tables; hesin_diag and hesin_oper have a column `date`
-    "Give diagnoses and operations the date of their episode, unless they have it."
-    dates = episode_dates(records["hesin"])
-    dated = {
-        name: records[name].join(dates, on=["eid", "ins_index"], how="left")
-        for name in ("hesin_diag", "hesin_oper")
-        if "date" not in records[name].columns
+) -> dict[
+    str, pl.DataFrame
+]:  # The same; hesin_diag and hesin_oper have a `date`, and their order is person, date, code
+    "Date diagnoses and operations by their episode, or by the day of the operation, and put them in order."
+    if "date" in records["hesin_diag"].columns:
+        return records
+    dates, keys = episode_dates(records["hesin"]), ["eid", "ins_index"]
+    diagnoses = records["hesin_diag"].join(dates, on=keys, how="left")
+    operations = records["hesin_oper"].join(dates, on=keys, how="left")
+    operations = operations.with_columns(pl.coalesce("opdate", "date").alias("date"))
+    return records | {
+        "hesin_diag": diagnoses.sort("eid", "date", pl.coalesce("diag_icd10", "diag_icd9"), nulls_last=True),
+        "hesin_oper": operations.sort("eid", "date", pl.coalesce("oper4", "oper3"), nulls_last=True),
     }
-    return records | dated
 
 # %% ../../nbs/biobank/18h_summaries.ipynb #ac5fe914
 CODE_LISTS = {
@@ -71,12 +76,12 @@ CAUSES_OF_DEATH = 8  # Positions of field 40002; the showcase has 15
 
 # %% ../../nbs/biobank/18h_summaries.ipynb #c01fa645
 def _first_dates(records: dict[str, pl.DataFrame], field_id: int) -> pl.DataFrame:
-    "The distinct codes of each person with their first dates: eid, code, date, in order."
+    "The distinct codes of each person with their first dates, of tables in order: eid, code, date."
     table, column, levels, _ = CODE_LISTS[field_id]
     events = records[table].filter(pl.col(column).is_not_null() & pl.col("level").is_in(levels))
-    date = pl.coalesce("opdate", "date") if table == "hesin_oper" else pl.col("date")
-    first = events.group_by("eid", pl.col(column).alias("code")).agg(date.min().alias("date"))
-    return first.sort("eid", "date", "code", nulls_last=True)
+    return events.select("eid", pl.col(column).alias("code"), "date").unique(
+        ["eid", "code"], keep="first", maintain_order=True
+    )
 
 
 def _spread_out(lists: str, size: int, name: str) -> list[pl.Expr]:

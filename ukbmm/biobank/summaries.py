@@ -213,7 +213,7 @@ def _first_code(name: str) -> str:
     shares = TRACES[name].icd10
     return max(shares, key=shares.get)
 
-
+# %% ../../nbs/biobank/18h_summaries.ipynb #390597ec
 def icd9_map() -> dict[str, str]:
     "ICD-10 codes for the ICD-9 codes of the modelled diseases."
     return {trace.icd9: _first_code(name) for name, trace in reversed(TRACES.items()) if trace.icd9}
@@ -245,7 +245,7 @@ def death_codes(
     causes = records["death_cause"].join(death, on=["eid", "ins_index"], how="left")
     return causes.select("eid", "date", pl.col("cause_icd10").alias("icd10"))
 
-
+# %% ../../nbs/biobank/18h_summaries.ipynb #149f60f9
 def practice_codes(
     records: dict[str, pl.DataFrame],  # With gp_clinical
 ) -> pl.DataFrame:  # eid, date, icd10 (three characters)
@@ -257,7 +257,7 @@ def practice_codes(
         .drop_nulls("icd10")
     )
 
-# %% ../../nbs/biobank/18h_summaries.ipynb #149f60f9
+# %% ../../nbs/biobank/18h_summaries.ipynb #256a8153
 def _occurrence_events(records: dict[str, pl.DataFrame]) -> pl.DataFrame:
     "Events of all sources that count for first occurrences: eid, date, block, source."
     sources = {
@@ -275,7 +275,7 @@ def _occurrence_events(records: dict[str, pl.DataFrame]) -> pl.DataFrame:
         pl.col("block").is_in(list(OCCURRENCES.values()))
     )
 
-
+# %% ../../nbs/biobank/18h_summaries.ipynb #192442c8
 def first_occurrences(
     records: dict[str, pl.DataFrame],  # Record tables; `self_report` (eid, date, icd10) may be among them
 ) -> pl.DataFrame:  # eid, block, date, source, one row for each person and disease
@@ -319,7 +319,7 @@ OUTCOMES = {
     42036: ("G232", "G903"),
 }  # field of the date: ICD-10 codes or their beginnings; the source is the next field
 
-
+# %% ../../nbs/biobank/18h_summaries.ipynb #30403b4f
 def _outcome_codes(codes: pl.Series) -> pl.DataFrame:
     "Which of some ICD-10 codes belong to which outcome: icd10, field_id."
     pairs = [
@@ -327,7 +327,7 @@ def _outcome_codes(codes: pl.Series) -> pl.DataFrame:
     ]
     return pl.DataFrame(pairs, schema={"icd10": pl.String, "field_id": pl.Int64}, orient="row")
 
-
+# %% ../../nbs/biobank/18h_summaries.ipynb #07a5ecad
 def outcomes(
     records: dict[str, pl.DataFrame],  # Record tables; `self_report` (eid, date, icd10) may be among them
 ) -> pl.DataFrame:  # eid, field_id (of the date), date, source, one row for each person and outcome
@@ -348,7 +348,7 @@ def outcomes(
     )
     return chosen.group_by("eid", "field_id").agg(pl.col("date").min(), best.cast(pl.Int32).alias("source"))
 
-
+# %% ../../nbs/biobank/18h_summaries.ipynb #a129c8f7
 def _outcome_fields(found: pl.DataFrame, field_id: int) -> pl.DataFrame:
     "The date and the source of one outcome."
     chosen = found.filter(pl.col("field_id") == field_id)
@@ -377,7 +377,7 @@ HEALTH_FIELDS = (
     *(field_id + i for field_id in OCCURRENCES for i in (0, 1)),
 )  # fmt: skip
 
-
+# %% ../../nbs/biobank/18h_summaries.ipynb #31586959
 def _parts(
     people: pl.DataFrame, records: dict[str, pl.DataFrame], sizes: dict[str, int], cancers: int, causes: int
 ) -> list[pl.DataFrame]:
@@ -394,7 +394,7 @@ def _parts(
         *(_occurrence_fields(first, field_id) for field_id in OCCURRENCES),
     ]
 
-
+# %% ../../nbs/biobank/18h_summaries.ipynb #9940c060
 def summarise(
     people: pl.DataFrame,  # One row a person: eid, birth, lost
     records: dict[

@@ -487,6 +487,13 @@ def test_a_chunk_that_is_not_what_was_announced_is_refused_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_answers_without_a_position_are_refused(tmp_path, dictionary):
+    eids, frame, fields = one_column(dictionary, "p20002_i0", [[1065], None, None])
+    with pytest.raises(TableError, match="expected 0 answers at most, as in array_sizes, found 1"):
+        with TableWriter(tmp_path, "ukbconv-csv", fields, dictionary, {"p20002_i0": 0}) as writer:
+            writer.write(eids, frame)
+
+
 @pytest.mark.parametrize("word", ["two\nlines", "a\tb", "a\rb"])
 def test_a_form_without_quotes_refuses_what_it_can_not_hold(tmp_path, dictionary, word):
     table = one_column(dictionary, "p4136_i0", [word, None, "x"])

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import itertools
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import polars as pl
@@ -25,10 +27,10 @@ from .table import read_layout
 from ..core import UkbmmError, atomic_file, did_you_mean, rng_for, write_text
 
 # %% auto #0
-__all__ = ['OUTCOMES', 'FAULTS', 'EVERY', 'PILES', 'SPECIAL_DATES', 'PIECES', 'LEAK', 'EVENTS', 'Fault', 'plant', 'day_first',
-           'another_order', 'byte_order_mark', 'utf_16', 'repeated_columns', 'changed_columns', 'special_dates',
-           'withdrawn', 'negative_ids', 'latin_1', 'split', 'future_leak', 'letter_in_numbers', 'scientific_eid',
-           'mixed_dates', 'truncated', 'other_number_of_cells', 'repeated_name']
+__all__ = ['OUTCOMES', 'FAULTS', 'EVERY', 'ROW', 'PILES', 'SPECIAL_DATES', 'PIECES', 'LEAK', 'EVENTS', 'Fault', 'plant',
+           'day_first', 'another_order', 'byte_order_mark', 'utf_16', 'repeated_columns', 'changed_columns',
+           'special_dates', 'withdrawn', 'negative_ids', 'latin_1', 'split', 'future_leak', 'letter_in_numbers',
+           'scientific_eid', 'mixed_dates', 'truncated', 'other_number_of_cells', 'repeated_name']
 
 # %% ../../nbs/biobank/18c_faults.ipynb #961a6ec1
 OUTCOMES = ("same", "known", "refused")
@@ -75,6 +77,7 @@ def plant(
 
 # %% ../../nbs/biobank/18c_faults.ipynb #90fb2336
 EVERY = 20  # A fault that touches some rows touches one in so many
+ROW = "\nrow"  # Place of a row, under a name that no header has
 
 
 def _form_of(path: Path, names: list[str], delimiter: str) -> Format:
@@ -129,23 +132,25 @@ def _even(table: _Table) -> Iterator[Path]:
         copy.unlink(missing_ok=True)
 
 
-def _scan(path: Path, table: _Table) -> pl.LazyFrame:
-    "A table's text, lazily."
-    quote = None if table.form.quotes == "never" else '"'
-    types = dict.fromkeys(table.names, pl.String)
-    return pl.scan_csv(
-        path, separator=table.form.separator, quote_char=quote, has_header=False, skip_rows=1, schema=types
-    )
+def _block(stream: BinaryIO, rows: int, quoted: bool) -> bytes:
+    "The next lines of a table; a text with line breaks in it is not cut."
+    block = b"".join(itertools.islice(stream, rows))
+    while quoted and block.count(b'"') % 2 and (line := stream.readline()):
+        block += line
+    return block
 
 # %% ../../nbs/biobank/18c_faults.ipynb #f815d17f
 def _batches(table: _Table) -> Iterator[pl.DataFrame]:
-    "A table's text, some rows at a time; `row` is the place of each."
-    start = 0
-    with _even(table) as path:
-        for batch in _scan(path, table).collect_batches(
-            chunk_size=max(1, CELLS // len(table.names)), maintain_order=True
-        ):
-            yield batch.with_columns(row=pl.int_range(start, start + batch.height))
+    "A table's text, some rows at a time; `ROW` is the place of each."
+    start, rows, types = 0, max(1, CELLS // len(table.names)), dict.fromkeys(table.names, pl.String)
+    quote = None if table.form.quotes == "never" else '"'
+    with _even(table) as path, path.open("rb") as stream:
+        stream.readline()
+        while block := _block(stream, rows, quote is not None):
+            batch = pl.read_csv(
+                block, has_header=False, separator=table.form.separator, quote_char=quote, schema=types
+            )
+            yield batch.with_columns(pl.int_range(start, start + batch.height).alias(ROW))
             start += batch.height
 
 
@@ -169,7 +174,7 @@ def _given(name: str) -> pl.Expr:
 
 def _some(first: int) -> pl.Expr:
     "Is it one of the rows that a fault touches?"
-    return pl.col("row") % EVERY == first
+    return pl.col(ROW) % EVERY == first
 
 
 def _first(table: _Table, rng: np.random.Generator) -> int:
@@ -216,7 +221,7 @@ def another_order(path: Path, dictionary: Dictionary, rng: np.random.Generator) 
             for batch in _batches(table):
                 for number, stream in enumerate(streams):
                     write_rows(
-                        batch.filter(pl.col("row") % PILES == number).select(table.names), table.form, stream
+                        batch.filter(pl.col(ROW) % PILES == number).select(table.names), table.form, stream
                     )
         _concatenate(path, [piles[number] for number in rng.permutation(PILES)])
     finally:
@@ -297,7 +302,7 @@ def repeated_columns(path: Path, dictionary: Dictionary, rng: np.random.Generato
     chosen = rng.permutation(list(columns))[: max(1, len(columns) // 2)].tolist()
     return {**_second_basket(table, chosen), "columns": [columns[name] for name in chosen]}
 
-
+# %% ../../nbs/biobank/18c_faults.ipynb #1b55a0d6
 @_fault("changed-columns", "known")
 def changed_columns(path: Path, dictionary: Dictionary, rng: np.random.Generator) -> dict:
     "A second file, of a newer basket, has the columns of whole numbers again; in some rows a number from 0 is one more."
@@ -330,7 +335,7 @@ def special_dates(path: Path, dictionary: Dictionary, rng: np.random.Generator) 
     columns = {spelled: name for spelled, name in table.of_type("date").items() if fields[name].coding == 819}
     _need(columns, table, "a column of dates with coding 819")
     first = _first(table, rng)
-    day = (pl.col("row") // EVERY % len(days)).replace_strict(list(range(len(days))), list(days))
+    day = (pl.col(ROW) // EVERY % len(days)).replace_strict(list(range(len(days))), list(days))
     _rewrite(table, *(pl.when(_some(first)).then(day).otherwise(name).alias(name) for name in columns))
     return {"columns": list(columns.values()), "every": EVERY, "first": first, "dates": list(days)}
 
@@ -452,7 +457,7 @@ def _middle(table: _Table) -> tuple[int, str]:
 def _set_middle(table: _Table, name: str, text: str) -> dict:
     "Put a text in one cell, in the middle of a column."
     row, _ = _middle(table)
-    _rewrite(table, pl.when(pl.col("row") == row).then(pl.lit(text)).otherwise(name).alias(name))
+    _rewrite(table, pl.when(pl.col(ROW) == row).then(pl.lit(text)).otherwise(name).alias(name))
     return {"row": row}
 
 
@@ -481,7 +486,7 @@ def mixed_dates(path: Path, dictionary: Dictionary, rng: np.random.Generator) ->
     _need(columns, table, "a column of dates")
     name = next(iter(columns))
     turned = pl.col(name).str.replace(r"^(\d{4})-(\d\d)-(\d\d)$", "${3}/${2}/${1}")
-    _rewrite(table, pl.when(pl.col("row") % 2 == 1).then(turned).otherwise(name).alias(name))
+    _rewrite(table, pl.when(pl.col(ROW) % 2 == 1).then(turned).otherwise(name).alias(name))
     return {"column": columns[name]}
 
 # %% ../../nbs/biobank/18c_faults.ipynb #4383f99e

@@ -362,7 +362,7 @@ def _check(self: TableWriter, eids: np.ndarray, frame: pl.DataFrame) -> None:
         if schema[name] != dtype:
             raise TableError(f"column {name}", f"the type {dtype} of its field", str(schema[name]))
         longest = frame[name].list.len().max() or 0 if _multiple(field) and self.form.lists == "spread" else 0
-        if longest > self.array_sizes.get(name, 0) > 0:
+        if longest > self.array_sizes.get(name, 0):
             raise TableError(
                 f"column {name}", f"{self.array_sizes[name]} answers at most, as in array_sizes", f"{longest}"
             )

@@ -382,8 +382,8 @@ def completed_years(
     day: pl.Series,  # Dates; null where none
 ) -> np.ndarray:  # float [batch]; NaN where there is no date
     "Count birthdays."
-    before = day.dt.month() * 100 + day.dt.day() < birth.dt.month() * 100 + birth.dt.day()
-    return (day.dt.year() - birth.dt.year() - before.cast(pl.Int32)).cast(pl.Float64).to_numpy()
+    birthday, today = (100 * date.dt.month().cast(pl.Int32) + date.dt.day() for date in (birth, day))
+    return (day.dt.year() - birth.dt.year() - (today < birthday).cast(pl.Int32)).cast(pl.Float64).to_numpy()
 
 
 def _frame(state: Assessment, kind: int, occasion: int) -> dict[str, Values]:

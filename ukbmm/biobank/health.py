@@ -108,7 +108,7 @@ _HEART = {
 }
 
 # %% ../../nbs/biobank/18e_health.ipynb #e80c2d37
-_BRAIN = {
+_STROKE = {
     "ischaemic_stroke": Hazard(
         6.0,
         138.0,
@@ -124,6 +124,10 @@ _BRAIN = {
     "subarachnoid_haemorrhage": Hazard(
         3.0, 405.0, {"sex": -0.40, "smoking": 0.40, "pressure": 0.20}, acute=0.15, fatality=0.005
     ),
+}
+
+# %% ../../nbs/biobank/18e_health.ipynb #c6403609
+_DEGENERATION = {
     "alzheimer": Hazard(
         13.0,
         107.2,
@@ -205,7 +209,7 @@ _CANCER = {
     ),
 }
 HAZARDS = {
-    **_HEART, **_BODY, **_BRAIN, **_CANCER,
+    **_HEART, **_BODY, **_STROKE, **_DEGENERATION, **_CANCER,
     "other_death": Hazard(
         7.0, 132.0, {"sex": 0.30, "smoking": 0.30, "inflammation": 0.25, "kidney": 0.15}, from_visit=True
     ),

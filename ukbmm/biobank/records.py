@@ -73,7 +73,7 @@ def _days(dates: pl.Series) -> np.ndarray:
     "float [batch]: days since 1970; infinity where there is no date."
     return dates.cast(pl.Date).to_physical().cast(pl.Float64).fill_null(np.inf).to_numpy()
 
-
+# %% ../../nbs/biobank/18f_records.ipynb #bd5ef06b
 def window(
     people: pl.DataFrame,  # With nation, eid and lost
     onsets: pl.DataFrame,  # With death
@@ -100,99 +100,148 @@ class Trace:
     "How a disease gets into records."
 
     icd10: dict[str, float]  # Codes without dots, each with its share of people
-    icd9: str = ""  # Code in Scottish episodes before April 1996; empty where it was not coded then
-    later: str = ""  # ICD-10 code in episodes after the first weeks; empty for the code of the person
-    admitted: float = 0.0  # Share that is taken to hospital for it
-    lag: float = 3.0  # Mean days from onset to that admission
-    mentioned: float = 0.0  # Chance that a later episode for another reason names it
-    certified: float = 0.1  # Chance that a death certificate names it as contributory
-    read: tuple[str, str] | None = (
-        None  # Read code of version 2 and of version 3; None where practices do not code it
-    )
+    icd9: str  # Code in Scottish episodes before April 1996; empty where it was not coded then
+    later: str  # ICD-10 code in episodes after the first weeks; empty for the code of the person
+    admitted: float  # Share that is taken to hospital for it
+    lag: float  # Mean days from onset to that admission
+    mentioned: float  # Chance that a later episode for another reason names it
+    certified: float  # Chance that a death certificate names it as contributory
+    read: tuple[str, str] | None = None  # Read codes of versions 2 and 3; None where practices do not code it
     known: float = 0.0  # Share whose practice codes it
     delay: float = 0.5  # Mean years from onset to that code
     repeated: float = 0.1  # Further codes a year in the practice
-    block: str = (
-        ""  # Three characters of ICD-10 to which the Read codes map; empty for those of the first code
-    )
+    block: str = ""  # Start of ICD-10 to which the Read codes map; empty for that of the commonest code
 
 # %% ../../nbs/biobank/18f_records.ipynb #e53e2cca
-_HEART = {
-    "hypertension": Trace({"I10": 1.0}, "4019", mentioned=0.42, certified=0.15, read=("G20..", "XE0Ub"), known=0.85, delay=1.0, repeated=0.3),
-    "infarction": Trace(
-        {"I219": 0.22, "I214": 0.47, "I211": 0.14, "I210": 0.11, "I213": 0.02, "I220": 0.04},
-        "4109", later="I252", admitted=0.85, lag=0.5, mentioned=0.30, certified=0.3, read=("G30..", "X200E"), known=0.80, delay=0.1, repeated=0.05,
-    ),
-    "coronary_disease": Trace({"I251": 0.55, "I259": 0.45}, "4149", admitted=0.35, lag=60, mentioned=0.45, certified=0.35, read=("G3...", "XE2uV"), known=0.75),
-    "atrial_fibrillation": Trace({"I48": 0.35, "I489": 0.40, "I480": 0.15, "I482": 0.10}, "4273", admitted=0.30, lag=20, mentioned=0.60, certified=0.25, read=("G5730", "G5730"), known=0.85),
-    "heart_failure": Trace({"I500": 0.55, "I501": 0.25, "I509": 0.20}, "4280", admitted=0.45, lag=30, mentioned=0.50, certified=0.4, read=("G58..", "G58.."), known=0.70),
+_ICD = {
+    "hypertension": ({"I10": 1.0}, "4019", ""),
+    "infarction": ({"I214": 0.47, "I219": 0.22, "I211": 0.14, "I210": 0.11, "I213": 0.02, "I220": 0.04},
+                   "4109", "I252"),
+    "coronary_disease": ({"I251": 0.55, "I259": 0.45}, "4149", ""),
+    "atrial_fibrillation": ({"I48": 0.35, "I489": 0.4, "I480": 0.15, "I482": 0.1}, "4273", ""),
+    "heart_failure": ({"I500": 0.55, "I501": 0.25, "I509": 0.2}, "4280", ""),
+    "ischaemic_stroke": ({"I639": 0.34, "I635": 0.16, "I634": 0.1, "I633": 0.08, "I630": 0.02, "I64": 0.3},
+                         "4349", ""),
+    "cerebral_haemorrhage": ({"I619": 0.5, "I610": 0.2, "I614": 0.15, "I611": 0.15}, "431", ""),
+    "subarachnoid_haemorrhage": ({"I609": 0.6, "I607": 0.2, "I601": 0.2}, "430", ""),
+    "alzheimer": ({"G309": 0.55, "F009": 0.35, "G301": 0.1}, "3310", ""),
+    "vascular_dementia": ({"F019": 0.8, "F011": 0.2}, "2904", ""),
+    "other_dementia": ({"F03": 0.85, "F051": 0.15}, "2900", ""),
+    "frontotemporal_dementia": ({"G310": 0.7, "F020": 0.3}, "3311", ""),
+    "parkinson": ({"G20": 1.0}, "3320", ""),
+    "supranuclear_palsy": ({"G231": 1.0}, "", ""),
+    "system_atrophy": ({"G232": 0.6, "G903": 0.4}, "", ""),
+    "motor_neurone_disease": ({"G122": 1.0}, "3352", ""),
+    "type_1_diabetes": ({"E109": 0.7, "E103": 0.3}, "2501", ""),
+    "type_2_diabetes": ({"E119": 0.9, "E118": 0.1}, "2500", ""),
+    "kidney_disease": ({"N189": 0.4, "N183": 0.6}, "585", ""),
+    "kidney_failure": ({"N185": 0.8, "N180": 0.2}, "585", ""),
+    "lung_disease": ({"J449": 0.55, "J440": 0.25, "J441": 0.195, "J410": 0.005}, "496", ""),
+    "asthma": ({"J459": 0.9, "J450": 0.05, "J451": 0.05}, "4939", ""),
+    "breast_cancer": ({"C509": 0.6, "C504": 0.25, "C508": 0.15}, "1749", ""),
+    "prostate_cancer": ({"C61": 1.0}, "185", ""),
+    "colorectal_cancer": ({"C187": 0.25, "C180": 0.15, "C189": 0.1, "C182": 0.1, "C19": 0.1, "C20": 0.3},
+                          "1539", ""),
+    "lung_cancer": ({"C341": 0.5, "C343": 0.25, "C349": 0.25}, "1629", ""),
+    "skin_cancer": ({"C443": 0.6, "C444": 0.1, "C445": 0.15, "C449": 0.15}, "1739", ""),
+    "melanoma": ({"C435": 0.35, "C436": 0.25, "C437": 0.25, "C439": 0.15}, "1729", ""),
+    "cervical_neoplasia": ({"D069": 0.8, "D060": 0.2}, "2331", ""),
+    "other_cancer": ({"C679": 0.14, "C64": 0.12, "C541": 0.1, "C56": 0.07, "C833": 0.1, "C859": 0.08, "C900": 0.07,
+                      "C920": 0.05, "C159": 0.08, "C169": 0.05, "C259": 0.08, "C73": 0.06}, "1991", ""),
 }  # fmt: skip
 
 # %% ../../nbs/biobank/18f_records.ipynb #283b19ae
-_BRAIN = {
-    "ischaemic_stroke": Trace(
-        {"I639": 0.34, "I635": 0.16, "I634": 0.10, "I633": 0.08, "I630": 0.02, "I64": 0.30},
-        "4349", admitted=0.85, lag=0.5, mentioned=0.08, certified=0.3, read=("G66..", "X00D1"), known=0.75, delay=0.1, repeated=0.05, block="I64",
-    ),
-    "cerebral_haemorrhage": Trace({"I619": 0.5, "I610": 0.2, "I614": 0.15, "I611": 0.15}, "431", admitted=0.85, lag=0.5, mentioned=0.05, certified=0.3, read=("G61..", "G61.."), known=0.6, delay=0.1),
-    "subarachnoid_haemorrhage": Trace({"I609": 0.6, "I607": 0.2, "I601": 0.2}, "430", admitted=0.85, lag=0.5, mentioned=0.05, certified=0.3, read=("G60..", "G60.."), known=0.6, delay=0.1),
-    "alzheimer": Trace({"G309": 0.55, "F009": 0.35, "G301": 0.10}, "3310", admitted=0.10, lag=200, mentioned=0.55, certified=0.6, read=("F110.", "F110."), known=0.70, delay=1.5),
-    "vascular_dementia": Trace({"F019": 0.8, "F011": 0.2}, "2904", admitted=0.10, lag=200, mentioned=0.55, certified=0.6, read=("Eu01.", "Eu01."), known=0.70, delay=1.5),
-    "other_dementia": Trace({"F03": 0.85, "F051": 0.15}, "2900", admitted=0.10, lag=200, mentioned=0.55, certified=0.6, read=("Eu02z", "Eu02z"), known=0.70, delay=1.5),
-    "frontotemporal_dementia": Trace({"G310": 0.7, "F020": 0.3}, "3311", admitted=0.10, lag=200, mentioned=0.55, certified=0.6, read=("F111.", "F111."), known=0.70, delay=1.5),
-    "parkinson": Trace({"G20": 1.0}, "3320", admitted=0.12, lag=200, mentioned=0.70, certified=0.5, read=("F12..", "F12.."), known=0.90),
-    "supranuclear_palsy": Trace({"G231": 1.0}, admitted=0.3, lag=200, mentioned=0.7, certified=0.6),
-    "system_atrophy": Trace({"G232": 0.6, "G903": 0.4}, admitted=0.3, lag=200, mentioned=0.7, certified=0.6),
-    "motor_neurone_disease": Trace({"G122": 1.0}, "3352", admitted=0.5, lag=100, mentioned=0.8, certified=0.8, read=("F152.", "F152."), known=0.8),
-}  # fmt: skip
+_HOSPITAL = {
+    "hypertension": (0.0, 3.0, 0.42, 0.15),
+    "infarction": (0.85, 0.5, 0.3, 0.3),
+    "coronary_disease": (0.35, 60, 0.45, 0.35),
+    "atrial_fibrillation": (0.3, 20, 0.6, 0.25),
+    "heart_failure": (0.45, 30, 0.5, 0.4),
+    "ischaemic_stroke": (0.85, 0.5, 0.08, 0.3),
+    "cerebral_haemorrhage": (0.85, 0.5, 0.05, 0.3),
+    "subarachnoid_haemorrhage": (0.85, 0.5, 0.05, 0.3),
+    "alzheimer": (0.1, 200, 0.55, 0.6),
+    "vascular_dementia": (0.1, 200, 0.55, 0.6),
+    "other_dementia": (0.1, 200, 0.55, 0.6),
+    "frontotemporal_dementia": (0.1, 200, 0.55, 0.6),
+    "parkinson": (0.12, 200, 0.7, 0.5),
+    "supranuclear_palsy": (0.3, 200, 0.7, 0.6),
+    "system_atrophy": (0.3, 200, 0.7, 0.6),
+    "motor_neurone_disease": (0.5, 100, 0.8, 0.8),
+    "type_1_diabetes": (0.3, 10, 0.75, 0.4),
+    "type_2_diabetes": (0.0, 3.0, 0.7, 0.35),
+    "kidney_disease": (0.03, 200, 0.45, 0.25),
+    "kidney_failure": (0.7, 40, 0.9, 0.8),
+    "lung_disease": (0.25, 400, 0.5, 0.4),
+    "asthma": (0.06, 900, 0.32, 0.05),
+    "breast_cancer": (0.9, 20, 0.15, 0.1),
+    "prostate_cancer": (0.7, 40, 0.25, 0.1),
+    "colorectal_cancer": (0.95, 15, 0.2, 0.1),
+    "lung_cancer": (0.85, 15, 0.5, 0.1),
+    "skin_cancer": (0.45, 40, 0.01, 0.0),
+    "melanoma": (0.7, 30, 0.05, 0.1),
+    "cervical_neoplasia": (0.5, 30, 0.0, 0.0),
+    "other_cancer": (0.9, 15, 0.25, 0.1),
+}
 
 # %% ../../nbs/biobank/18f_records.ipynb #8f4a5c31
-_BODY = {
-    "type_1_diabetes": Trace({"E109": 0.7, "E103": 0.3}, "2501", admitted=0.3, lag=10, mentioned=0.75, certified=0.4, read=("C10E.", "X40J4"), known=0.95, delay=0.1, repeated=0.5),
-    "type_2_diabetes": Trace({"E119": 0.9, "E118": 0.1}, "2500", mentioned=0.70, certified=0.35, read=("C10F.", "X40J5"), known=0.95, delay=0.5, repeated=0.8),
-    "kidney_disease": Trace({"N189": 0.4, "N183": 0.6}, "585", admitted=0.03, lag=200, mentioned=0.45, certified=0.25, read=("1Z12.", "XaLHI"), known=0.80, delay=0.7, repeated=0.4),
-    "kidney_failure": Trace({"N185": 0.8, "N180": 0.2}, "585", admitted=0.7, lag=40, mentioned=0.9, certified=0.8, read=("1Z14.", "XaLHK"), known=0.9),
-    "lung_disease": Trace({"J449": 0.55, "J440": 0.25, "J441": 0.195, "J410": 0.005}, "496", admitted=0.25, lag=400, mentioned=0.50, certified=0.4, read=("H3...", "H3..."), known=0.85, delay=1.0, repeated=0.6),
-    "asthma": Trace({"J459": 0.9, "J450": 0.05, "J451": 0.05}, "4939", admitted=0.06, lag=900, mentioned=0.32, certified=0.05, read=("H33..", "H33.."), known=0.95, delay=0.5, repeated=0.4),
-}  # fmt: skip
-
-# %% ../../nbs/biobank/18f_records.ipynb #dab8566f
-_CANCER = {
-    "breast_cancer": Trace({"C509": 0.6, "C504": 0.25, "C508": 0.15}, "1749", admitted=0.9, lag=20, mentioned=0.15, read=("B34..", "B34.."), known=0.85, delay=0.1),
-    "prostate_cancer": Trace({"C61": 1.0}, "185", admitted=0.7, lag=40, mentioned=0.25, read=("B46..", "B46.."), known=0.85, delay=0.1),
-    "colorectal_cancer": Trace({"C187": 0.25, "C180": 0.15, "C189": 0.1, "C182": 0.1, "C19": 0.1, "C20": 0.3}, "1539", admitted=0.95, lag=15, mentioned=0.2, read=("B13..", "B13.."), known=0.85, delay=0.1),
-    "lung_cancer": Trace({"C341": 0.5, "C343": 0.25, "C349": 0.25}, "1629", admitted=0.85, lag=15, mentioned=0.5, read=("B22..", "B22.."), known=0.85, delay=0.1),
-    "skin_cancer": Trace({"C443": 0.6, "C444": 0.1, "C445": 0.15, "C449": 0.15}, "1739", admitted=0.45, lag=40, mentioned=0.01, certified=0.0, read=("B33..", "B33.."), known=0.6, delay=0.1),
-    "melanoma": Trace({"C435": 0.35, "C436": 0.25, "C437": 0.25, "C439": 0.15}, "1729", admitted=0.7, lag=30, mentioned=0.05, read=("B32..", "B32.."), known=0.85, delay=0.1),
-    "cervical_neoplasia": Trace({"D069": 0.8, "D060": 0.2}, "2331", admitted=0.5, lag=30, certified=0.0, read=("B831.", "B831."), known=0.5, delay=0.1),
-    "other_cancer": Trace(
-        {"C679": 0.14, "C64": 0.12, "C541": 0.10, "C56": 0.07, "C833": 0.10, "C859": 0.08, "C900": 0.07, "C920": 0.05, "C159": 0.08, "C169": 0.05, "C259": 0.08, "C73": 0.06},
-        "1991", admitted=0.9, lag=15, mentioned=0.25, read=("B6...", "B6..."), known=0.7, delay=0.1,
-    ),
-}  # fmt: skip
-TRACES = {**_HEART, **_BRAIN, **_BODY, **_CANCER}
+_PRACTICE = {
+    "hypertension": (("G20..", "XE0Ub"), 0.85, 1.0, 0.3, ""),
+    "infarction": (("G30..", "X200E"), 0.8, 0.1, 0.05, ""),
+    "coronary_disease": (("G3...", "XE2uV"), 0.75, 0.5, 0.1, ""),
+    "atrial_fibrillation": (("G5730", "G5730"), 0.85, 0.5, 0.1, ""),
+    "heart_failure": (("G58..", "G58.."), 0.7, 0.5, 0.1, ""),
+    "ischaemic_stroke": (("G66..", "X00D1"), 0.75, 0.1, 0.05, "I64"),
+    "cerebral_haemorrhage": (("G61..", "G61.."), 0.6, 0.1, 0.1, ""),
+    "subarachnoid_haemorrhage": (("G60..", "G60.."), 0.6, 0.1, 0.1, ""),
+    "alzheimer": (("F110.", "F110."), 0.7, 1.5, 0.1, ""),
+    "vascular_dementia": (("Eu01.", "Eu01."), 0.7, 1.5, 0.1, ""),
+    "other_dementia": (("Eu02z", "Eu02z"), 0.7, 1.5, 0.1, ""),
+    "frontotemporal_dementia": (("F111.", "F111."), 0.7, 1.5, 0.1, ""),
+    "parkinson": (("F12..", "F12.."), 0.9, 0.5, 0.1, ""),
+    "motor_neurone_disease": (("F152.", "F152."), 0.8, 0.5, 0.1, ""),
+    "type_1_diabetes": (("C10E.", "X40J4"), 0.95, 0.1, 0.5, ""),
+    "type_2_diabetes": (("C10F.", "X40J5"), 0.95, 0.5, 0.8, ""),
+    "kidney_disease": (("1Z12.", "XaLHI"), 0.8, 0.7, 0.4, ""),
+    "kidney_failure": (("1Z14.", "XaLHK"), 0.9, 0.5, 0.1, ""),
+    "lung_disease": (("H3...", "H3..."), 0.85, 1.0, 0.6, ""),
+    "asthma": (("H33..", "H33.."), 0.95, 0.5, 0.4, ""),
+    "breast_cancer": (("B34..", "B34.."), 0.85, 0.1, 0.1, ""),
+    "prostate_cancer": (("B46..", "B46.."), 0.85, 0.1, 0.1, ""),
+    "colorectal_cancer": (("B13..", "B13.."), 0.85, 0.1, 0.1, ""),
+    "lung_cancer": (("B22..", "B22.."), 0.85, 0.1, 0.1, ""),
+    "skin_cancer": (("B33..", "B33.."), 0.6, 0.1, 0.1, ""),
+    "melanoma": (("B32..", "B32.."), 0.85, 0.1, 0.1, ""),
+    "cervical_neoplasia": (("B831.", "B831."), 0.5, 0.1, 0.1, ""),
+    "other_cancer": (("B6...", "B6..."), 0.7, 0.1, 0.1, ""),
+}
+TRACES = {name: Trace(*_ICD[name], *_HOSPITAL[name], *_PRACTICE.get(name, ())) for name in _ICD}
 
 # %% ../../nbs/biobank/18f_records.ipynb #91d44376
 BACKGROUND = tuple(
     """K573 K635 R074 H269 Z864 Z880 K219 K449 N390 R104 Z921 K297 Z867 M171 Z961 R55 K649 R69 E780 Z720 Z885
-R103 K590 D126 Z538 Z501 R31 K409 N40 Z955 K802 G560 F329 D649 Z966 K210 K529 R073 M545 K629 E669 I839 K621 D125 H251 Z886
-J189 M169 N179 R194 L989 Z860 D509 R195 N201 Z858 M199 J22 K922 H353 R11 G473 Z853 Z871 Z874 M161 K30 L720 N200 D128 F171 N812
-B962 H409 M239 M751 R509 R060 A099 J181 Z988 E039 L031 I849 L570 D171 F419 Z904 R51 N950 M201 M819 I802 G409 N32 H259 K805 Z856
-R002 M810 R42 A419 E871 L309 Z907 D259 K859 K566 J342 Z905 M232 E876 R33 N840 N920 F102 N811 Z900 I841 L82 I842 I739 R198 K921 H919
-D225 K429 I951 Z090 R798 J984 R072 K440 M2551 K295 D235 R17 N393 M1990 J330 Z800 Z803 H028 G439 H110 E559 I269 M479 L029""".split()
+R103 K590 D126 Z538 Z501 R31 K409 N40 Z955 K802 G560 F329 D649 Z966 K210 K529 R073 M545 K629 E669 I839
+K621 D125 H251 Z886 J189 M169 N179 R194 L989 Z860 D509 R195 N201 Z858 M199 J22 K922 H353 R11 G473 Z853
+Z871 Z874 M161 K30 L720 N200 D128 F171 N812 B962 H409 M239 M751 R509 R060 A099 J181 Z988 E039 L031 I849
+L570 D171 F419 Z904 R51 N950 M201 M819 I802 G409 N32 H259 K805 Z856 R002 M810 R42 A419 E871 L309 Z907
+D259 K859 K566 J342 Z905 M232 E876 R33 N840 N920 F102 N811 Z900 I841 L82 I842 I739 R198 K921 H919 D225
+K429 I951 Z090 R798 J984 R072 K440 M2551 K295 D235 R17 N393 M1990 J330 Z800 Z803 H028 G439 H110 E559
+I269 M479 L029""".split()
 )
 INJURIES = ("S525", "S5250", "S826", "S8260", "S720", "S7200", "S422", "S420", "S009", "T810", "T814", "T845")
 EXTERNAL = ("W190", "W010", "W109", "W189", "X599", "Y831", "Y834", "Y839", "Y838")  # what caused an injury
 OLD_BACKGROUND = tuple(
-    """4549 5509 7865 7890 6262 7179 4740 5409 5990 3540 2189 5641 7292 7242 5533 3669 4540 6185 5959 4556
-6202 7274 8242 8130 7350 6391 9170 4550 5693""".split()
+    """4549 5509 7865 7890 6262 7179 4740 5409 5990 3540 2189 5641 7292 7242 5533 3669 4540 6185 5959 4556 6202
+7274 8242 8130 7350 6391 9170 4550 5693""".split()
 )
 OPERATIONS = tuple(
-    """G451 H221 C712 C751 M459 G459 H251 W822 Q181 W371 W401 H201 T202 A651 S065 K634 J183 W903 A521 E036 M653 L859
-P231 C791 H333 K751 K401 W879 H511 S067 T241 K491 Q103 M421 B283 W152 Q074 L852 V544 E251 K601 K453 T521 X403""".split()
+    """G451 H221 C712 C751 M459 G459 H251 W822 Q181 W371 W401 H201 T202 A651 S065 K634 J183 W903 A521 E036 M653
+L859 P231 C791 H333 K751 K401 W879 H511 S067 T241 K491 Q103 M421 B283 W152 Q074 L852 V544 E251 K601 K453
+T521 X403""".split()
 )
 ADDED = tuple(
-    """Z942 Z943 Y534 Z941 Y752 Y981 U212 Y982 Z286 Z274 Y539 U201 Z846 X292 U051 Z281 Y713 Z284 Z285 U354 Y973 U071 U081""".split()
+    """Z942 Z943 Y534 Z941 Y752 Y981 U212 Y982 Z286 Z274 Y539 U201 Z846 X292 U051 Z281 Y713 Z284 Z285 U354 Y973
+U071 U081""".split()
 )
 OLD_OPERATIONS = tuple("055 0552 0553 0611 0612 048 0461 0521 0531 0591 110 1101 1102".split())
 NO_OPERATION = "X998"
@@ -249,7 +298,7 @@ def _numbers(codes: Iterable[str]) -> np.ndarray:
     "int [code]: the places of codes in CODES."
     return np.array([_PLACES[code] for code in codes])
 
-
+# %% ../../nbs/biobank/18f_records.ipynb #a7c69abb
 def _text(numbers: np.ndarray) -> pl.Series:
     "The codes at some places of CODES."
     return pl.Series(CODES, dtype=pl.String).gather(numbers)
@@ -338,10 +387,10 @@ ICD9_UNTIL = 9587  # 1996-04-01, in days since 1970: Scottish episodes before it
 OPCS3_UNTIL = 7030  # 1989-04-01: Scottish episodes before it are coded in OPCS-3
 
 # %% ../../nbs/biobank/18f_records.ipynb #9a3cfbd4
-HESIN = """eid ins_index dsource source epistart epiend epidur bedyear epistat epitype epiorder spell_index spell_seq spelbgin
-spelend speldur pctcode gpprpct category elecdate elecdur admidate admimeth_uni admimeth admisorc_uni admisorc firstreg
-classpat_uni classpat intmanag_uni intmanag mainspef_uni mainspef tretspef_uni tretspef operstat disdate dismeth_uni dismeth
-disdest_uni disdest carersi""".split()
+HESIN = """eid ins_index dsource source epistart epiend epidur bedyear epistat epitype epiorder spell_index
+spell_seq spelbgin spelend speldur pctcode gpprpct category elecdate elecdur admidate admimeth_uni
+admimeth admisorc_uni admisorc firstreg classpat_uni classpat intmanag_uni intmanag mainspef_uni
+mainspef tretspef_uni tretspef operstat disdate dismeth_uni dismeth disdest_uni disdest carersi""".split()
 _HESIN_DATES = ("epistart", "epiend", "elecdate", "admidate", "disdate")
 _HESIN_TEXT = (
     "dsource",
@@ -355,7 +404,7 @@ _HESIN_TEXT = (
     "carersi",
 )
 
-
+# %% ../../nbs/biobank/18f_records.ipynb #1813ff87
 def _hesin(people: pl.DataFrame, episodes: dict[str, np.ndarray], rng: np.random.Generator) -> pl.DataFrame:
     "Write episodes as the table hesin."
     row, day, stay, place = (episodes[name] for name in ("row", "day", "stay", "place"))
@@ -404,7 +453,7 @@ def _main_codes(
         main[these] = np.where(episodes["icd9"][these], _PLACES[trace.icd9 or "7865"], coded)
     return main
 
-
+# %% ../../nbs/biobank/18f_records.ipynb #63af84c8
 def _mentions(
     onsets: pl.DataFrame,
     episodes: dict[str, np.ndarray],
@@ -423,7 +472,7 @@ def _mentions(
         named.append(np.where(episodes["icd9"][episode], _PLACES[trace.icd9], coded))
     return np.concatenate(found), np.concatenate(named)
 
-# %% ../../nbs/biobank/18f_records.ipynb #63af84c8
+# %% ../../nbs/biobank/18f_records.ipynb #b6704ef2
 def _diagnoses(
     people: pl.DataFrame,
     onsets: pl.DataFrame,
@@ -461,7 +510,7 @@ def _diagnoses(
     )
     return _diagnosis_columns(people, episodes, table)
 
-
+# %% ../../nbs/biobank/18f_records.ipynb #e0e86895
 def _diagnosis_columns(
     people: pl.DataFrame, episodes: dict[str, np.ndarray], table: pl.DataFrame
 ) -> pl.DataFrame:
@@ -509,7 +558,7 @@ def _operations(
     )
     return _operation_columns(people, episodes, table)
 
-
+# %% ../../nbs/biobank/18f_records.ipynb #26481d23
 def _operation_columns(
     people: pl.DataFrame, episodes: dict[str, np.ndarray], table: pl.DataFrame
 ) -> pl.DataFrame:
@@ -532,7 +581,7 @@ def _operation_columns(
         preopdur=_whole(before),
     )
 
-
+# %% ../../nbs/biobank/18f_records.ipynb #c051777a
 def _whole(numbers: np.ndarray) -> pl.Series:
     "Whole numbers; null where a number is not finite."
     return pl.Series(np.where(np.isfinite(numbers), numbers, np.nan)).fill_nan(None).cast(pl.Int64)
@@ -543,7 +592,7 @@ def _certificate_format(nation: np.ndarray, year: np.ndarray) -> np.ndarray:
     scottish = np.where(year < 2015, 7, np.where(year < 2017, 19, 55))
     return np.where(nation == "Scotland", scottish, np.where(year < 2012, 1, 2))
 
-
+# %% ../../nbs/biobank/18f_records.ipynb #4b017509
 def _deaths(
     people: pl.DataFrame, onsets: pl.DataFrame, rng: np.random.Generator
 ) -> tuple[pl.DataFrame, np.ndarray]:  # the table death; row of each of its lines
@@ -575,7 +624,7 @@ def _underlying(
         code = np.where(onsets["cause"].eq_missing(name).to_numpy(), codes[name], code)
     return code
 
-
+# %% ../../nbs/biobank/18f_records.ipynb #af4c2bea
 def _causes(
     onsets: pl.DataFrame,
     deaths: pl.DataFrame,
@@ -621,7 +670,7 @@ TUMOURS = {
 REGISTERED = 0.98  # Share of cancers that the registry learns of
 CANCER_ICD9_UNTIL = 7305  # 1990-01-01, in days since 1970
 
-
+# %% ../../nbs/biobank/18f_records.ipynb #b63ea104
 def _registrations(
     people: pl.DataFrame, onsets: pl.DataFrame, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # row, day and disease of each
@@ -686,7 +735,7 @@ def _practice(
     left = np.where(rng.random(size) < 0.08, np.floor(start + (end - start) * rng.random(size)), np.inf)
     return provider, start, np.minimum(end, left)
 
-
+# %% ../../nbs/biobank/18f_records.ipynb #30588ea2
 def _gp_registrations(
     people: pl.DataFrame, provider: np.ndarray, start: np.ndarray, end: np.ndarray, rng: np.random.Generator
 ) -> pl.DataFrame:
@@ -719,7 +768,8 @@ MEASURES = {
     "44J3.": (78.0, 15.0, "kidney"),  # creatinine in umol/l
 }  # Read code: mean, standard deviation and cause of what is measured
 COMPUTERS = 7305  # 1990-01-01, in days since 1970: practices kept measurements and prescriptions from then on
-OTHER_READ = "137R. 65ED. 9N11. 1719. N142. K190. M03z0 H06z0 H01.. A53.. F45.. SD... N05.. J10y4 E2003 8B3S. 9OX..".split()
+OTHER_READ = """137R. 65ED. 9N11. 1719. N142. K190. M03z0 H06z0 H01.. A53.. F45.. SD... N05.. J10y4 E2003
+8B3S. 9OX..""".split()
 
 
 def _spread(
@@ -732,7 +782,7 @@ def _spread(
         np.repeat(span, number) * rng.random(number.sum())
     )
 
-
+# %% ../../nbs/biobank/18f_records.ipynb #56af45b2
 def _coded(
     name: str,
     onsets: pl.DataFrame,
@@ -780,7 +830,7 @@ def _background_codes(
     read = pl.Series(reads).gather(kind)
     return pl.DataFrame({"row": row, "day": day, "read_2": read, "read_3": read, **values})
 
-
+# %% ../../nbs/biobank/18f_records.ipynb #65c55beb
 def _disease_codes(
     onsets: pl.DataFrame, provider: np.ndarray, start: np.ndarray, end: np.ndarray, rng: np.random.Generator
 ) -> pl.DataFrame:  # row, day, read_2, read_3
@@ -853,7 +903,7 @@ DRUGS = {
     "paracetamol 500mg tablets": ("0407010H0", "di2..", "", 1.0),
     "amoxicillin 500mg capsules": ("0501013B0", "e31..", "", 1.0),
     "omeprazole 20mg capsules": ("0103050P0", "a6b..", "", 1.0),
-}  # code of the formulary, Read code, disease that it is for (empty for none), share of those with the disease who take it
+}  # code of the formulary, Read code, disease that it is for (empty for none), share who take it
 SCRIPTS_A_YEAR = 2.0  # Of a drug for a disease
 
 
@@ -863,7 +913,7 @@ def dotted(
     "Write a chapter of the formulary as TPP does."
     return f"{bnf[:2]}.{bnf[2:4]}.{bnf[4:6]}.0{bnf[6]}.00"
 
-
+# %% ../../nbs/biobank/18f_records.ipynb #b8b74e22
 def _gp_scripts(
     people: pl.DataFrame,
     onsets: pl.DataFrame,
@@ -884,7 +934,7 @@ def _gp_scripts(
     order = np.lexsort((drug, day, row))
     return _script_columns(people, provider, row[order], day[order], drug[order], rng)
 
-
+# %% ../../nbs/biobank/18f_records.ipynb #55071bfb
 def _script_columns(
     people: pl.DataFrame,
     provider: np.ndarray,
@@ -921,14 +971,14 @@ TABLES = (
     "gp_registrations",
 )
 
-
+# %% ../../nbs/biobank/18f_records.ipynb #6c13a23c
 def draw_records(
     people: pl.DataFrame,  # One row a person: eid, sex, birth, nation, gp_linked, lost, age_z and the causes
     onsets: pl.DataFrame,  # What draw_onsets drew for them, in the same order
     rng: np.random.Generator,
     volume: Volume = Volume(),  # How many records there are that have nothing to do with the diseases
 ) -> dict[str, pl.DataFrame]:  # By the names of TABLES, ordered by person as in `people`
-    "Draw the records that the onsets leave behind; raises `TableError` where the two tables are of different people."
+    "Draw the records that onsets leave behind; raises `TableError` where the tables are of different people."
     if not people["eid"].equals(onsets["eid"]):
         raise TableError(
             "the table of onsets", "the people of the other table, in their order", "other people"
@@ -956,7 +1006,7 @@ FORMS = {
     "rap": (".csv", ",", "%Y-%m-%d"),
 }  # ending, separator, form of dates
 
-
+# %% ../../nbs/biobank/18f_records.ipynb #cb41da0d
 @contextmanager
 def record_files(
     folder: str | Path,  # Where to write; made if need be

@@ -16,8 +16,8 @@ from ..core import TableError
 # %% auto #0
 __all__ = ['CODE_LISTS', 'ARRAY_SIZES', 'CANCERS', 'CAUSES_OF_DEATH', 'COUNTS', 'CANCER_FIELDS', 'OCCURRENCES', 'DEATH',
            'PRACTICE', 'HOSPITAL', 'OWN_REPORT', 'NO_DATE', 'OUTCOMES', 'NEEDED', 'HEALTH_FIELDS', 'episode_dates',
-           'beyond', 'icd9_map', 'read_map', 'hospital_codes', 'death_codes', 'practice_codes', 'first_occurrences',
-           'outcomes', 'summarise']
+           'with_dates', 'beyond', 'icd9_map', 'read_map', 'hospital_codes', 'death_codes', 'practice_codes',
+           'first_occurrences', 'outcomes', 'summarise']
 
 # %% ../../nbs/biobank/18h_summaries.ipynb #f6135ed2
 def episode_dates(
@@ -28,9 +28,22 @@ def episode_dates(
     return hesin.select("eid", "ins_index", date.alias("date"))
 
 
-def _dated(records: dict[str, pl.DataFrame], table: str) -> pl.DataFrame:
-    "Diagnoses or operations with the date of their episode."
-    return records[table].join(episode_dates(records["hesin"]), on=["eid", "ins_index"], how="left")
+def with_dates(
+    records: dict[str, pl.DataFrame],  # With hesin, hesin_diag and hesin_oper
+) -> dict[
+    str, pl.DataFrame
+]:  # The same; hesin_diag and hesin_oper have a `date`, and their order is person, date, code
+    "Date diagnoses and operations by their episode, or by the day of the operation, and put them in order."
+    if "date" in records["hesin_diag"].columns:
+        return records
+    dates, keys = episode_dates(records["hesin"]), ["eid", "ins_index"]
+    diagnoses = records["hesin_diag"].join(dates, on=keys, how="left")
+    operations = records["hesin_oper"].join(dates, on=keys, how="left")
+    operations = operations.with_columns(pl.coalesce("opdate", "date").alias("date"))
+    return records | {
+        "hesin_diag": diagnoses.sort("eid", "date", pl.coalesce("diag_icd10", "diag_icd9"), nulls_last=True),
+        "hesin_oper": operations.sort("eid", "date", pl.coalesce("oper4", "oper3"), nulls_last=True),
+    }
 
 # %% ../../nbs/biobank/18h_summaries.ipynb #ac5fe914
 CODE_LISTS = {
@@ -63,14 +76,12 @@ CAUSES_OF_DEATH = 8  # Positions of field 40002; the showcase has 15
 
 # %% ../../nbs/biobank/18h_summaries.ipynb #c01fa645
 def _first_dates(records: dict[str, pl.DataFrame], field_id: int) -> pl.DataFrame:
-    "The distinct codes of each person with their first dates: eid, code, date, in order."
+    "The distinct codes of each person with their first dates, of tables in order: eid, code, date."
     table, column, levels, _ = CODE_LISTS[field_id]
-    events = _dated(records, table).filter(pl.col(column).is_not_null() & pl.col("level").is_in(levels))
-    date = pl.coalesce("opdate", "date") if table == "hesin_oper" else pl.col("date")
-    events = events.select("eid", pl.col(column).alias("code"), date)
-    events = events.rename({events.columns[-1]: "date"})
-    first = events.group_by("eid", "code").agg(pl.col("date").min())
-    return first.sort("eid", "date", "code", nulls_last=True)
+    events = records[table].filter(pl.col(column).is_not_null() & pl.col("level").is_in(levels))
+    return events.select("eid", pl.col(column).alias("code"), "date").unique(
+        ["eid", "code"], keep="first", maintain_order=True
+    )
 
 
 def _spread_out(lists: str, size: int, name: str) -> list[pl.Expr]:
@@ -95,7 +106,7 @@ def beyond(
     array_sizes: dict[str, int] = ARRAY_SIZES,  # Positions of each list by its column
 ) -> dict[str, int]:  # Codes that do not fit, by column; only where there are some
     "Count the codes that lie beyond the positions made."
-    counts = {}
+    counts, records = {}, with_dates(records)
     for field_id in CODE_LISTS:
         each = _first_dates(records, field_id).group_by("eid").len()["len"].cast(pl.Int64)
         counts[f"p{field_id}"] = int((each - array_sizes[f"p{field_id}"]).clip(lower_bound=0).sum())
@@ -202,7 +213,7 @@ def _first_code(name: str) -> str:
     shares = TRACES[name].icd10
     return max(shares, key=shares.get)
 
-
+# %% ../../nbs/biobank/18h_summaries.ipynb #390597ec
 def icd9_map() -> dict[str, str]:
     "ICD-10 codes for the ICD-9 codes of the modelled diseases."
     return {trace.icd9: _first_code(name) for name, trace in reversed(TRACES.items()) if trace.icd9}
@@ -222,10 +233,8 @@ def hospital_codes(
 ) -> pl.DataFrame:  # eid, date, icd10; ICD-9 mapped where it is that of a modelled disease
     "List every hospital diagnosis in ICD-10 with its date."
     mapped = pl.col("diag_icd9").replace_strict(icd9_map(), default=None, return_dtype=pl.String)
-    events = _dated(records, "hesin_diag").select(
-        "eid", "date", pl.coalesce("diag_icd10", mapped).alias("icd10")
-    )
-    return events.drop_nulls("icd10")
+    code = pl.coalesce("diag_icd10", mapped).alias("icd10")
+    return with_dates(records)["hesin_diag"].select("eid", "date", code).drop_nulls("icd10")
 
 
 def death_codes(
@@ -236,7 +245,7 @@ def death_codes(
     causes = records["death_cause"].join(death, on=["eid", "ins_index"], how="left")
     return causes.select("eid", "date", pl.col("cause_icd10").alias("icd10"))
 
-
+# %% ../../nbs/biobank/18h_summaries.ipynb #149f60f9
 def practice_codes(
     records: dict[str, pl.DataFrame],  # With gp_clinical
 ) -> pl.DataFrame:  # eid, date, icd10 (three characters)
@@ -248,7 +257,7 @@ def practice_codes(
         .drop_nulls("icd10")
     )
 
-# %% ../../nbs/biobank/18h_summaries.ipynb #149f60f9
+# %% ../../nbs/biobank/18h_summaries.ipynb #256a8153
 def _occurrence_events(records: dict[str, pl.DataFrame]) -> pl.DataFrame:
     "Events of all sources that count for first occurrences: eid, date, block, source."
     sources = {
@@ -266,7 +275,7 @@ def _occurrence_events(records: dict[str, pl.DataFrame]) -> pl.DataFrame:
         pl.col("block").is_in(list(OCCURRENCES.values()))
     )
 
-
+# %% ../../nbs/biobank/18h_summaries.ipynb #192442c8
 def first_occurrences(
     records: dict[str, pl.DataFrame],  # Record tables; `self_report` (eid, date, icd10) may be among them
 ) -> pl.DataFrame:  # eid, block, date, source, one row for each person and disease
@@ -310,7 +319,7 @@ OUTCOMES = {
     42036: ("G232", "G903"),
 }  # field of the date: ICD-10 codes or their beginnings; the source is the next field
 
-
+# %% ../../nbs/biobank/18h_summaries.ipynb #30403b4f
 def _outcome_codes(codes: pl.Series) -> pl.DataFrame:
     "Which of some ICD-10 codes belong to which outcome: icd10, field_id."
     pairs = [
@@ -318,7 +327,7 @@ def _outcome_codes(codes: pl.Series) -> pl.DataFrame:
     ]
     return pl.DataFrame(pairs, schema={"icd10": pl.String, "field_id": pl.Int64}, orient="row")
 
-
+# %% ../../nbs/biobank/18h_summaries.ipynb #07a5ecad
 def outcomes(
     records: dict[str, pl.DataFrame],  # Record tables; `self_report` (eid, date, icd10) may be among them
 ) -> pl.DataFrame:  # eid, field_id (of the date), date, source, one row for each person and outcome
@@ -339,7 +348,7 @@ def outcomes(
     )
     return chosen.group_by("eid", "field_id").agg(pl.col("date").min(), best.cast(pl.Int32).alias("source"))
 
-
+# %% ../../nbs/biobank/18h_summaries.ipynb #a129c8f7
 def _outcome_fields(found: pl.DataFrame, field_id: int) -> pl.DataFrame:
     "The date and the source of one outcome."
     chosen = found.filter(pl.col("field_id") == field_id)
@@ -368,11 +377,12 @@ HEALTH_FIELDS = (
     *(field_id + i for field_id in OCCURRENCES for i in (0, 1)),
 )  # fmt: skip
 
-
+# %% ../../nbs/biobank/18h_summaries.ipynb #31586959
 def _parts(
     people: pl.DataFrame, records: dict[str, pl.DataFrame], sizes: dict[str, int], cancers: int, causes: int
 ) -> list[pl.DataFrame]:
     "All fields in pieces, each with a row for the people who have something."
+    records = with_dates(records)
     first, found = first_occurrences(records), outcomes(records)
     return [
         *(_certificate(people, records, instance, causes) for instance in (0, 1)),
@@ -384,7 +394,7 @@ def _parts(
         *(_occurrence_fields(first, field_id) for field_id in OCCURRENCES),
     ]
 
-
+# %% ../../nbs/biobank/18h_summaries.ipynb #9940c060
 def summarise(
     people: pl.DataFrame,  # One row a person: eid, birth, lost
     records: dict[
@@ -398,8 +408,8 @@ def summarise(
     missing = [name for name in NEEDED if name not in records]
     if missing:
         raise TableError("the record tables", ", ".join(NEEDED), f"no {', '.join(missing)}")
-    reason = lost_reason(people).alias("p190")
-    table = people.select("eid", reason, pl.col("lost").alias("p191"))
-    for part in _parts(people, records, array_sizes, cancers, causes):
-        table = table.join(part, on="eid", how="left", maintain_order="left")
-    return table.drop("eid")
+    lost = people.select(lost_reason(people).alias("p190"), pl.col("lost").alias("p191"))
+    parts = _parts(people, records, array_sizes, cancers, causes)
+    eids = people.select("eid")
+    aligned = (eids.join(part, on="eid", how="left", maintain_order="left").drop("eid") for part in parts)
+    return pl.concat([lost, *aligned], how="horizontal")

@@ -46,8 +46,8 @@ from .summaries import ARRAY_SIZES, HEALTH_FIELDS, summarise
 from ..core import UkbmmError, atomic_file, progress, rng_for, write_text
 
 # %% auto #0
-__all__ = ['EXAMPLE_COLUMNS', 'MISSING_CALLS', 'REDACTED', 'KINSHIP_ERROR', 'LEAST_KINSHIP', 'NOTICE', 'LAST', 'Made',
-           'make_chunk', 'truth_of', 'main_table', 'write_extract', 'synthetic_biobank']
+__all__ = ['EXAMPLE_COLUMNS', 'FROM_RECORDS', 'MISSING_CALLS', 'REDACTED', 'KINSHIP_ERROR', 'LEAST_KINSHIP', 'NOTICE', 'LAST',
+           'Made', 'make_chunk', 'truth_of', 'main_table', 'write_extract', 'synthetic_biobank']
 
 # %% ../../nbs/biobank/19_synthetic.ipynb #a367aabb
 @dataclass(frozen=True)
@@ -80,6 +80,16 @@ EXAMPLE_COLUMNS = (
 )  # fmt: skip
 
 
+FROM_RECORDS = frozenset({*HEALTH_FIELDS, 40010})  # Fields that follow from record tables
+
+
+def _described(summary: pl.DataFrame, onsets: pl.DataFrame, rng: np.random.Generator) -> pl.Series:
+    "Field 40010: what a certificate says in words, where somebody typed it in."
+    typed = pl.Series(rng.random(len(summary)) < 0.4) & summary["p40000_i0"].is_not_null()
+    words = pl.when(typed).then(pl.col("cause").str.replace_all("_", " ")).alias("p40010_i0")
+    return onsets.select(words).to_series()
+
+
 def _order(name: str) -> tuple[int, ...]:
     "Where a column stands among all: by field, occasion and position."
     return tuple(-1 if part is None else part for part in parse_name(name)[0])
@@ -96,11 +106,12 @@ def make_chunk(
     onsets = draw_onsets(people, rng_for(seed, "onsets", chunk))
     people, records = _alive(people, onsets), {}
     columns = None if columns is None else list(columns)
-    fields = {*plan(), *HEALTH_FIELDS} if columns is None else {_order(name)[0] for name in columns}
-    table = draw_assessment(people, onsets, chunk, seed, fields - set(HEALTH_FIELDS))
-    if fields & set(HEALTH_FIELDS):
+    fields = {*plan(), *FROM_RECORDS} if columns is None else {_order(name)[0] for name in columns}
+    table = draw_assessment(people, onsets, chunk, seed, fields - FROM_RECORDS)
+    if fields & FROM_RECORDS:
         records = draw_records(people, onsets, rng_for(seed, "records", chunk))
-        table = table.hstack(summarise(people, records))
+        summary = summarise(people, records)
+        table = table.hstack(summary).hstack([_described(summary, onsets, rng_for(seed, "described", chunk))])
     return Made(chunk, people, onsets, table.select(columns or sorted(table.columns, key=_order)), records)
 
 # %% ../../nbs/biobank/19_synthetic.ipynb #70029209

@@ -59,7 +59,11 @@ def table(chunks) -> pl.DataFrame:
 def columns_of(table: pl.DataFrame, number: int, occasion: int | None = None) -> list[str]:
     "Columns of a field, at one occasion or at all."
     parsed = {name: parse_name(name)[0] for name in table.columns}
-    return [name for name, c in parsed.items() if c.field_id == number and (occasion is None or (c.instance or 0) == occasion)]
+    return [
+        name
+        for name, c in parsed.items()
+        if c.field_id == number and (occasion is None or (c.instance or 0) == occasion)
+    ]
 
 
 def first_values(table: pl.DataFrame, number: int) -> np.ndarray:
@@ -81,7 +85,9 @@ def facts() -> pl.DataFrame:
 
 def test_every_field_of_the_list_is_planned_or_follows_from_records(facts):
     wanted = set(facts["field_id"])
-    assert len(wanted) == 462 and wanted - set(plan()) - set(HEALTH_FIELDS) == {40010}  # which `synthetic` makes
+    assert len(wanted) == 462 and wanted - set(plan()) - set(HEALTH_FIELDS) == {
+        40010
+    }  # which `synthetic` makes
     assert set(plan()) <= wanted and not set(plan()) & set(HEALTH_FIELDS)
 
 
@@ -118,14 +124,19 @@ SPREAD_OTHERWISE = {
 
 
 def test_means_and_spreads_are_those_of_the_showcase(table, facts):
-    published = {row[0]: row[1:] for row in facts.select("field_id", "showcase_mean", "showcase_sd").drop_nulls().rows()}
+    published = {
+        row[0]: row[1:]
+        for row in facts.select("field_id", "showcase_mean", "showcase_sd").drop_nulls().rows()
+    }
     seen = 0
     for number in (set(plan()) & set(published)) - SPREAD_OTHERWISE:
         mean, sd = published[number]
         values = first_values(table, number)
         at_imaging = occasions(plan()[number])[0] >= 2  # people who come to be imaged are leaner
         title = plan()[number].field.title
-        assert abs(values.mean() - mean) < (0.2 if at_imaging else 0.1) * sd + 4 * sd / np.sqrt(len(values)), title
+        assert abs(values.mean() - mean) < (0.2 if at_imaging else 0.1) * sd + 4 * sd / np.sqrt(
+            len(values)
+        ), title
         assert 0.72 < values.std() / sd < 1.28, title
         seen += 1
     assert seen > 200
@@ -134,7 +145,9 @@ def test_means_and_spreads_are_those_of_the_showcase(table, facts):
 def test_what_is_planned_is_what_the_showcase_publishes(facts):
     for number, mean, sd in facts.select("field_id", "showcase_mean", "showcase_sd").drop_nulls().rows():
         if number in plan():
-            assert plan()[number].mean == pytest.approx(mean, rel=1e-4) and plan()[number].sd == pytest.approx(sd, rel=1e-4)
+            assert plan()[number].mean == pytest.approx(mean, rel=1e-4) and plan()[
+                number
+            ].sd == pytest.approx(sd, rel=1e-4)
 
 
 # ---- types and codes --------------------------------------------------------------------------------------------
@@ -155,12 +168,20 @@ def test_every_code_belongs_to_its_coding_and_its_label_to_no_other_code(table):
         labels = dictionary.labels.get(measure.field.coding or -1)
         if not measure.field.is_category or not labels:
             continue
-        repeated = {code for code, label in labels.items() if list(labels.values()).count(label) > 1} if len(labels) < 1000 else set()
+        repeated = (
+            {code for code, label in labels.items() if list(labels.values()).count(label) > 1}
+            if len(labels) < 1000
+            else set()
+        )
         repeated |= {"1195", "1140909726"}  # vitamin c product, of 6,745 medicines
         for name in columns_of(table, number):
             values = table[name].explode() if measure.shape == "many" else table[name]
             codes = set(values.drop_nulls().unique().cast(pl.String))
-            assert codes <= set(labels) and not codes & repeated, (name, codes - set(labels), codes & repeated)
+            assert codes <= set(labels) and not codes & repeated, (
+                name,
+                codes - set(labels),
+                codes & repeated,
+            )
             seen += len(codes)
     assert seen > 1500
 
@@ -170,9 +191,13 @@ def test_special_answers_are_given_and_only_where_the_coding_has_them(table):
     for number, measure in plan().items():
         if measure.shape != "count" or measure.number("low", 0) < 0:
             continue
-        values = set(np.concatenate([table[name].drop_nulls().unique() for name in columns_of(table, number)]).tolist())
+        values = set(
+            np.concatenate([table[name].drop_nulls().unique() for name in columns_of(table, number)]).tolist()
+        )
         negative = {int(value) for value in values if value < 0}
-        assert negative <= {int(code) for code in labels.get(measure.field.coding or -1, {})}, measure.field.title
+        assert negative <= {int(code) for code in labels.get(measure.field.coding or -1, {})}, (
+            measure.field.title
+        )
     television = table["p1070_i0"].drop_nulls()
     for code, share in {-10: 0.045, -1: 0.01, -3: 0.003}.items():
         assert abs((television == code).mean() - share) < 0.005
@@ -237,7 +262,11 @@ def test_images_know_what_the_imaging_cause_is(table, people):
 
 
 def test_a_lost_tube_takes_every_serum_value_with_it(table):
-    serum = [columns_of(table, number, 0)[0] for number, m in plan().items() if m.options.get("draw") == "serum" and m.group == "Blood biochemistry"]
+    serum = [
+        columns_of(table, number, 0)[0]
+        for number, m in plan().items()
+        if m.options.get("draw") == "serum" and m.group == "Blood biochemistry"
+    ]
     assert len(serum) > 25
     nothing = table.select(pl.all_horizontal(pl.col(serum).is_null())).to_series()
     assert abs(nothing.mean() - (1 - DRAWS["serum"])) < 0.01
@@ -266,7 +295,9 @@ def test_arrays_are_filled_from_left_to_right(table):
     for number in (3062, 5084, 4080, 5983, 3166):
         names = columns_of(table, number, 0)
         present = table.select(pl.col(names).is_not_null()).to_numpy()
-        assert not (present[:, 1:] & ~present[:, :-1]).any() and present[:, 0].mean() > present[:, 1].mean() > 0, number
+        assert (
+            not (present[:, 1:] & ~present[:, :-1]).any() and present[:, 0].mean() > present[:, 1].mean() > 0
+        ), number
 
 
 # ---- what must agree --------------------------------------------------------------------------------------------
@@ -286,7 +317,9 @@ def test_ages_and_dates_agree(table, people):
                 assert abs((visit - turned).days) < 3 or age == visit.year - birth.year - (visit < turned)
     assert table["p21003_i0"].equals(table["p21022"].alias("p21003_i0"))
     assert table["p21022"].is_between(40, 69).all()
-    assert (table["p53_i1"] > table["p53_i0"]).drop_nulls().all() and (table["p53_i3"] > table["p53_i2"]).drop_nulls().all()
+    assert (table["p53_i1"] > table["p53_i0"]).drop_nulls().all() and (
+        table["p53_i3"] > table["p53_i2"]
+    ).drop_nulls().all()
     assert (table["p3166_i0_a0"].cast(pl.Date) == table["p53_i0"]).drop_nulls().all()
     worn = table["p90011"] - table["p90010"]
     assert worn.drop_nulls().dt.total_hours().is_between(160, 170).all()
@@ -322,7 +355,9 @@ def test_percentages_of_white_cells_add_up(table):
 
 def test_smoking_is_one_story(table):
     status = table["p20116_i0"]
-    assert (table.filter(status == 2)["p1239_i0"] > 0).all() and (table.filter(status == 0)["p1239_i0"] == 0).all()
+    assert (table.filter(status == 2)["p1239_i0"] > 0).all() and (
+        table.filter(status == 0)["p1239_i0"] == 0
+    ).all()
     assert table.filter(status == 0)["p2887_i0"].null_count() == (status == 0).sum()
     assert table.filter(table["p1239_i0"] == 1)["p3456_i0"].count() > 0.99 * (table["p1239_i0"] == 1).sum()
     assert table.filter(pl.col("p20161_i0").is_not_null())["p20116_i0"].min() >= 1
@@ -358,13 +393,21 @@ def test_people_report_the_diseases_they_have_and_no_others(table, people, onset
     has = (onsets["hypertension"] <= people["visit_0"]).fill_null(False)
     says = table["p20002_i0"].list.contains(1065).fill_null(False)
     assert not (says & ~has).any() and abs(says.sum() / has.sum() - 0.85) < 0.03
-    diabetic = ((onsets["type_2_diabetes"] <= people["visit_0"]) | (onsets["type_1_diabetes"] <= people["visit_0"])).fill_null(False)
-    assert (table.filter(table["p2443_i0"] == 1).height <= diabetic.sum()) and not ((table["p2443_i0"] == 1) & ~diabetic).any()
+    diabetic = (
+        (onsets["type_2_diabetes"] <= people["visit_0"]) | (onsets["type_1_diabetes"] <= people["visit_0"])
+    ).fill_null(False)
+    assert (table.filter(table["p2443_i0"] == 1).height <= diabetic.sum()) and not (
+        (table["p2443_i0"] == 1) & ~diabetic
+    ).any()
     assert table.filter(table["p2443_i0"] == 1)["p2976_i0"].null_count() == 0
     metformin = table["p20003_i0"].list.contains(1140884600).fill_null(False)
     assert metformin.any() and not (metformin & ~diabetic).any()
     assert not table.filter(table["p31"] == 0)["p20004_i0"].list.contains(1218).any()  # vasectomy
-    assert table.filter(table["p31"] == 1)["p6153_i0"].count() == table.filter(table["p31"] == 0)["p6177_i0"].count() == 0
+    assert (
+        table.filter(table["p31"] == 1)["p6153_i0"].count()
+        == table.filter(table["p31"] == 0)["p6177_i0"].count()
+        == 0
+    )
 
 
 def test_a_time_stands_beside_each_thing_in_a_list(table):
@@ -372,10 +415,14 @@ def test_a_time_stands_beside_each_thing_in_a_list(table):
         lengths = table[f"p{number}_i0"].list.len().fill_null(0).to_numpy()
         for other in times:
             values = table.select(columns_of(table, other, 0))
-            assert (values.select(pl.sum_horizontal(pl.all().is_not_null())).to_series().to_numpy() == lengths).all()
+            assert (
+                values.select(pl.sum_horizontal(pl.all().is_not_null())).to_series().to_numpy() == lengths
+            ).all()
             present = values.select(pl.all().is_not_null()).to_numpy()
             assert not (present[:, 1:] & ~present[:, :-1]).any()
-    both = table.select("p20008_i0_a0", "p20009_i0_a0", "p34", "p21003_i0").filter(pl.col("p20009_i0_a0") >= 0)
+    both = table.select("p20008_i0_a0", "p20009_i0_a0", "p34", "p21003_i0").filter(
+        pl.col("p20009_i0_a0") >= 0
+    )
     assert ((both["p20008_i0_a0"] - both["p20009_i0_a0"] - both["p34"]).is_between(-0.11, 1.11)).all()
     assert (both["p20009_i0_a0"] <= both["p21003_i0"] + 1).all()
     assert abs((table["p20009_i0_a0"].drop_nulls() == -1).mean() - 0.05) < 0.02
@@ -395,7 +442,9 @@ def test_a_field_is_the_same_whatever_else_is_made(chunks):
 def test_another_seed_and_another_chunk_give_other_values(chunks):
     people, onsets, table = chunks[0]
     for chunk, seed in ((1, 2), (0, 3)):
-        assert not draw_assessment(people, onsets, chunk, seed, [30690])["p30690_i0"].equals(table["p30690_i0"])
+        assert not draw_assessment(people, onsets, chunk, seed, [30690])["p30690_i0"].equals(
+            table["p30690_i0"]
+        )
 
 
 def test_the_order_of_filling_puts_what_is_needed_first():
@@ -410,23 +459,32 @@ def test_the_order_of_filling_puts_what_is_needed_first():
 
 def test_a_plan_that_explains_more_than_everything_is_refused(monkeypatch):
     field = Field(990001, "Example", "continuous")
-    line = Measure(field, "Example", "normal", {"adiposity": 0.9, "lipids": 0.7}, {}, "", {}, 0, 0, 1.0, 0.0, 1.0)
+    line = Measure(
+        field, "Example", "normal", {"adiposity": 0.9, "lipids": 0.7}, {}, "", {}, 0, 0, 1.0, 0.0, 1.0
+    )
     monkeypatch.setattr(assessment, "plan", lambda: {990001: line})
     with pytest.raises(DictionaryError, match="loads that explain less than everything"):
         score_weights.__wrapped__()
 
 
-@pytest.mark.parametrize(("mean", "sd", "sex_load"), [(2.33, 4.06, 0.0), (7.2, 6.19, 0.93), (84.6, 24.1, -0.3), (0.05, 0.002, 0.5)])
+@pytest.mark.parametrize(
+    ("mean", "sd", "sex_load"), [(2.33, 4.06, 0.0), (7.2, 6.19, 0.93), (84.6, 24.1, -0.3), (0.05, 0.002, 0.5)]
+)
 def test_lognormal_parameters_give_the_mean_and_spread_asked_for(mean, sd, sex_load):
     rng = np.random.default_rng(0)
     women = rng.random(2_000_000) < 0.544
-    score = sex_load * np.where(women, *assessment.SEX_SCORES) + np.sqrt(1 - sex_load**2) * rng.normal(size=len(women))
+    score = sex_load * np.where(women, *assessment.SEX_SCORES) + np.sqrt(1 - sex_load**2) * rng.normal(
+        size=len(women)
+    )
     start, rate = lognormal_parameters(mean, sd, sex_load)
     values = np.exp(start + rate * score)
     assert values.mean() == pytest.approx(mean, rel=0.01) and values.std() == pytest.approx(sd, rel=0.06)
 
 
-@pytest.mark.parametrize(("mean", "sd", "low", "high"), [(2.4, 1.5, 0, 15), (6.7, 2.0, 0, 13), (7.1, 1.04, 3, 12), (5.8, 1.7, 0, 7)])
+@pytest.mark.parametrize(
+    ("mean", "sd", "low", "high"),
+    [(2.4, 1.5, 0, 15), (6.7, 2.0, 0, 13), (7.1, 1.04, 3, 12), (5.8, 1.7, 0, 7)],
+)
 def test_count_tables_have_the_mean_and_spread_asked_for(mean, sd, low, high):
     shares = np.diff(count_table(mean, sd, low, high), prepend=0)
     counts = np.arange(low, high + 1)

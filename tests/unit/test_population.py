@@ -95,7 +95,9 @@ def test_a_chunk_has_the_stated_families_and_everybody_once(chunk):
     sizes = [sum(older is not None for _, older in FAMILIES[kind][2]) for kind in KINDS]
     assert (in_study == np.array(sizes)[pedigree.kind[first]]).all()
     of_parents = pedigree.family[pedigree.parents[pedigree.parents[:, 0] >= 0]]
-    assert (of_parents == pedigree.family[pedigree.parents[:, 0] >= 0][:, None]).all()  # no parent of another family
+    assert (
+        of_parents == pedigree.family[pedigree.parents[:, 0] >= 0][:, None]
+    ).all()  # no parent of another family
 
 
 def test_related_pairs_are_all_pairs_of_a_family_with_their_kinship():
@@ -201,7 +203,9 @@ def test_the_score_is_the_weighted_sum_of_causal_variants_and_standardised(seed)
     assert len(causal) == 40 and (np.diff(causal) > 0).all()
     scores = []
     for chunk in range(3):
-        copies = np.concatenate([c for _, c in draw_genotypes(draw_pedigree(chunk, seed), panel, chunk, seed)], axis=1)
+        copies = np.concatenate(
+            [c for _, c in draw_genotypes(draw_pedigree(chunk, seed), panel, chunk, seed)], axis=1
+        )
         score = copies[:, causal] @ effects
         drawn = draw_people(chunk, seed, variants=300)["genetic"].to_numpy()
         np.testing.assert_allclose(score - drawn, (score - drawn)[0], atol=1e-9)  # the same but for the mean
@@ -256,7 +260,9 @@ def test_visits_come_one_after_the_other_within_their_years(people):
         assert abs(len(visit) / people.height - shares[i]) < 0.01
         assert (people[f"centre_{i}"].is_null() == people[f"visit_{i}"].is_null()).all()
     assert (people["visit_3"] > people["visit_2"]).drop_nulls().all()
-    assert people.filter(pl.col("visit_2").is_null())["visit_3"].null_count() == people["visit_2"].null_count()
+    assert (
+        people.filter(pl.col("visit_2").is_null())["visit_3"].null_count() == people["visit_2"].null_count()
+    )
 
 
 def test_who_comes_to_be_imaged_is_healthier(people):
@@ -290,7 +296,9 @@ def test_columns_are_those_that_health_and_records_take(people):
              **{f"centre_{i}": pl.Int32 for i in range(4)}, **dict.fromkeys(CAUSES, pl.Float64)}  # fmt: skip
     assert {name: people.schema[name] for name in types} == types
     assert people["visit_0"].null_count() == 0 and 0 < people["lost"].count() / people.height < 0.006
-    assert abs(people["gp_linked"].mean() - 0.456) < 0.015 and abs((people["sex"] == 0).mean() - 0.544) < 0.015
+    assert (
+        abs(people["gp_linked"].mean() - 0.456) < 0.015 and abs((people["sex"] == 0).mean() - 0.544) < 0.015
+    )
 
 
 # ---- causes -----------------------------------------------------------------------------------------------------
@@ -332,7 +340,11 @@ def test_relatives_share_causes_as_they_share_genes():
         pairs.append(found + chunk * CHUNK)
         kinship.append(k)
         people.append(draw_people(chunk, seed=3, variants=50))
-    pairs, kinship, smoking = np.concatenate(pairs), np.concatenate(kinship), pl.concat(people)["smoking"].to_numpy()
+    pairs, kinship, smoking = (
+        np.concatenate(pairs),
+        np.concatenate(kinship),
+        pl.concat(people)["smoking"].to_numpy(),
+    )
     for k in (0.25, 0.0625):
         a, b = pairs[kinship == k].T
         assert abs((smoking[a] * smoking[b]).mean() - 0.4 * 2 * k) < 0.06

@@ -264,7 +264,7 @@ def _other(date: str) -> str:
 
 def _misfit(layout: Layout, name: str, count: int, line: int, date: str, other: bool) -> TableError:
     "What to say of values that do not fit their column."
-    where = f"{layout.name}, column {name}, line {line:,}"
+    where = f"{layout.name}, column {name}, {'line' if layout.delimiter else 'row'} {line:,}"
     if name in INTEGERS:
         found = f"{count:,} values that are none, this is the first"
         remedy = "Export codes instead of labels (RAW on the platform)."
@@ -294,7 +294,10 @@ def _write(layout: Layout, participants: np.ndarray, n_rows: int, out: Path) -> 
         if pq.read_metadata(out).num_rows != n_rows:
             raise _joined(layout)
         return date
-    _refuse_values(layout)
+    try:
+        _refuse_values(layout)
+    except pl.exceptions.PolarsError:
+        raise _joined(layout) from None
 
 # %% ../../nbs/biobank/17b_events.ipynb #ed5a5c9a
 class _Part(NamedTuple):

@@ -142,7 +142,7 @@ def histogram(
     return Distribution(kind, *_merge_bins(edges, counts))
 
 # %% ../../nbs/biobank/17c_figures.ipynb #0d7cb8aa
-BARS = 8  # Categories that are shown one by one
+BARS = 6  # Categories that are shown one by one
 
 
 def categories(

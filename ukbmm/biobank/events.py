@@ -115,7 +115,7 @@ def _with_quotes(layout: Layout, copy: Path) -> Layout:
     return replace(layout, path=copy)
 
 # %% ../../nbs/biobank/17b_events.ipynb #66f7c4f6
-BATCH_ROWS = 1_000_000  # Rows looked at, or moved, at a time
+BATCH_ROWS = 500_000  # Rows looked at, or moved, at a time
 
 
 class People(NamedTuple):
@@ -346,7 +346,7 @@ def _read_any(path: Path, kind: str, participants: np.ndarray, raw: Path, encodi
     return _read_file(path, kind, participants, raw, "cp1252")
 
 # %% ../../nbs/biobank/17b_events.ipynb #5bd8888d
-PIECE_CELLS = 16_000_000  # Values that are sorted at a time
+PIECE_CELLS = 4_000_000  # Values that are sorted at a time
 
 
 def _starts(counts: np.ndarray, most: int) -> np.ndarray:
@@ -371,10 +371,9 @@ def _split(raw: Path, starts: np.ndarray) -> list[Path]:
         for batch in batches:
             piece = np.searchsorted(starts, batch.column("row").to_numpy(), side="right") - 1
             order = np.argsort(piece, kind="stable")
-            table = pa.Table.from_batches([batch]).take(order)
-            edges = np.searchsorted(piece[order], borders)
+            edges, table = np.searchsorted(piece[order], borders), pa.Table.from_batches([batch])
             for i in np.flatnonzero(np.diff(edges)):
-                out[i].write_table(table.slice(edges[i], edges[i + 1] - edges[i]))
+                out[i].write_table(table.take(order[edges[i] : edges[i + 1]]))
     return paths
 
 # %% ../../nbs/biobank/17b_events.ipynb #cccdf5eb

@@ -294,12 +294,12 @@ def _fields_of(biobank: Biobank, names: list[str], dictionary: Dictionary) -> di
 def count_columns(
     biobank: Biobank,  # An open Biobank
     columns: Iterable[str] | None = None,  # Which columns; None counts all
-    special: pl.DataFrame | None = None,  # Special values; None takes the shipped ones
+    special: pl.DataFrame | None = None,  # Special values; None takes the Biobank's
 ) -> Counted:  # Exact: not for publication
     "Count what is missing, what is out of range and who has anything, in one pass; raises `StoreError`."
     names, dictionary, today = _names_of(biobank, columns), biobank.dictionary, ingest_day(biobank)
     fields = _fields_of(biobank, names, dictionary)
-    known = _known_by_column(fields, dictionary, special)
+    known = _known_by_column(fields, dictionary, biobank.special_values if special is None else special)
     groups = {name: group_of(field) for name, field in fields.items()}
     n = int((~biobank.withdrawn).sum())
     counts, has = {}, {}
@@ -901,7 +901,7 @@ class IngestReport:
 # %% ../../nbs/biobank/18a_description.ipynb #91a1198c
 def add_report(
     biobank: Biobank,  # An open Biobank
-    special: pl.DataFrame | None = None,  # Special values; None takes the shipped ones
+    special: pl.DataFrame | None = None,  # Special values; None takes the Biobank's
 ) -> list[Path]:  # ingest.html and ingest.json, in its folder
     "Write the ingest report into the Biobank's own folder."
     paths = ingest_report(biobank, special).write(biobank.path)
@@ -940,7 +940,7 @@ def _page(values: dict) -> dict[str, Any]:
 
 def ingest_report(
     biobank: Biobank,  # An open Biobank
-    special: pl.DataFrame | None = None,  # Special values; None takes the shipped ones
+    special: pl.DataFrame | None = None,  # Special values; None takes the Biobank's
 ) -> IngestReport:
     "Say what became of every file and every column, without withdrawn participants."
     counted = count_columns(biobank, special=special)
@@ -965,6 +965,7 @@ def _distributions(
     biobank: Biobank, names: list[str], special: pl.DataFrame | None
 ) -> dict[str, Distribution]:
     "How the values of some columns lie; without those that fewer than five people have."
+    special = biobank.special_values if special is None else special
     dictionary = biobank.dictionary
     fields, found = _fields_of(biobank, names, dictionary), {}
     for frame in _frames(biobank, names, "drawing"):
@@ -1053,7 +1054,7 @@ def description_table(
 def describe(
     biobank: Biobank,  # An open Biobank
     columns: Iterable[str] | None = None,  # Which columns; None lists all
-    special: pl.DataFrame | None = None,  # Special values; None takes the shipped ones
+    special: pl.DataFrame | None = None,  # Special values; None takes the Biobank's
 ) -> pl.DataFrame:  # One row a column, publishable
     "List columns as `description_table` does, without drawing anything."
     return description_table(column_rows(biobank, count_columns(biobank, columns, special)))
@@ -1070,7 +1071,7 @@ def _genotyped(biobank: Biobank) -> dict[str, np.ndarray]:
 def description(
     biobank: Biobank,  # An open Biobank
     columns: Iterable[str] | None = None,  # Which columns; None describes all, and draws some of each group
-    special: pl.DataFrame | None = None,  # Special values; None takes the shipped ones
+    special: pl.DataFrame | None = None,  # Special values; None takes the Biobank's
 ) -> Description:
     "Describe columns without withdrawn participants: what is missing and why, at which visit, and how the values lie."
     counted = count_columns(biobank, columns, special)

@@ -89,6 +89,10 @@ def ingest(
     genotypes: Annotated[
         list[Path] | None, typer.Option(help="PLINK files without .bed; once for each chromosome.")
     ] = None,
+    records: Annotated[
+        list[Path] | None,
+        typer.Option(help="Records of hospitals, deaths or primary care; once for each file."),
+    ] = None,
     withdrawals: Annotated[
         list[Path] | None, typer.Option(help="Withdrawal list; may be given more than once.")
     ] = None,
@@ -104,7 +108,7 @@ def ingest(
     from ukbmm.biobank.store import ingest as read
 
     biobank = read(
-        tables, out, dictionary=dictionary, special_values=special_values, fields=fields, codings=codings, relatedness=relatedness, genotypes=genotypes, withdrawals=withdrawals,
+        tables, out, dictionary=dictionary, special_values=special_values, fields=fields, codings=codings, relatedness=relatedness, genotypes=genotypes, records=records, withdrawals=withdrawals,
         drop_negative=drop_negative_eids, build=build, memory_gib=memory_gib, encoding=encoding, coding=coding.value, bridge=bridge,
     )  # fmt: skip
     for line in biobank.report():

@@ -261,14 +261,20 @@ class _Journal:
         self.path = folder / "journal.json"
         self.done = json.loads(self.path.read_text()) if self.path.is_file() else {}
 
+    def forget(self, name: str) -> bool:
+        "Note that a stage is not done; was it?"
+        was_done = self.done.pop(name, None) is not None
+        if was_done:
+            write_text(self.path, json.dumps(self.done))
+        return was_done
+
     def stage(self, name: str, mark: str, work) -> dict:
         "Do `work` unless it was done from the same files; returns its result."
         before = self.done.get(name)
         if before and before["mark"] == mark:
             get_logger().info("%s: done before", name)
             return before["result"]
-        if self.done.pop(name, None):  # from here on its files are neither the old nor the new ones
-            write_text(self.path, json.dumps(self.done))
+        self.forget(name)  # from here on its files are neither the old nor the new ones
         result = work()
         self.done[name] = {"mark": mark, "result": result}
         write_text(self.path, json.dumps(self.done))
@@ -480,7 +486,7 @@ def _record_stages(
             found[kind] = journal.stage(
                 name, _mark(tables[kind], encoding, mark), lambda work=work: vars(work())
             )
-        elif journal.done.pop(name, None):
+        elif journal.forget(name):
             out.unlink(missing_ok=True)  # an earlier attempt had some
     return found
 
@@ -523,8 +529,9 @@ def _stages(
         work = functools.partial(_genotype_stage, prefixes, folder, eids, sexes, build, memory_gib)
         marked = _mark(given["genotypes"], build, mark)
         manifest["genotypes"]["array"] = journal.stage("genotypes", marked, work)
-    else:
-        shutil.rmtree(folder / "genotypes", ignore_errors=True)  # an earlier attempt may have had some
+    else:  # an earlier attempt may have had some
+        journal.forget("genotypes")
+        shutil.rmtree(folder / "genotypes", ignore_errors=True)
     manifest["sources"] = [_source(path, kind) for kind, paths in given.items() for path in paths]
     return manifest
 

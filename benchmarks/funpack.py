@@ -67,22 +67,24 @@ def joined(column: pl.Series) -> pl.Series:
     )
 
 
-def theirs_of(table: pl.DataFrame, name: str) -> pl.Series | None:
+def theirs_of(table: pl.DataFrame, name: str, several: bool) -> pl.Series | None:
     "FUNPACK's column of a canonical name; the positions of a multiple choice joined."
     field, *rest = name[1:].split("_")
     parts = {part[0]: part[1:] for part in rest}
     instance, array = parts.get("i", "0"), parts.get("a")
-    if array is not None or f"{field}-{instance}.1" not in table.columns:
+    if not several:
         return table.get_column(f"{field}-{instance}.{array or 0}", default=None)
     positions = [column for column in table.columns if column.startswith(f"{field}-{instance}.")]
     whole = [pl.col(column).str.replace(r"\.0$", "") for column in positions]
+    if not positions:
+        return None
     text = table.select(pl.concat_str(whole, separator="|", ignore_nulls=True)).to_series()
     return pl.select(pl.when(text != "").then(text)).to_series()
 
 
 def differences(biobank: Biobank, table: pl.DataFrame, name: str) -> Counter | None:
     "What differs in a column: raw value, ours, theirs; None where FUNPACK has no such column."
-    theirs = theirs_of(table, name)
+    theirs = theirs_of(table, name, biobank.field(name).value_type == "categorical_multiple")
     if theirs is None:
         return None
     raw, ours = joined(biobank.read([name])[name]), joined(biobank.clean([name])[name].values)
@@ -115,13 +117,15 @@ def report(biobank: Biobank, table: pl.DataFrame) -> None:
     for name in biobank.columns:
         differ = differences(biobank, table, name)
         if differ is None:
-            absent.append(name)
+            absent += [name] * (biobank.read([name])[name].null_count() < len(biobank))
         elif not differ:
             equal += 1
         else:
             field = biobank.field(name)
             found.setdefault((field.coding or 0, field.field_id, field.title), Counter()).update(differ)
-    print(f"{equal:,} columns are the same, {len(absent)} FUNPACK does not have, {len(found)} fields differ")
+    print(
+        f"{equal:,} columns are the same, {len(absent)} with values FUNPACK does not have, {len(found)} fields differ"
+    )
     for (coding, field_id, title), differ in sorted(found.items()):
         print(f"\ncoding {coding}, field {field_id} {title}")
         for (raw, ours, theirs), n in differ.most_common(SHOWN):

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from .health import DISEASES
 from ..core import TableError, UkbmmError, atomic_file
 
 # %% auto #0

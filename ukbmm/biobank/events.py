@@ -67,7 +67,7 @@ def _check_columns(layout: Layout, kind: str) -> None:
             layout.name, "each column once", f"{', '.join(twice)} twice, or a name that is taken"
         )
 
-
+# %% ../../nbs/biobank/17b_events.ipynb #aa065cd0
 def _plain_name(name: str) -> str:
     "A column's name without the entity that RAP may put before it."
     return name.split(".")[-1].strip().lower()
@@ -157,7 +157,7 @@ def _eids_of(layout: Layout) -> np.ndarray:  # int64 [row]
     _refuse_eids(layout, eids == NO_NUMBER, "whole numbers, digits only")
     return eids
 
-
+# %% ../../nbs/biobank/17b_events.ipynb #75a14136
 def _look_at_people(layout: Layout, participants: np.ndarray) -> People:
     "Find whose the rows of a table are; raises `TableError` where none is a participant's."
     eids = _eids_of(layout)
@@ -186,7 +186,7 @@ def _scan(layout: Layout, types: dict[str, pl.DataType]) -> pl.LazyFrame:
         null_values=MISSING_TEXTS, low_memory=True,
     )  # fmt: skip
 
-
+# %% ../../nbs/biobank/17b_events.ipynb #a5aa4b23
 def _rows(participants: np.ndarray) -> pl.Expr:
     "The expression that makes rows of the Biobank from identifiers."
 
@@ -203,7 +203,7 @@ def _as_date(name: str, date: str, strict: bool = True) -> pl.Expr:
     whole = pl.when(text.str.len_bytes() != 10).then(pl.lit("no date")).otherwise(text)
     return whole.str.to_date(date, strict=strict).alias(name)
 
-
+# %% ../../nbs/biobank/17b_events.ipynb #b7a0cd44
 def _typed(layout: Layout, participants: np.ndarray, date: str) -> pl.LazyFrame:
     "The table with rows for identifiers, and types; without the rows of people who are no participants."
     columns = [_rows(participants)]
@@ -232,7 +232,7 @@ def _way_of(layout: Layout) -> str:
     counts = _texts(layout).select(checks).collect(engine="streaming").row(0, named=True) if checks else {}
     return max(WAYS, key=lambda date: sum(n for key, n in counts.items() if key.startswith(date)))
 
-
+# %% ../../nbs/biobank/17b_events.ipynb #a041bb9f
 def _misfits(layout: Layout, date: str) -> dict[str, pl.Expr]:
     "By column, is there a value that is none of its type?"
     fits = {name: _is_date(name, date) for name in layout.names if name in DATES}
@@ -316,7 +316,7 @@ def _layout_of(path: Path, plain: Path, name: str, copy: Path) -> Layout:
         layout = _with_quotes(read_layout(plain, name), copy)
     return replace(layout, names=[_plain_name(column) for column in layout.names])
 
-
+# %% ../../nbs/biobank/17b_events.ipynb #a122cd53
 def _read_file(path: Path, kind: str, participants: np.ndarray, raw: Path, encoding: str | None) -> _Part:
     "Read a file into a parquet file in its own order; raises `UnicodeDecodeError` where it is in another encoding."
     copy = raw.with_name(f"{raw.name}-quoted")
@@ -399,7 +399,7 @@ def _put_in_order(raws: list[Path], parts: list[_Part], out: Path) -> int:
     with atomic_file(out) as done:
         return _append(zip(*pieces, strict=True), len(starts), done)
 
-
+# %% ../../nbs/biobank/17b_events.ipynb #b5404a69
 def _append(pieces: Iterable[tuple[Path, ...]], n_pieces: int, done: Path) -> int:
     "Sort range after range and append it to a parquet file."
     writer, repeated = None, 0

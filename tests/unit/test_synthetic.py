@@ -59,9 +59,9 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         write_extract(tmp_path / name, participants=120, variants=60, seed=seed, columns=None)
     first, again, other = (content(tmp_path / name) for name in "abc")
-    assert set(first) == set(again) == set(other) and len(first) == 18
+    assert set(first) == set(again) == set(other) and len(first) == 19
     assert [name for name in first if first[name] != again[name]] == []
-    assert [name for name in first if first[name] == other[name]] == []
+    assert [name for name in first if first[name] == other[name]] == ["truth/faults.json"]  # none in either
 
 
 def test_a_biobank_is_the_beginning_of_every_larger_one(two_chunks, tmp_path):
@@ -156,7 +156,7 @@ def test_a_delivery_has_the_files_of_one(two_chunks):
     }
     assert names == {f"{table}.txt" for table in tables} | {
         "ukb40000.csv", "ukb_cal.bed", "ukb_cal.bim", "ukb_cal.fam", "ukb_rel_a40000_s5000.dat", "SYNTHETIC.txt",
-        "truth/truth.json", "truth/people.parquet", "truth/onsets.parquet",
+        "truth/truth.json", "truth/faults.json", "truth/people.parquet", "truth/onsets.parquet",
     }  # fmt: skip
     assert "invented" in (two_chunks / "SYNTHETIC.txt").read_text()
 

@@ -14,6 +14,7 @@ from importlib.resources import files
 
 import numpy as np
 import polars as pl
+from fastcore.basics import patch
 
 from .dictionary import Dictionary, Field
 from .names import Column, canonical
@@ -342,9 +343,11 @@ class Assessment:
         people, onsets = self.people.select(dates), self.onsets.select(dates)
         return {column.name: column.to_numpy() for column in (*people, *onsets)}
 
-    def rng(self, *address: str | int) -> np.random.Generator:
-        "Random numbers that belong to this chunk and an address."
-        return rng_for(self.seed, "assessment", self.chunk, *address)
+# %% ../../nbs/biobank/18g_assessment.ipynb #ba7d465a
+@patch
+def rng(self: Assessment, *address: str | int) -> np.random.Generator:
+    "Random numbers that belong to this chunk and an address."
+    return rng_for(self.seed, "assessment", self.chunk, *address)
 
 # %% ../../nbs/biobank/18g_assessment.ipynb #62ea5a56
 def _attended(state: Assessment, kind: int, occasion: int) -> np.ndarray:

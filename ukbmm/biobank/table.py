@@ -46,7 +46,7 @@ def _codes_of(text: pl.Expr, labels: dict[str, str | None] | None) -> pl.Expr:
 
 def _codes_by_comma(column: pl.Expr) -> pl.Expr:
     "The codes of a multiple choice with commas between them."
-    return column.str.replace_all(r'[\[\]" ]', "").str.replace_all(r"\|", ",")
+    return column.str.replace_all(r"""[\[\]"' ]""", "").str.replace_all(r"\|", ",")
 
 
 def _without_decimals(column: pl.Expr) -> pl.Expr:
@@ -68,6 +68,9 @@ def _list_of_text(
 # %% ../../nbs/biobank/16_table.ipynb #d1dcdd63
 def _parsed(text: pl.Expr, dtype: pl.DataType, date: str = ISO, strict: bool = True) -> pl.Expr:
     "Parse dates and times written in one way only; other types are parsed while the file is read."
+    length = text.str.len_bytes()  # polars would take 10/03/10 for a day of the year 10
+    whole = length == 10 if dtype == pl.Date else length >= 19
+    text = pl.when(whole | text.is_null()).then(text).otherwise(pl.lit("?")) if dtype.is_temporal() else text
     if dtype == pl.Date:
         return text.str.to_date(date, strict=strict)
     if dtype == pl.Datetime("us"):

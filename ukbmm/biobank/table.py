@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from .dictionary import Dictionary
+from .dictionary import Dictionary, Field
 from .files import fill_lines, is_parquet, plain_text
 from .lines import MISSING, NO_NUMBER, Layout, line_of, read_layout, read_lines
 from .names import SPELLINGS, Header, read_header
@@ -22,8 +22,8 @@ from ..core import TableError, atomic_file, get_logger, progress
 from ..disclosure import show_count
 
 # %% auto #0
-__all__ = ['MISSING_TEXTS', 'ISO', 'DAY_FIRST', 'EXACT', 'WHAT', 'GROUP_CELLS', 'MOST_PARTS', 'CODINGS', 'Ways', 'TableSummary',
-           'groups_of', 'gather_rows', 'read_table']
+__all__ = ['MISSING_TEXTS', 'ISO', 'DAY_FIRST', 'CODE', 'LEADING', 'EXACT', 'WHAT', 'GROUP_CELLS', 'MOST_PARTS', 'CODINGS',
+           'Ways', 'TableSummary', 'groups_of', 'gather_rows', 'read_table']
 
 # %% ../../nbs/biobank/16_table.ipynb #3a70a827
 MISSING_TEXTS = ["", "NA"]
@@ -37,11 +37,22 @@ class Ways:
     floats: frozenset[str] = frozenset()  # Columns of whole numbers that are written with decimals
     labels: dict[str, dict[str, str | None]] = field(default_factory=dict)  # Codes by label, by column
     date: str = ISO  # How a day is written
+    leading: frozenset[str] = frozenset()  # Columns of codes of text with labels that begin with the code
 
 
 def _codes_of(text: pl.Expr, labels: dict[str, str | None] | None) -> pl.Expr:
     "Put codes in the place of labels; nothing where a label stands for several codes."
     return text.replace(list(labels), list(labels.values())) if labels else text
+
+
+CODE = r"""^[^\s,|'"\[\]]+$"""  # a code of text, such as I219
+LEADING = r"^([A-Z]?[0-9][0-9A-Z]*(?:\.[0-9A-Z]+)?)\s"  # the code in "I21.9 Acute myocardial infarction, unspecified"
+
+
+def _leading(text: pl.Expr) -> pl.Expr:
+    "The codes that labels begin with, without dots; a code by itself stays."
+    code = text.str.extract(LEADING, 1).str.replace_all(".", "", literal=True)
+    return pl.when(text.str.contains(r"\s")).then(code.fill_null("?,")).otherwise(text)
 
 
 def _codes_by_comma(column: pl.Expr) -> pl.Expr:
@@ -54,13 +65,25 @@ def _without_decimals(column: pl.Expr) -> pl.Expr:
     return _codes_by_comma(column).str.replace_all(r"\.0+(,|$)", "$1")
 
 
+def _texts(column: pl.Expr) -> pl.Expr:
+    "The answers of a multiple choice as texts; outside of a JSON list only | divides, since a label may hold commas."
+    within = column.str.replace_all(r"""[\[\]"' ]""", "").str.split(",")
+    each = pl.when(column.str.starts_with("[")).then(within).otherwise(column.str.split("|"))
+    each = each.list.eval(pl.element().str.strip_chars())
+    return each.list.eval(pl.element().filter(pl.element() != ""))
+
+
 def _list_of_text(
-    column: pl.Expr, dtype: pl.List, labels: dict[str, str | None] | None = None, strict: bool = True
+    column: pl.Expr,
+    dtype: pl.List,
+    labels: dict[str, str | None] | None = None,
+    strict: bool = True,
+    leading: bool = False,
 ) -> pl.Expr:
     "Read RAP's multiple choice, a JSON list or codes joined by |, as a list; one of nothing is missing."
-    if labels:  # a label may hold commas, so only | divides
-        each = column.str.split("|").list.eval(_codes_of(pl.element().str.strip_chars(), labels))
-        each = pl.when(column.str.strip_chars() != "").then(each.list.drop_nulls())
+    if labels or dtype.inner == pl.String:
+        code = _codes_of(_leading(pl.element()) if leading else pl.element(), labels)
+        each = _texts(column).list.eval(code).list.drop_nulls()
         return pl.when(each.list.len() > 0).then(each).cast(dtype, strict=strict)
     codes = _codes_by_comma(column)
     return pl.when(codes != "").then(codes).str.split(",").cast(dtype, strict=strict)
@@ -82,7 +105,8 @@ def _parsed(text: pl.Expr, dtype: pl.DataType, date: str = ISO, strict: bool = T
 
 def _value(source: str, dtype: pl.DataType, ways: Ways) -> pl.Expr:
     "The expression that makes a value of its field's type from one column of the file."
-    text = _codes_of(pl.col(source), ways.labels.get(source))
+    text = _leading(pl.col(source)) if source in ways.leading else pl.col(source)
+    text = _codes_of(text, ways.labels.get(source))
     expression = _parsed(text, dtype, ways.date)
     if source in ways.floats or source in ways.labels and not dtype.is_temporal():
         expression = expression.cast(dtype)
@@ -94,7 +118,8 @@ def _column(name: str, header: Header, ways: Ways) -> pl.Expr:
     sources, field_of = header.columns[name], header.fields[name]
     if name in header.lists:
         text = _without_decimals(pl.col(sources[0])) if sources[0] in ways.floats else pl.col(sources[0])
-        return _list_of_text(text, pl.List(field_of.dtype), ways.labels.get(sources[0])).alias(name)
+        labels, leading = ways.labels.get(sources[0]), sources[0] in ways.leading
+        return _list_of_text(text, pl.List(field_of.dtype), labels, leading=leading).alias(name)
     if field_of.value_type == "categorical_multiple":
         values = [_value(source, field_of.dtype, ways) for source in sources]
         listed = pl.concat_list(values).cast(pl.List(field_of.dtype)).list.drop_nulls()
@@ -168,11 +193,15 @@ def _scan_parquet(layout: Layout, types: dict[str, pl.DataType]) -> pl.LazyFrame
 # %% ../../nbs/biobank/16_table.ipynb #4a706fc9
 def _parses(text: pl.Expr, dtype: pl.DataType, ways: Ways = Ways(), source: str = "") -> pl.Expr:
     "Does the text parse as `dtype`?"
-    labels = ways.labels.get(source)
+    labels, leading = ways.labels.get(source), source in ways.leading
     if dtype.is_nested():
-        codes = _list_of_text(text, dtype, labels, strict=False)
+        codes = _list_of_text(text, dtype, labels, strict=False, leading=leading)
+        if dtype.inner == pl.String:
+            return codes.list.eval(pl.element().str.contains(CODE)).list.all().fill_null(True)
         return (codes.list.drop_nulls().list.len() == codes.list.len()).fill_null(True)
-    text = _codes_of(text, labels)
+    text = _codes_of(_leading(text) if leading else text, labels)
+    if dtype == pl.String:
+        return text.is_null() | text.str.contains(CODE)
     if dtype.is_temporal():
         return text.is_null() | _parsed(text, dtype, ways.date, strict=False).is_not_null()
     return text.is_null() | text.cast(dtype, strict=False).is_not_null()
@@ -211,6 +240,9 @@ def _count_misfits(
         if name in known:
             checks.append((given & ~_parses(text, dtype, labelled, name)).sum().alias(f"labels:{name}"))
             checks.append(_undecided(text, dtype, known[name]).sum().alias(f"undecided:{name}"))
+        if pl.String in (dtype, getattr(dtype, "inner", None)):
+            leading = Ways(leading=frozenset([name]))
+            checks.append((given & ~_parses(text, dtype, leading, name)).sum().alias(f"leading:{name}"))
         if dtype.is_temporal():
             checks.append((given & ~_parses(text, dtype, day_first)).sum().alias(f"day_first:{name}"))
     if not checks:
@@ -233,14 +265,16 @@ def _decide(
     labels = labels if labelled or any(name in labels for name in bad - floats) else {}
     dates = [name for name in bad if counts[name].get("day_first") == 0 and name not in labels]
     date = DAY_FIRST if dates and not _some_iso(counts, dates) else ISO
-    left = bad - floats - set(labels) - (set(dates) if date == DAY_FIRST else set())
-    return Ways(floats - set(labels), labels, date), left
+    leading = frozenset(name for name in bad - set(labels) if counts[name].get("leading") == 0)
+    left = bad - floats - set(labels) - leading - (set(dates) if date == DAY_FIRST else set())
+    return Ways(floats - set(labels), labels, date, leading), left
 
 
 def _fewest(count: dict[str, int]) -> tuple[int, str]:
-    "How many of a column's values do not fit, and in which way: with decimals where fewer misfit so."
-    floats = count.get("floats") or count["plain"]
-    return (floats, "floats") if floats < count["plain"] else (count["plain"], "plain")
+    "How many of a column's values do not fit, and in which way: the one in which the fewest do not."
+    ways = {way: n for way, n in count.items() if n and way in ("plain", "floats", "labels", "leading")}
+    way = min(ways, key=lambda way: (ways[way], way != "plain"))
+    return ways[way], way
 
 
 def _some_iso(counts: dict[str, dict[str, int]], dates: list[str]) -> bool:
@@ -252,6 +286,7 @@ def _some_iso(counts: dict[str, dict[str, int]], dates: list[str]) -> bool:
 WHAT = {
     "i": "whole numbers",
     "f": "numbers",
+    "c": "codes such as I219, or labels that begin with them",
     "d": "dates written yyyy-mm-dd, or all of the file's dd/mm/yyyy",
     "t": "times written yyyy-mm-dd hh:mm:ss",
     "l": "lists of codes written [1,2] or 1|2",
@@ -261,22 +296,32 @@ WHAT = {
 def _expected(dtype: pl.DataType) -> str:
     if dtype.is_numeric():
         return WHAT["i" if dtype.is_integer() else "f"]
+    if dtype == pl.String:
+        return WHAT["c"]
     return WHAT["l" if dtype.is_nested() else "d" if dtype == pl.Date else "t"]
 
 
-def _first(layout: Layout, name: str, dtype: pl.DataType, way: str, n_rows: int) -> str:
+def _first(
+    layout: Layout, name: str, dtype: pl.DataType, way: str, labels: dict[str, str | None] | None, n_rows: int
+) -> str:
     "The first line, or row of a parquet file, whose value does not parse."
     text = _scan(layout, dict.fromkeys(layout.names, pl.String), n_rows).with_row_index("index")
-    fits = _whole(pl.col(name), dtype) if way == "floats" else _parses(pl.col(name), dtype)
+    ways = {"labels": Ways(labels={name: labels}), "leading": Ways(leading=frozenset([name]))}.get(
+        way, Ways()
+    )
+    whole = way == "floats" and not dtype.is_nested()
+    fits = _whole(pl.col(name), dtype) if whole else _parses(pl.col(name), dtype, ways, name)
     bad = text.filter(pl.col(name).is_not_null() & ~fits)
     line = line_of(layout, bad.select(pl.col("index").first()).collect(engine="streaming").item())
     return f"{'line' if layout.delimiter else 'row'} {line:,}"
 
 # %% ../../nbs/biobank/16_table.ipynb #75783026
-def _refuse_misfits(layout: Layout, types: dict, bad: dict[str, tuple[int, str]], n_rows: int) -> None:
+def _refuse_misfits(
+    layout: Layout, types: dict, bad: dict[str, tuple[int, str]], known: dict, n_rows: int
+) -> None:
     "Raise `TableError` that names the columns whose values do not fit, without the values."
     parts = [
-        f"{name} ({count:,} rows, first at {_first(layout, name, types[name], way, n_rows)},"
+        f"{name} ({count:,} rows, first at {_first(layout, name, types[name], way, known.get(name), n_rows)},"
         f" expected {_expected(types[name])})"
         for name, (count, way) in list(bad.items())[:5]
     ]
@@ -417,6 +462,24 @@ def _typed(layout: Layout, header: Header, n_rows: int, ways: Ways) -> pl.LazyFr
     return frame.select([_column(name, header, ways) for name in header.columns])
 
 # %% ../../nbs/biobank/16_table.ipynb #1975cf8f
+def _coded(field_of: Field) -> bool:
+    "Are a field's values codes of text, such as ICD-10?"
+    return field_of.is_category and field_of.dtype == pl.String
+
+
+def _odd_codes(out: Path, parts: list[str], header: Header) -> bool:
+    "Is there anything but codes in columns of codes of text? Text parses always, so this shows afterwards only."
+    for part in parts:
+        frame, checks = pl.scan_parquet(out.with_name(part)), []
+        for name, dtype in frame.collect_schema().items():
+            if _coded(header.fields[name]):
+                value = pl.col(name).explode() if dtype.is_nested() else pl.col(name)
+                checks.append((~value.str.contains(CODE)).any().alias(name))
+        if checks and any(frame.select(checks).collect(engine="streaming").row(0)):
+            return True
+    return False
+
+# %% ../../nbs/biobank/16_table.ipynb #e3b89ba7
 def _write_as(layout: Layout, header: Header, eids: np.ndarray, ways: Ways, out: Path) -> list[str] | None:
     "Parse a table and write it; None where a value does not fit."
     try:
@@ -424,11 +487,14 @@ def _write_as(layout: Layout, header: Header, eids: np.ndarray, ways: Ways, out:
     except pl.exceptions.PolarsError:
         return None
     written = pl.scan_parquet(out.with_name(parts[0])).select(pl.len()).collect().item()
-    if written == (eids > 0).sum():
+    whole = written == (eids > 0).sum()
+    if whole and not _odd_codes(out, parts, header):
         return parts
-    for part in parts:  # polars has joined rows
+    for part in parts:
         out.with_name(part).unlink()
-    raise _stray_quote(layout)
+    if whole:
+        return None
+    raise _stray_quote(layout)  # polars has joined rows
 
 
 def _parse_to(
@@ -444,7 +510,7 @@ def _parse_to(
         raise _stray_quote(layout)
     return parts, ways, undecided
 
-# %% ../../nbs/biobank/16_table.ipynb #e3b89ba7
+# %% ../../nbs/biobank/16_table.ipynb #111436c6
 def _labels(header: Header, dictionary: Dictionary) -> dict[str, dict[str, str | None]]:
     "Codes by label, by column of the file: of each field with a coding whose labels the dictionary has."
     known = {}
@@ -464,8 +530,16 @@ def _ways(
 ) -> tuple[Ways, dict[str, int]]:
     "Find the ways in which a file is written; raises `TableError` where a column fits none."
     get_logger().info("%s: looking at how its values are written", layout.name)
-    types = {name: dtype for name, dtype in _target_types(header, layout.names).items() if dtype != pl.String}
-    types.pop(header.eid)
+    coded = {
+        source
+        for name, sources in header.columns.items()
+        if _coded(header.fields[name])
+        for source in sources
+    }
+    every = _target_types(header, layout.names).items()
+    types = {
+        name: dtype for name, dtype in every if name != header.eid and (dtype != pl.String or name in coded)
+    }
     labels = {} if coding == "codes" else _labels(header, dictionary)
     known = {name: codes for name, codes in labels.items() if name in types}
     try:
@@ -474,9 +548,8 @@ def _ways(
         raise _stray_quote(layout) from None
     ways, left = _decide(counts, known, coding == "labels")
     if left:
-        _refuse_misfits(
-            layout, types, {name: _fewest(counts[name]) for name in types if name in left}, n_rows
-        )
+        bad = {name: _fewest(counts[name]) for name in types if name in left}
+        _refuse_misfits(layout, types, bad, known, n_rows)
     if ways == Ways() and coding != "labels":
         raise _stray_quote(layout)
     if (
@@ -560,7 +633,7 @@ def _summary(
     n_rows = int((eids > 0).sum())
     return TableSummary(
         name, n_rows, list(header.columns), parts, header.unknown, header.spellings, header.ambiguous,
-        notes, sorted(ways.floats), sorted(ways.labels), undecided, len(eids) - n_rows,
+        notes, sorted(ways.floats), sorted({*ways.labels, *ways.leading}), undecided, len(eids) - n_rows,
     )  # fmt: skip
 
 # %% ../../nbs/biobank/16_table.ipynb #f822a24d

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import traceback
 from enum import Enum
@@ -23,7 +24,7 @@ from .core import UkbmmError, get_logger, redact
 from .disclosure import assert_publishable
 
 # %% auto #0
-__all__ = ['app', 'words', 'SetOption', 'Coding', 'ingest', 'describe', 'verify', 'show_field', 'update_dictionary',
+__all__ = ['app', 'Own', 'words', 'SetOption', 'Coding', 'ingest', 'describe', 'verify', 'show_field', 'update_dictionary',
            'search_fields', 'check', 'schema', 'run', 'report', 'synth', 'demo', 'main']
 
 # %% ../nbs/90_cli.ipynb #28f01834
@@ -164,6 +165,18 @@ def verify(
     print("every file is as it was written")
 
 # %% ../nbs/90_cli.ipynb #414a20fe
+Own = Annotated[
+    Path | None, typer.Option(help="What `ukbmm dictionary update` made; the shipped one if left out.")
+]
+
+
+def _dictionary(path: Path | None) -> Any:
+    "The shipped dictionary, or one of the user's own."
+    from ukbmm.biobank.dictionary import Dictionary, load_dictionary
+
+    return Dictionary.builtin() if path is None else load_dictionary(path)
+
+
 words = typer.Typer(help="Look fields up in the data dictionary of UK Biobank.", no_args_is_help=True)
 app.add_typer(words, name="dictionary")
 
@@ -171,11 +184,10 @@ app.add_typer(words, name="dictionary")
 @words.command("show")
 def show_field(
     field: Annotated[int, typer.Argument(help="Number of a field, such as 30690.")],
+    dictionary: Own = None,
 ) -> None:
     "Say what a field is: type, units, occasions, codes and their labels."
-    from ukbmm.biobank.dictionary import Dictionary
-
-    for name, value in Dictionary.builtin().about(field).items():
+    for name, value in _dictionary(dictionary).about(field).items():
         print(f"{name + ':':14}{value}")
 
 
@@ -201,11 +213,10 @@ def update_dictionary(
 @words.command("search")
 def search_fields(
     text: Annotated[list[str], typer.Argument(help="Words that a title must hold, in any order.")],
+    dictionary: Own = None,
 ) -> None:
     "List the fields whose titles hold some words."
-    from ukbmm.biobank.dictionary import Dictionary
-
-    found = Dictionary.builtin().search(" ".join(text))
+    found = _dictionary(dictionary).search(" ".join(text))
     _show(
         [
             {
@@ -325,7 +336,13 @@ def synth(
         raise StoreError(
             f"the folder {out.name}", "a new folder", "one that exists", "Choose another, or remove it."
         )
-    write_extract(out, participants, variants, seed, form, None, fault or (), gz)
+    part = out.with_name(out.name + ".partial")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        write_extract(part, participants, variants, seed, form, None, fault or (), gz)
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     print(out)
 
 

@@ -70,7 +70,7 @@ def test_a_biobank_is_the_beginning_of_every_larger_one(two_chunks, tmp_path):
     longer = (two_chunks / "ukb40000.csv").read_text().splitlines()
     assert len(lines) == 701 and lines == longer[:701] and len(longer) == 5001
     eids = set(pl.read_csv(tmp_path / "ukb40000.csv", columns=["eid"])["eid"])
-    for name in ("hesin", "hesin_diag", "gp_scripts", "death", "cancer"):
+    for name in ("hesin", "hesin_diag", "gp_scripts", "death"):
         few, many = (
             pl.read_csv(folder / f"{name}.txt", separator="\t", infer_schema=False)
             for folder in (tmp_path, two_chunks)
@@ -152,7 +152,6 @@ def test_a_delivery_has_the_files_of_one(two_chunks):
         "gp_clinical",
         "gp_scripts",
         "gp_registrations",
-        "cancer",
     }
     assert names == {f"{table}.txt" for table in tables} | {
         "ukb40000.csv", "ukb_cal.bed", "ukb_cal.bim", "ukb_cal.fam", "ukb_rel_a40000_s5000.dat", "SYNTHETIC.txt",

@@ -461,6 +461,13 @@ def _genotype_values(biobank: Biobank, name: str) -> dict[str, Any]:
             "sex_differs": _about(found["n_sex_differs"])}  # fmt: skip
 
 
+def _record_values(name: str, found: dict) -> dict[str, Any]:
+    "What became of a table of records."
+    return {"table": name, "files": [redact(file) for file in found["files"]], "rows": _about(found["n_rows"]),
+            "of_strangers": _about(found["n_left_out"]), "repeated": _about(found["n_repeated"]),
+            "read": [redact(note) for note in found["notes"]]}  # fmt: skip
+
+
 def _source_values(biobank: Biobank) -> list[dict[str, str]]:
     "The files that a Biobank was made from."
     return [{"kind": source["kind"], "file": redact(source["file"]), "size": _size(source["bytes"]), "sha256": source["sha256"]}
@@ -501,6 +508,8 @@ KEYS = {
     "fields_that_replace_uk_biobanks": "those of them that have the number of a field of UK Biobank",
     "related_pairs": "pairs in the relatedness file of whom both are participants; null without one",
     "genotypes": "stores of genotypes: variants, genome build, participants with and without, people in no table, people with another sex in field 31",
+    "records": "tables of records: rows kept, and rows left out as of people in no table or as repeated in a second file",
+    "files_not_read": "files of the folder that are none that is read",
     "columns": "one entry a column, in the order of the Biobank",
     "columns.column": "canonical name: p, field, _i occasion, _a position",
     "columns.with_value": "participants with a value; an answer of nothing, such as none of the above, is one",
@@ -532,6 +541,8 @@ def _values(biobank: Biobank, rows: list[dict], n: int) -> dict[str, Any]:
         "fields_that_replace_uk_biobanks": len(manifest["replaced_fields"]),
         "related_pairs": _plain(show_count(related["n_pairs"])) if related["given"] else None,
         "genotypes": [_genotype_values(biobank, name) for name in manifest["genotypes"]],
+        "records": [_record_values(name, found) for name, found in manifest.get("records", {}).items()],
+        "files_not_read": [redact(name) for name in manifest.get("not_read", [])],
         "columns": rows,
     }
 
@@ -743,8 +754,17 @@ def _together(values: dict) -> list[tuple[str, str]]:
             else _shown(values["related_pairs"]),
         ),
         *((f"genotypes {found['store']}", _genotype_words(found)) for found in values["genotypes"]),
+        *((f"records {found['table']}", _record_words(found)) for found in values["records"]),
+        ("files that are not read", _listed(values["files_not_read"])),
     ]
     return [(what, text) for what, text in lines if text]
+
+
+def _record_words(found: dict) -> str:
+    "What became of a table of records."
+    left = {"of people in no table": "of_strangers", "repeated in a second file": "repeated"}
+    more = [f"{_shown(found[key])} left out, {what}" for what, key in left.items() if found[key]]
+    return "; ".join([f"{_shown(found['rows'])} rows", *more, *found["read"]])
 
 
 def _genotype_words(found: dict) -> str:

@@ -16,7 +16,7 @@ import polars as pl
 
 from .dictionary import Dictionary
 from .relatedness import rows_of
-from .table import GROUP_CELLS, TableSummary, gather_rows, read_table
+from .table import TableSummary, gather_rows, groups_of, read_table
 from ..core import TableError, atomic_file, get_logger, progress
 from ..disclosure import show_share
 
@@ -144,32 +144,46 @@ def _keep_own(folder: Path, file: _File, shared: set[str]) -> dict[str, str]:
     return {name: part for name, part in file.parts.items() if name not in shared}
 
 # %% ../../nbs/biobank/17_extract.ipynb #5759e275
-def _newest(folder: Path, files: list[_File], name: str) -> tuple[pl.Series, int]:
+def _columns_of(folder: Path, file: _File, names: list[str]) -> pl.DataFrame:
+    "Those of some columns that a file has, read part by part."
+    parts: dict[str, list[str]] = {}
+    for name in names:
+        if name in file.parts:
+            parts.setdefault(file.parts[name], []).append(name)
+    frames = [pl.read_parquet(folder / part, columns=of) for part, of in parts.items()]
+    return pl.concat(frames, how="horizontal") if frames else pl.DataFrame()
+
+
+def _newest(files: list[_File], columns: list[pl.Series]) -> tuple[pl.Series, int]:
     "A column's values by the newest file that has the participant, and how many participants differ between files."
     n = len(files[0].rows)
     values, known, differ = None, np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
-    for file in files:  # from old to new
+    for file, column in zip(files, columns, strict=True):  # from old to new
         here = file.rows >= 0
-        index = pl.Series(np.maximum(file.rows, 0)).cast(pl.UInt32)
-        column = pl.read_parquet(folder / file.parts[name], columns=[name])[name].gather(index)
+        column = column.gather(pl.Series(np.maximum(file.rows, 0)).cast(pl.UInt32))
         old = pl.Series([None], dtype=column.dtype) if values is None else values
         if values is not None:
             differ |= known & here & ~column.eq_missing(values).to_numpy()
         values = pl.select(pl.when(pl.Series(here)).then(column).otherwise(old)).to_series()
         known |= here
-    return values.rename(name), int(differ.sum())
+    return values, int(differ.sum())
 
 
 def _write_shared(
     folder: Path, files: list[_File], shared: list[str]
 ) -> tuple[dict[str, str], dict[str, int]]:
     "Write the columns that stand in several files; returns the part of each, and how many participants differ."
-    parts, counts, width = {}, {}, max(1, GROUP_CELLS // len(files[0].rows))
-    for number, start in enumerate(range(0, len(shared), width)):
-        names, group, part = shared[start : start + width], [], f"shared-{number}.parquet"
-        for name in progress(names, "columns in several files"):
-            values, counts[name] = _newest(folder, [file for file in files if name in file.parts], name)
-            group.append(values)
+    parts, counts = {}, {}
+    groups = groups_of(shared, len(files) * len(files[0].rows)) if shared else []
+    for number, names in enumerate(progress(groups, "columns in several files")):
+        frames = [_columns_of(folder, file, names) for file in files]
+        group, part = [], f"shared-{number}.parquet"
+        for name in names:
+            having = [
+                (file, frame[name]) for file, frame in zip(files, frames, strict=True) if name in file.parts
+            ]
+            values, counts[name] = _newest(*map(list, zip(*having, strict=True)))
+            group.append(values.rename(name))
         with atomic_file(folder / part) as out:
             pl.DataFrame(group).write_parquet(out, compression="zstd")
         parts |= dict.fromkeys(names, part)
@@ -222,5 +236,5 @@ def read_extract(
         parts |= _keep_own(folder, file, set(shared))
     absent = [int((file.rows < 0).sum()) for file in files]
     columns = {name: parts[name] for name in dict.fromkeys(everything)}
-    get_logger().info("%s participants, %s columns", f"{len(participants):,}", f"{len(columns):,}")
+    get_logger().info("%s columns of %s files", f"{len(columns):,}", f"{len(files):,}")
     return Extract(participants, [file.summary for file in files], columns, absent, bridged, differ)

@@ -75,7 +75,11 @@ class Biobank:
         genotypes = [
             f"genotypes at {g['n_variants']:,} variants" for g in self.manifest["genotypes"].values()
         ]
-        parts = [f"{len(self):,} participants", f"{len(self.columns):,} columns", *genotypes]
+        parts = [
+            f"{len(self) - self.manifest['table']['n_withdrawn']:,} participants",
+            f"{len(self.columns):,} columns",
+            *genotypes,
+        ]
         return f"Biobank {self.path.name}: {', '.join(parts)}"
 
     @property

@@ -21,6 +21,7 @@ import polars as pl
 from fastcore.basics import patch
 
 from .assessment import DRAWS, draw_assessment, plan
+from .delivery import RECORDS
 from .dictionary import Dictionary, Field
 from .faults import FAULTS, fault_of, plant
 from .formats import TableWriter, format_of, unreadable_titles
@@ -306,7 +307,7 @@ def _tables(folder: Path, format: str) -> Iterator[Callable[[Made], None]]:
                     files.enter_context(TableWriter(folder, format, columns, dictionary, ARRAY_SIZES))
                 )
             opened[0].write(made.people["eid"].to_numpy(), made.table.select(list(opened[0].columns)))
-            records(made.records)
+            records({name: rows for name, rows in made.records.items() if name in RECORDS})
 
         yield write
 

@@ -5,6 +5,7 @@
 # %% ../../nbs/biobank/16_table.ipynb #954d4ec3
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from .dictionary import Dictionary, Field
+from .dictionary import Dictionary
 from .files import fill_lines, is_parquet, plain_text
 from .lines import MISSING, NO_NUMBER, Layout, line_of, read_layout, read_lines
 from .names import SPELLINGS, Header, read_header
@@ -462,17 +463,24 @@ def _typed(layout: Layout, header: Header, n_rows: int, ways: Ways) -> pl.LazyFr
     return frame.select([_column(name, header, ways) for name in header.columns])
 
 # %% ../../nbs/biobank/16_table.ipynb #1975cf8f
-def _coded(field_of: Field) -> bool:
-    "Are a field's values codes of text, such as ICD-10?"
-    return field_of.is_category and field_of.dtype == pl.String
+def _coded(header: Header, dictionary: Dictionary) -> set[str]:
+    "Canonical columns of codes of text, such as ICD-10, but for codings of which a code looks like no code."
+    fields = {
+        name: field for name, field in header.fields.items() if field.is_category and field.dtype == pl.String
+    }
+    plain = {
+        coding: all(re.match(CODE, code) for code in dictionary.labels.get(coding or -1, ()))
+        for coding in {field.coding for field in fields.values()}
+    }
+    return {name for name, field in fields.items() if plain[field.coding]}
 
 
-def _odd_codes(out: Path, parts: list[str], header: Header) -> bool:
+def _odd_codes(out: Path, parts: list[str], coded: set[str]) -> bool:
     "Is there anything but codes in columns of codes of text? Text parses always, so this shows afterwards only."
     for part in parts:
         frame, checks = pl.scan_parquet(out.with_name(part)), []
         for name, dtype in frame.collect_schema().items():
-            if _coded(header.fields[name]):
+            if name in coded:
                 value = pl.col(name).explode() if dtype.is_nested() else pl.col(name)
                 checks.append((~value.str.contains(CODE)).any().alias(name))
         if checks and any(frame.select(checks).collect(engine="streaming").row(0)):
@@ -480,7 +488,9 @@ def _odd_codes(out: Path, parts: list[str], header: Header) -> bool:
     return False
 
 # %% ../../nbs/biobank/16_table.ipynb #e3b89ba7
-def _write_as(layout: Layout, header: Header, eids: np.ndarray, ways: Ways, out: Path) -> list[str] | None:
+def _write_as(
+    layout: Layout, header: Header, coded: set[str], eids: np.ndarray, ways: Ways, out: Path
+) -> list[str] | None:
     "Parse a table and write it; None where a value does not fit."
     try:
         parts = _write_parts(_typed(layout, header, len(eids), ways), eids, out)
@@ -488,7 +498,7 @@ def _write_as(layout: Layout, header: Header, eids: np.ndarray, ways: Ways, out:
         return None
     written = pl.scan_parquet(out.with_name(parts[0])).select(pl.len()).collect().item()
     whole = written == (eids > 0).sum()
-    if whole and not _odd_codes(out, parts, header):
+    if whole and not _odd_codes(out, parts, coded):
         return parts
     for part in parts:
         out.with_name(part).unlink()
@@ -501,11 +511,12 @@ def _parse_to(
     layout: Layout, header: Header, dictionary: Dictionary, eids: np.ndarray, coding: str, out: Path
 ) -> tuple[list[str], Ways, dict[str, int]]:
     "Parse a table and write it; returns the files, the ways it is written in, and undecided labels by column."
-    parts = None if coding == "labels" else _write_as(layout, header, eids, Ways(), out)
+    coded = _coded(header, dictionary)
+    parts = None if coding == "labels" else _write_as(layout, header, coded, eids, Ways(), out)
     if parts:
         return parts, Ways(), {}
     ways, undecided = _ways(layout, header, dictionary, len(eids), coding)
-    parts = _write_as(layout, header, eids, ways, out)
+    parts = _write_as(layout, header, coded, eids, ways, out)
     if parts is None:
         raise _stray_quote(layout)
     return parts, ways, undecided
@@ -530,12 +541,7 @@ def _ways(
 ) -> tuple[Ways, dict[str, int]]:
     "Find the ways in which a file is written; raises `TableError` where a column fits none."
     get_logger().info("%s: looking at how its values are written", layout.name)
-    coded = {
-        source
-        for name, sources in header.columns.items()
-        if _coded(header.fields[name])
-        for source in sources
-    }
+    coded = {source for name in _coded(header, dictionary) for source in header.columns[name]}
     every = _target_types(header, layout.names).items()
     types = {
         name: dtype for name, dtype in every if name != header.eid and (dtype != pl.String or name in coded)

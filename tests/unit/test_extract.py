@@ -5,6 +5,7 @@ import pandas as pd
 import polars as pl
 import pytest
 
+from ukbmm.biobank import table
 from ukbmm.biobank.dictionary import Dictionary
 from ukbmm.biobank.extract import basket_of, from_old_to_new, read_bridge, read_extract
 from ukbmm.biobank.store import ingest
@@ -69,6 +70,7 @@ def check(extract, folder, expected: pd.DataFrame) -> None:
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 0, 2]])
 @pytest.mark.parametrize("cells", [300, 40_000_000])
 def test_files_are_joined_as_pandas_joins_them(tmp_path, baskets, monkeypatch, order, cells):
+    monkeypatch.setattr(table, "GROUP_CELLS", cells)  # a column at a time, or all of them
     paths, (first, second, third) = baskets
     extract = read_extract([paths[i] for i in order], D, tmp_path / "out")
     check(extract, tmp_path / "out", joined([first, third, second]))  # the baskets' numbers decide

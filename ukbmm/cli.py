@@ -103,6 +103,12 @@ def ingest(
     encoding: Annotated[str | None, typer.Option(help="Encoding of the tables; found if left out.")] = None,
     coding: Annotated[Coding, typer.Option(help="What the tables hold; found if left out.")] = Coding.auto,
     bridge: Annotated[Path | None, typer.Option(help="Bridge to tables of another application.")] = None,
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Pass over a column or field: its name in the table, p31_i0 or p31; once for each."
+        ),
+    ] = None,
 ) -> None:
     "Read an extract into a Biobank folder, once; what became of it is in its ingest.html and ingest.json."
     from ukbmm.biobank.description import add_report
@@ -110,7 +116,7 @@ def ingest(
 
     biobank = read(
         tables, out, dictionary=dictionary, special_values=special_values, fields=fields, codings=codings, relatedness=relatedness, genotypes=genotypes, records=records, withdrawals=withdrawals,
-        drop_negative=drop_negative_eids, build=build, memory_gib=memory_gib, encoding=encoding, coding=coding.value, bridge=bridge,
+        drop_negative=drop_negative_eids, build=build, memory_gib=memory_gib, encoding=encoding, coding=coding.value, bridge=bridge, leave_out=leave_out or (),
     )  # fmt: skip
     for line in biobank.report():
         print(redact(line))  # a column's name comes from the file

@@ -12,6 +12,7 @@ from shared_data import shared_data
 from ukbmm.biobank.cleaning import (
     MISSING_KINDS,
     OCCURRED,
+    check_special_values,
     clean_column,
     clean_expressions,
     in_order,
@@ -275,6 +276,28 @@ def test_a_bad_row_of_ones_own_table_is_named_with_its_line(tmp_path, row, messa
     rows = [("coding", "value", "kind", "number"), ("5", "-9", "redacted", ""), row]
     with pytest.raises(DictionaryError, match=f"own.tsv, {message}"):
         read_special_values(write(tmp_path / "own.tsv", *rows))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            ("100329", "many", "uncountable", ""),
+            "line 3: expected a value that a field of this coding can have",
+        ),
+        (("819", "1902", "from_birth", ""), "line 3: expected a value that a field of this coding can have"),
+        (
+            ("9999999", "-1", "do_not_know", ""),
+            "line 3: expected a coding that a field has, found coding 9999999",
+        ),
+    ],
+)
+def test_a_row_that_can_mean_nothing_is_named_with_its_line(tmp_path, row, message):
+    path = write(
+        tmp_path / "own.tsv", ("coding", "value", "kind", "number"), ("100329", "-1", "redacted", ""), row
+    )
+    with pytest.raises(DictionaryError, match=message):
+        check_special_values(path, Dictionary.builtin())
 
 
 def test_what_is_no_table_of_special_values_is_refused(tmp_path):

@@ -284,7 +284,7 @@ def test_people_of_a_fam_who_withdrew_keep_their_place(tmp_path):
 # what must be refused
 
 MESSAGES = {
-    "letter-in-numbers": "1 rows, first at line 122, expected (whole )?numbers",
+    "letter-in-numbers": "<5 values, first at line 122, expected (whole )?numbers",
     "scientific-eid": r"eid|Participant ID",
     "mixed-dates": "expected dates written yyyy-mm-dd, or all of the file's dd/mm/yyyy",
     "truncated": "a closing quote, found the end of the file|line 122: expected .* fields, as in the header, found 1",

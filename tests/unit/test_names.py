@@ -184,7 +184,7 @@ def test_a_header_says_what_each_column_is():
     [
         (["31-0.0"], "found 0 such columns among 1.*eid"),
         (["eid", "f.eid", "31-0.0"], "found 2 such columns among 3"),
-        (["eid", "31-0.0", "p31"], "column p31: .*found 2: 31-0.0, p31.*Remove"),
+        (["eid", "31-0.0", "p31"], "column p31: .*found 2: 31-0.0, p31.*--leave-out"),
         (["eid", "31-0.0", "31-0.0"], "column p31"),
         (["eid", "20002-0.0", "20002-0.0"], "column p20002_i0"),
         (["eid", "31-0.0_1", "31-0.0_2"], "column p31"),

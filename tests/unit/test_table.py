@@ -237,25 +237,25 @@ BAD = {
     "a blank line": ("eid,31-0.0\n5000001,1\n\n5000002,1\n", r"a.csv, line 3: .*a blank line.*again"),
     "text in a number": (
         "eid,31-0.0,50-0.0\n5000001,1,9\n5000002,1,tall\n5000003,1,short\n",
-        r"a.csv: .*50-0.0 \(2 rows, first at line 3, expected numbers\).*--fields",
+        r"a.csv: .*50-0.0 \(<5 values, first at line 3, expected numbers\).*--fields",
     ),
     "a fraction in a whole number": (
         "eid,21003-0.0\n5000001,40.5\n",
-        r"21003-0.0 \(1 rows, first at line 2, expected whole",
+        r"21003-0.0 \(<5 values, first at line 2, expected whole",
     ),
     "two ways of writing dates in a column": (
         "eid,53-0.0\n5000001,13/03/2006\n5000002,2006-03-13\n",
-        r"a.csv: .*53-0.0 \(1 rows, first at line 2, expected dates written yyyy-mm-dd",
+        r"a.csv: .*53-0.0 \(<5 values, first at line 2, expected dates written yyyy-mm-dd",
     ),
     "two ways of writing dates in two columns": (
         "eid,53-0.0,53-1.0\n5000001,13/03/2006,2012-03-13\n",
-        r"a.csv: .*53-0.0 \(1 rows, first at line 2, expected dates",
+        r"a.csv: .*53-0.0 \(<5 values, first at line 2, expected dates",
     ),
     "a month before its day": (
         "eid,53-0.0\n5000001,03/13/2006\n",
-        r"a.csv: .*53-0.0 \(1 rows, first at line 2, expected dates",
+        r"a.csv: .*53-0.0 \(<5 values, first at line 2, expected dates",
     ),
-    "a day that is none": ("eid,53-0.0\n5000001,2006-02-30\n", r"53-0.0 \(1 rows, first at line 2"),
+    "a day that is none": ("eid,53-0.0\n5000001,2006-02-30\n", r"53-0.0 \(<5 values, first at line 2"),
     "a negative identifier": (
         "eid,31-0.0\n5000001,1\n-1,1\n",
         r"a.csv, column eid.*first at line 3.*--drop-negative-eids",
@@ -263,16 +263,16 @@ BAD = {
     "identifier zero": ("eid,31-0.0\n0,1\n", r"a.csv, column eid.*line 2.*--drop-negative-eids"),
     "an identifier of letters": (
         "eid,31-0.0\n5000001,1\nabc,1\n",
-        r"a.csv, column eid: expected whole numbers, digits only, found 1 that are not, first at line 3",
+        r"a.csv, column eid: expected whole numbers, digits only, found <5 that are not, first at line 3",
     ),
     "an identifier with decimals": (
         "eid,31-0.0\n5000001.0,1\n",
-        r"a.csv, column eid: expected whole numbers, digits only, found 1 that are not, first at line 2",
+        r"a.csv, column eid: expected whole numbers, digits only, found <5 that are not, first at line 2",
     ),
     "an empty identifier": ("eid,31-0.0\n5000001,1\n,1\n", r"a.csv, column eid.*first at line 3\. Remove"),
     "no identifier column": ("31-0.0\n1\n", r"found 0 such columns.*Export the table with its eid"),
     "two identifier columns": ("eid,f.eid,31-0.0\n5000001,5000001,1\n", r"found 2 such columns"),
-    "one column twice": ("eid,31-0.0,p31\n5000001,1,1\n", r"column p31: .*31-0.0, p31\. Remove"),
+    "one column twice": ("eid,31-0.0,p31\n5000001,1,1\n", r"column p31: .*31-0.0, p31\. Leave all but one"),
     "no known field": ("eid,999999-0.0\n5000001,1\n", r"a.csv: .*no column of a known field"),
     "a header alone": ("eid,31-0.0\n", r"a.csv: .*no rows"),
     "nothing": ("", r"a.csv: .*an empty file"),
@@ -280,24 +280,24 @@ BAD = {
         'eid,31-0.0\n5000001,1\n5000002,"1\n5000003,0\n',
         r"a.csv, line 3: expected a closing quote.*again",
     ),
-    "a zero byte": (b"eid,31-0.0\n5000001,1\x00\n", r"a.csv: .*31-0.0 \(1 rows, first at line 2"),
+    "a zero byte": (b"eid,31-0.0\n5000001,1\x00\n", r"a.csv: .*31-0.0 \(<5 values, first at line 2"),
     "a number beyond the type": (
         "eid,31-0.0\n5000001,99999999999\n",
-        r"a.csv: .*31-0.0 \(1 rows, first at line 2",
+        r"a.csv: .*31-0.0 \(<5 values, first at line 2",
     ),
     "a number beyond the type, with decimals": (
         "eid,31-0.0\n5000001,-99999999999.0\n",
-        r"a.csv: .*31-0.0 \(1 rows, first at line 2",
+        r"a.csv: .*31-0.0 \(<5 values, first at line 2",
     ),
     "a number that would change with decimals": (
         "eid,34-0.0\n5000001,4.0\n5000002,9007199254740993\n",
-        r"a.csv: .*34-0.0 \(1 rows, first at line 2, expected whole numbers",
+        r"a.csv: .*34-0.0 \(<5 values, first at line 2, expected whole numbers",
     ),
     "a quote within a text": ('eid,40001-0.0\n5000001,5" nail\n', r"a.csv: .*a quote within a cell\. Write"),
     "a quote within a number": ('eid,50-0.0\n5000001,"18"1\n', r"a.csv: .*a quote within a cell\. Write"),
     "text in a list": (
         'eid,p20002_i0\n5000001,"[1065,x]"\n',
-        r"a.csv: .*p20002_i0 \(1 rows, first at line 2",
+        r"a.csv: .*p20002_i0 \(<5 values, first at line 2",
     ),
     "no identifier in a named file": ("31-0.0\n1\n", r"a.csv, the header: "),
 }
@@ -548,3 +548,43 @@ def test_the_mice_are_read_as_pandas_reads_them(tmp_path):
                 found[name].cast(pl.String).fill_null("").to_list()
                 == expected[source].fillna("").astype(str).tolist()
             )
+
+
+@pytest.mark.parametrize(
+    ("leave_out", "columns", "gone"),
+    [
+        ("p21003", ["p31", "p20002_i0", "p20002_i1"], ["21003-0.0", "21003-1.0"]),
+        ("p21003_i1", ["p31", "p21003_i0", "p20002_i0", "p20002_i1"], ["21003-1.0"]),
+        ("20002-0.1", ["p31", "p21003_i0", "p21003_i1", "p20002_i0", "p20002_i1"], ["20002-0.1"]),
+        ("p20002_i0", ["p31", "p21003_i0", "p21003_i1", "p20002_i1"], ["20002-0.0", "20002-0.1"]),
+        ("p2", ["p31", "p21003_i0", "p21003_i1", "p20002_i0", "p20002_i1"], []),
+    ],
+)
+def test_a_field_a_column_or_a_name_is_passed_over(tmp_path, leave_out, columns, gone):
+    names = "eid,31-0.0,21003-0.0,21003-1.0,20002-0.0,20002-0.1,20002-1.0\n"
+    summary, _, table = read(tmp_path, names + "5000001,1,50,57,1065,1066,1067\n", leave_out=[leave_out])
+    assert summary.columns == columns == table.columns
+    assert summary.notes == ([f"left out as asked: {', '.join(gone)}"] if gone else [])
+
+
+def test_of_one_column_in_two_baskets_of_a_file_the_one_that_is_left_is_read(tmp_path):
+    data = "eid,31-0.0_100,31-0.0_200\n5000001,0,1\n"
+    with pytest.raises(TableError, match="--leave-out and its name"):
+        read(tmp_path, data)
+    _, _, table = read(tmp_path, data, leave_out=["31-0.0_100"])
+    assert table["p31"].to_list() == [1]
+
+
+def test_a_column_that_fits_nothing_does_not_keep_the_others_from_being_read_where_it_is_left_out(tmp_path):
+    data = "eid,31-0.0,50-0.0\n5000001,1,tall\n"
+    with pytest.raises(TableError, match="--leave-out"):
+        read(tmp_path, data)
+    summary, _, table = read(tmp_path, data, leave_out=["p50"])
+    assert (summary.columns, table["p31"].to_list()) == (["p31"], [1])
+
+
+@pytest.mark.parametrize(("end", "cut"), [("", True), ("\n", False), ("\r\n", False), ("\n\n", False)])
+def test_a_file_that_ends_within_a_line_is_told_of(tmp_path, end, cut):
+    summary, _, table = read(tmp_path, "eid,21003-0.0\n5000001,50\n5000002,5" + end)
+    assert table["p21003_i0"].to_list() == [50, 5]
+    assert ["cut off" in note for note in summary.notes] == ([True] if cut else [])

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from .dictionary import Field, special_values
+from .dictionary import Dictionary, Field, special_values
 from ..core import DictionaryError, did_you_mean
 
 # %% auto #0
 __all__ = ['MISSING_KINDS', 'OCCURRED', 'ROW_KINDS', 'read_special_values', 'Cleaned', 'Rules', 'raw_value', 'rules_for',
-           'clean_expressions', 'clean_column', 'in_order']
+           'check_special_values', 'clean_expressions', 'clean_column', 'in_order']
 
 # %% ../../nbs/biobank/13_cleaning.ipynb #5808521e
 MISSING_KINDS = (
@@ -153,6 +153,33 @@ def rules_for(
         else:
             rules.kinds[raw] = MISSING_KINDS.index(kind)
     return rules._replace(none=frozenset(rules.none))
+
+# %% ../../nbs/biobank/13_cleaning.ipynb #e3716142
+def _holds(field: Field, value: str) -> bool:
+    "Can a field hold a value?"
+    try:
+        raw_value(value, field)
+    except ValueError:
+        return False
+    return True
+
+
+def check_special_values(
+    path: str | Path,  # A table for `read_special_values`
+    dictionary: Dictionary,  # The fields it shall hold for
+) -> None:
+    "Raise `DictionaryError` where a row can mean nothing: no field has its coding, or none can hold its value."
+    fields: dict[int, list[Field]] = {}
+    for field in dictionary.fields.values():
+        fields.setdefault(field.coding or -1, []).append(field)
+    for line, row in enumerate(_own_table(Path(path)).iter_rows(named=True), 2):
+        of_coding = fields.get(row["coding"], [])
+        if not any(_holds(field, row["value"]) for field in of_coding):
+            expected = (
+                "a value that a field of this coding can have" if of_coding else "a coding that a field has"
+            )
+            found = "one that none can" if of_coding else f"coding {row['coding']}"
+            raise DictionaryError(f"the special values {Path(path).name}, line {line}", expected, found)
 
 # %% ../../nbs/biobank/13_cleaning.ipynb #6e6f03f7
 def _clean_single(value: pl.Expr, dtype: pl.DataType, field: Field, rules: Rules) -> tuple[pl.Expr, pl.Expr]:

@@ -16,11 +16,12 @@ from pathlib import Path
 import polars as pl
 from fastcore.basics import patch
 
+from .hierarchies import NODES, Tree
 from .showcase import VALUE_TYPES, ShowcaseFile, category_paths, normal_fields, read_showcase
 from ..core import DictionaryError, atomic_file
 
 # %% auto #0
-__all__ = ['DTYPES', 'NODES', 'Field', 'describe_field', 'Dictionary', 'Found', 'Coding', 'special_values', 'Update', 'replaced',
+__all__ = ['DTYPES', 'Field', 'describe_field', 'Dictionary', 'Found', 'Coding', 'special_values', 'Update', 'replaced',
            'save_dictionary', 'load_dictionary']
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #c6230411
@@ -115,16 +116,6 @@ def _html(rows: Iterable[Iterable[object]], heads: Iterable[str] = ()) -> str:
 def _repr_html_(self: Field) -> str:
     return _html(describe_field(self).items())
 
-# %% ../../nbs/biobank/10_dictionary.ipynb #c8fe088f
-NODES = {
-    "coding": pl.Int32,
-    "node": pl.Int32,
-    "parent": pl.Int32,  # 0 for a root
-    "code": pl.String,
-    "label": pl.String,  # of headings; null for what a participant can have, whose label is among the labels
-    "selectable": pl.Boolean,
-}
-
 # %% ../../nbs/biobank/10_dictionary.ipynb #556632ac
 class Dictionary:
     "Everything known about data fields: types, units, occasions, codings and their trees."
@@ -146,6 +137,20 @@ class Dictionary:
 
     def __repr__(self) -> str:
         return f"Dictionary of {len(self):,} fields, labels of {len(self.labels):,} codings"
+
+# %% ../../nbs/biobank/10_dictionary.ipynb #3a3302e6
+@patch
+def tree(
+    self: Dictionary,
+    coding: int,  # Number of a coding that is a tree
+) -> Tree:
+    "The tree of a coding; raises `DictionaryError` where none is known."
+    table = self.nodes.filter(pl.col("coding") == coding)
+    if not table.height:
+        known = ", ".join(str(number) for number in self.nodes["coding"].unique().sort())
+        raise DictionaryError(f"coding {coding}", f"a coding that is a tree: {known}", "a plain list, or an unknown tree",
+                              "Read its file with `ukbmm dictionary update`.")  # fmt: skip
+    return Tree(coding, table, self.labels.get(coding))
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #d55cb176
 def _labels_of(rows: Iterable[tuple[int, str, str]]) -> dict[int, dict[str, str]]:
@@ -173,6 +178,15 @@ def builtin(cls: Dictionary) -> Dictionary:
     table = _shipped("fields.parquet").with_columns(pl.col("value_type").replace_strict(VALUE_TYPES))
     fields = _fields_of(normal_fields(table.drop("main_category")))
     return cls(fields, _labels_of(_shipped("codings.parquet").iter_rows()), _shipped("trees.parquet"))
+
+# %% ../../nbs/biobank/10_dictionary.ipynb #7d7cdb8f
+@patch
+def _repr_html_(self: Dictionary) -> str:
+    "How many fields of each type there are."
+    types = Counter(field.value_type.replace("_", " ") for field in self.fields.values())
+    rows = [(kind, f"{count:,}") for kind, count in types.most_common()]
+    trees = self.nodes["coding"].n_unique()
+    return f"<p>{self!r}, {trees} trees</p>{_html(rows, ('type', 'fields'))}"
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #7f70d3ec
 def _similar_ids(field_id: int, known: dict[int, Field]) -> list[int]:

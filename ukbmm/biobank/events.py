@@ -22,10 +22,11 @@ import pyarrow.parquet as pq
 from .delivery import RECORDS, first_words, kind_of_file
 from .dictionary import special_values
 from .files import is_parquet, plain_text
-from .lines import MISSING, NO_NUMBER, Layout, line_of, read_layout, read_lines
+from .lines import MISSING, NO_NUMBER, Layout, line_of, read_layout, read_lines, stray_quote
 from .relatedness import rows_of
-from .table import DAY_FIRST, ISO, MISSING_TEXTS
+from .table import DAY_FIRST, ISO, as_date, scan_text
 from ..core import TableError, atomic_file, did_you_mean, get_logger, progress
+from ..disclosure import show_count
 
 # %% auto #0
 __all__ = ['DATES', 'INTEGERS', 'NEEDED', 'COPY_BYTES', 'QUOTED_LINE', 'BATCH_ROWS', 'WAYS', 'ROW_GROUP', 'PIECE_CELLS', 'EVENTS',
@@ -173,18 +174,10 @@ def _look_at_people(layout: Layout, participants: np.ndarray) -> People:
 def _texts(layout: Layout) -> pl.LazyFrame:
     "A table with every column as text."
     if layout.delimiter:
-        return _scan(layout, dict.fromkeys(layout.names, pl.String()))
+        return scan_text(layout, dict.fromkeys(layout.names, pl.String()))
     frame = pl.scan_parquet(layout.path)
     names = dict(zip(frame.collect_schema().names(), layout.names, strict=True))
     return frame.rename(names).cast(pl.String)
-
-
-def _scan(layout: Layout, types: dict[str, pl.DataType]) -> pl.LazyFrame:
-    "A text table with the given types."
-    return pl.scan_csv(
-        layout.path, separator=layout.delimiter, has_header=False, skip_rows=1, schema=types,
-        null_values=MISSING_TEXTS, low_memory=True,
-    )  # fmt: skip
 
 # %% ../../nbs/biobank/17b_events.ipynb #a5aa4b23
 def _rows(participants: np.ndarray) -> pl.Expr:
@@ -196,20 +189,14 @@ def _rows(participants: np.ndarray) -> pl.Expr:
     column = pl.col("eid").cast(pl.Int64)
     return column.map_batches(look_up, return_dtype=pl.Int32, is_elementwise=True).alias("row")
 
-
-def _as_date(name: str, date: str, strict: bool = True) -> pl.Expr:
-    "A column of dates that are written in full; polars alone would take 10/03/10 for the year 10."
-    text = pl.col(name)
-    whole = pl.when(text.str.len_bytes() != 10).then(pl.lit("no date")).otherwise(text)
-    return whole.str.to_date(date, strict=strict).alias(name)
-
 # %% ../../nbs/biobank/17b_events.ipynb #b7a0cd44
 def _typed(layout: Layout, participants: np.ndarray, date: str) -> pl.LazyFrame:
     "The table with rows for identifiers, and types; without the rows of people who are no participants."
     columns = [_rows(participants)]
     for name in _kept(layout.names):
         kind = _type_of(name)
-        columns.append(_as_date(name, date) if kind == pl.Date else pl.col(name).cast(kind))
+        text = pl.col(name)
+        columns.append(as_date(text, date) if kind == pl.Date else text.cast(kind))
     return _texts(layout).select(columns).filter(pl.col("row") >= 0)
 
 # %% ../../nbs/biobank/17b_events.ipynb #8b7e9db9
@@ -218,7 +205,7 @@ WAYS = {ISO: "yyyy-mm-dd", DAY_FIRST: "dd/mm/yyyy"}
 
 def _is_date(name: str, date: str) -> pl.Expr:
     "Is the text of a column a date that is written so?"
-    return _as_date(name, date, strict=False).is_not_null()
+    return as_date(pl.col(name), date, strict=False).is_not_null()
 
 
 def _way_of(layout: Layout) -> str:
@@ -255,7 +242,7 @@ def _refuse_values(layout: Layout) -> None:
             )
             number, other = first.head(1).collect(engine="streaming").row(0)
             raise _misfit(layout, name, count, line_of(layout, number), date, other)
-    raise _joined(layout)
+    raise stray_quote(layout)
 
 # %% ../../nbs/biobank/17b_events.ipynb #374e9a92
 def _other(date: str) -> str:
@@ -266,18 +253,14 @@ def _misfit(layout: Layout, name: str, count: int, line: int, date: str, other: 
     "What to say of values that do not fit their column."
     where = f"{layout.name}, column {name}, {'line' if layout.delimiter else 'row'} {line:,}"
     if name in INTEGERS:
-        found = f"{count:,} values that are none, this is the first"
+        found = f"{show_count(count)} values that are none, this is the first"
         remedy = "Export codes instead of labels (RAW on the platform)."
         return TableError(where, "whole numbers", found, remedy)
     what = f"written {WAYS[_other(date)]}" if other else "that are none"
     expected = f"dates written {WAYS[date]} as elsewhere in the file"
-    return TableError(where, expected, f"{count:,} {what}, this is the first", "Export the table again.")
-
-
-def _joined(layout: Layout) -> TableError:
-    "What to say of a table that has the right number of fields in each line and still cannot be parsed."
-    remedy = 'Write a cell that holds a quote as "5"" nail", in quotes and the quote doubled.'
-    return TableError(layout.name, "quotes around whole cells", "a quote within a cell", remedy)
+    return TableError(
+        where, expected, f"{show_count(count)} {what}, this is the first", "Export the table again."
+    )
 
 # %% ../../nbs/biobank/17b_events.ipynb #10a7ac1f
 ROW_GROUP = 250_000  # Rows of a parquet file that are written, and later read, together
@@ -292,12 +275,12 @@ def _write(layout: Layout, participants: np.ndarray, n_rows: int, out: Path) -> 
         except pl.exceptions.PolarsError:
             continue
         if pq.read_metadata(out).num_rows != n_rows:
-            raise _joined(layout)
+            raise stray_quote(layout)
         return date
     try:
         _refuse_values(layout)
     except pl.exceptions.PolarsError:
-        raise _joined(layout) from None
+        raise stray_quote(layout) from None
 
 # %% ../../nbs/biobank/17b_events.ipynb #ed5a5c9a
 class _Part(NamedTuple):
@@ -329,7 +312,8 @@ def _read_file(path: Path, kind: str, participants: np.ndarray, raw: Path, encod
     finally:
         copy.unlink(missing_ok=True)
     left_out = [name for name in layout.names if name.startswith("dnx_")]
-    notes = [*plain.notes, *([f"dates are written {WAYS[date]}"] if people.counts.any() else [])]
+    dated = not DATES.isdisjoint(layout.names)
+    notes = [*plain.notes, *([f"dates are written {WAYS[date]}"] if people.counts.any() and dated else [])]
     notes += [f"left out, keys of the platform: {', '.join(left_out)}"] if left_out else []
     return _Part(people, _kept(layout.names), notes)
 

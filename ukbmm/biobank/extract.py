@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -198,12 +198,15 @@ def _read_files(
     encoding: str | None,
     coding: str,
     bridge: np.ndarray | None,
+    leave_out: Collection[str],
 ) -> tuple[list[_File], list[str]]:
     "Read each file by itself; returns them, and the names of those whose identifiers were translated."
     files, bridged, everybody = [], [], np.array([], dtype=np.int64)
     for number, path in enumerate(paths):
         name = "phenotypes" if len(paths) == 1 else f"phenotypes{number + 1}"
-        summary, eids = read_table(path, dictionary, folder / name, drop_negative, encoding, coding)
+        summary, eids = read_table(
+            path, dictionary, folder / name, drop_negative, encoding, coding, leave_out
+        )
         own, translated = _in_one_application(path.name, eids, everybody, bridge)
         bridged += [path.name] if translated else []
         parts = {}
@@ -222,11 +225,14 @@ def read_extract(
     encoding: str | None = None,  # Encoding of the files; None finds each one's
     coding: str = "auto",  # Do the files hold "codes" or "labels"? "auto" finds each one's
     bridge: str | Path | None = None,  # Bridge file to another application's identifiers; None for none
+    leave_out: Collection[
+        str
+    ] = (),  # Names in a file, columns such as p31_i0 or fields such as p31 to pass over
 ) -> Extract:
     "Read the files of a cohort into parquet files in one order of participants; raises `TableError`."
     paths, folder = [Path(path) for path in paths], Path(folder)
     pairs = None if bridge is None else read_bridge(bridge)
-    files, bridged = _read_files(paths, dictionary, folder, drop_negative, encoding, coding, pairs)
+    files, bridged = _read_files(paths, dictionary, folder, drop_negative, encoding, coding, pairs, leave_out)
     participants = _place(files)
     everything = [name for file in files for name in file.parts]
     shared = [name for name, count in Counter(everything).items() if count > 1]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ import numpy as np
 from ..core import TableError, compiled, progress
 
 # %% auto #0
-__all__ = ['STATE', 'MISSING', 'NO_NUMBER', 'CHUNK', 'Layout', 'read_layout', 'Lines', 'read_lines', 'line_of']
+__all__ = ['STATE', 'MISSING', 'NO_NUMBER', 'CHUNK', 'Layout', 'read_layout', 'Lines', 'read_lines', 'line_of', 'is_cut',
+           'stray_quote']
 
 # %% ../../nbs/biobank/12a_lines.ipynb #22b0fc31
 @dataclass(frozen=True)
@@ -237,6 +239,23 @@ def line_of(
     for _ in _over_chunks(layout, state):
         pass
     return int(state[STATE.index("start")])
+
+# %% ../../nbs/biobank/12a_lines.ipynb #2b8fc61c
+def is_cut(
+    layout: Layout,  # A table of text
+) -> bool:
+    "Is there no line break at the end of a file, so that its last value may be cut off?"
+    with layout.path.open("rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read(1) not in (b"\n", b"\r")
+
+
+def stray_quote(
+    layout: Layout,  # A table that has as many cells in each line as its header, and still can't be parsed
+) -> TableError:
+    "What to say of a table with a quote within a cell, which joins rows."
+    remedy = 'Write a cell that holds a quote as "5"" nail", in quotes and the quote doubled.'
+    return TableError(layout.name, "quotes around whole cells", "a quote within a cell", remedy)
 
 # %% ../../nbs/biobank/12a_lines.ipynb #7ff19bf5
 def _refuse_ragged(layout: Layout, state: dict[str, int]) -> None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from .dictionary import Dictionary, Field
@@ -122,6 +122,7 @@ class Header(NamedTuple):
     spellings: list[str]  # Spellings that occurred
     lists: frozenset[str] = frozenset()  # Canonical names of multiple choices that are one cell with a list
     ambiguous: dict[str, list[int]] = {}  # Fields that a title in the file may stand for, where it is not one
+    left_out: list[str] = []  # Names that were to be left out
 
 
 def _find_eid(names: list[str]) -> str:
@@ -145,14 +146,27 @@ def _identify(name: str, dictionary: Dictionary, index: dict[str, list[int]]) ->
     return [parsed[0]] if parsed[0].field_id in dictionary else [], parsed[1]
 
 # %% ../../nbs/biobank/11_names.ipynb #a5dfde8e
+def _is_one_of(name: str, may_be: list[Column], dictionary: Dictionary, wanted: Collection[str]) -> bool:
+    "Is a name, the column that it is, or that column's field among those wanted?"
+    said = {name, *(f"p{column.field_id}" for column in may_be)}
+    said |= {str(canonical(column, dictionary[column.field_id])) for column in may_be}
+    return not said.isdisjoint(wanted)
+
+
 def read_header(
     names: Iterable[str],  # Column names of a file
     dictionary: Dictionary,  # What fields there are
+    leave_out: Collection[
+        str
+    ] = (),  # Names in the file, columns such as p31_i0 or fields such as p31 to pass over
 ) -> Header:
     "Say what each column of a file is; raises `TableError` where two are the same."
     names, index = list(names), titles(dictionary)
     eid = _find_eid(names)
     found = {name: _identify(name, dictionary, index) for name in names if name != eid}
+    left_out = [name for name in found if _is_one_of(name, found[name][0], dictionary, leave_out)]
+    names = [name for name in names if name not in set(left_out)]
+    found = {name: found[name] for name in names if name != eid}
     columns, fields, arrays, spellings = {}, {}, {}, set()
     for name in (name for name in names if name != eid and len(found[name][0]) == 1):
         (column,), spelling = found[name]
@@ -167,7 +181,7 @@ def read_header(
     multiple = {name for name, field in fields.items() if field.value_type == "categorical_multiple"}
     _refuse_duplicates(columns, arrays, multiple)
     lists = frozenset(name for name in multiple if len(arrays[name]) == 1)
-    return Header(eid, columns, fields, unknown, sorted(spellings), lists, ambiguous)
+    return Header(eid, columns, fields, unknown, sorted(spellings), lists, ambiguous, left_out)
 
 # %% ../../nbs/biobank/11_names.ipynb #22667a37
 def _refuse_duplicates(
@@ -182,5 +196,5 @@ def _refuse_duplicates(
                 f"column {column}",
                 expected="one column of this field, occasion and position",
                 found=f"{len(names)}: {', '.join(names[:4])}",
-                remedy="Remove all but one of them from the file.",
+                remedy="Leave all but one of them out, with --leave-out and its name.",
             )

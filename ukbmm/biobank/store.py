@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import html
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import polars as pl
 from fastcore.basics import patch
 
 from .. import __version__
-from .cleaning import Cleaned, clean_column, read_special_values
+from .cleaning import Cleaned, check_special_values, clean_column, read_special_values
 from .delivery import RECORDS, find_delivery
 from .dictionary import Dictionary, Field, load_dictionary, replaced, save_dictionary
 from .events import EVENTS, events_of, read_records, records_by_kind
@@ -294,7 +295,7 @@ def _table_stage(
     "Read the tables and list the participants."
     shutil.rmtree(folder / "tables", ignore_errors=True)  # an earlier attempt may have made more parts
     bridge = given["bridge"][0] if given["bridge"] else None
-    extract = read_extract(given["table"], dictionary, folder / "tables", *options, bridge)
+    extract = read_extract(given["table"], dictionary, folder / "tables", *options[:3], bridge, options[3])
     gone = np.isin(extract.eids, read_withdrawals(given["withdrawals"]))
     with atomic_file(folder / "participants.parquet") as path:
         pl.DataFrame({"eid": extract.eids, "withdrawn": gone}).write_parquet(path, compression="zstd")
@@ -422,6 +423,9 @@ def ingest(
     dictionary: str | Path | None = None,  # What `ukbmm dictionary update` made; None takes the shipped one
     special_values: str | Path | None = None,  # Your own special values, over the shipped; None for none
     records: str | Path | Iterable | None = None,  # Files of hospital, death and primary care records
+    leave_out: Iterable[
+        str
+    ] = (),  # Names in the tables, columns such as p31_i0 or fields such as p31 to pass over
 ) -> Biobank:
     "Read an extract into a new Biobank folder, whole or not at all; goes on where an earlier attempt stopped."
     out = Path(out)
@@ -432,7 +436,9 @@ def ingest(
         given, not_read = _with_folders(given)
         prefixes, given["genotypes"] = given["genotypes"], _plink_files(given["genotypes"])
         _look_at(given, prefixes)
-        manifest = _stages(folder, given, prefixes, (drop_negative, encoding, coding), build, memory_gib)
+        manifest = _stages(
+            folder, given, prefixes, (drop_negative, encoding, coding, tuple(leave_out)), build, memory_gib
+        )
         manifest["not_read"] = not_read
     except Exception as error:
         in_input = isinstance(error, UkbmmError) and not was_there
@@ -507,6 +513,8 @@ def _stages(
     journal = _Journal(folder)
     shipped = load_dictionary(given["dictionary"][0]) if given["dictionary"] else Dictionary.builtin()
     dictionary = shipped.overlay(*given["showcase"], *given["fields"], *given["codings"])
+    for path in given["special_values"]:
+        check_special_values(path, dictionary)
     kinds = ("table", "dictionary", "showcase", "fields", "codings", "withdrawals", "bridge")
     described = [path for kind in kinds for path in given[kind]]
     mark = _mark(described, *options, __version__)
@@ -649,6 +657,12 @@ def report(self: Biobank) -> list[str]:
     tables = self.manifest.get("records", {})
     records = [line for kind, found in tables.items() for line in _record_lines(kind, found, len(self))]
     return [*_table_lines(self.manifest), text + outside, *records, *genotypes]
+
+# %% ../../nbs/biobank/18_store.ipynb #f1ab6fe1
+@patch
+def _repr_html_(self: Biobank) -> str:
+    lines = "".join(f"<li>{html.escape(line)}</li>" for line in self.report())
+    return f"<p>{html.escape(repr(self))}</p><ul>{lines}</ul>"
 
 # %% ../../nbs/biobank/18_store.ipynb #0335f7c8
 @patch

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,14 +17,23 @@ import polars as pl
 
 from .dictionary import Dictionary
 from .files import fill_lines, is_parquet, plain_text
-from .lines import MISSING, NO_NUMBER, Layout, line_of, read_layout, read_lines
+from ukbmm.biobank.lines import (
+    MISSING,
+    NO_NUMBER,
+    Layout,
+    is_cut,
+    line_of,
+    read_layout,
+    read_lines,
+    stray_quote,
+)
 from .names import SPELLINGS, Header, read_header
 from ..core import TableError, atomic_file, get_logger, progress
 from ..disclosure import show_count
 
 # %% auto #0
 __all__ = ['MISSING_TEXTS', 'ISO', 'DAY_FIRST', 'CODE', 'LEADING', 'EXACT', 'WHAT', 'GROUP_CELLS', 'MOST_PARTS', 'CODINGS',
-           'Ways', 'TableSummary', 'groups_of', 'gather_rows', 'read_table']
+           'Ways', 'as_date', 'scan_text', 'TableSummary', 'groups_of', 'gather_rows', 'read_table']
 
 # %% ../../nbs/biobank/16_table.ipynb #3a70a827
 MISSING_TEXTS = ["", "NA"]
@@ -90,14 +99,23 @@ def _list_of_text(
     return pl.when(codes != "").then(codes).str.split(",").cast(dtype, strict=strict)
 
 # %% ../../nbs/biobank/16_table.ipynb #d1dcdd63
+def as_date(
+    text: pl.Expr,  # Days as text
+    date: str = ISO,  # How a day is written
+    strict: bool = True,  # Fail where a text is no day, instead of giving null?
+) -> pl.Expr:
+    "Parse days that are written in full; polars alone would take 10/03/10 for a day of the year 10."
+    whole = (text.str.len_bytes() == 10) | text.is_null()
+    return pl.when(whole).then(text).otherwise(pl.lit("?")).str.to_date(date, strict=strict)
+
+
 def _parsed(text: pl.Expr, dtype: pl.DataType, date: str = ISO, strict: bool = True) -> pl.Expr:
     "Parse dates and times written in one way only; other types are parsed while the file is read."
-    length = text.str.len_bytes()  # polars would take 10/03/10 for a day of the year 10
-    whole = length == 10 if dtype == pl.Date else length >= 19
-    text = pl.when(whole | text.is_null()).then(text).otherwise(pl.lit("?")) if dtype.is_temporal() else text
     if dtype == pl.Date:
-        return text.str.to_date(date, strict=strict)
+        return as_date(text, date, strict)
     if dtype == pl.Datetime("us"):
+        whole = (text.str.len_bytes() >= 19) | text.is_null()
+        text = pl.when(whole).then(text).otherwise(pl.lit("?"))
         return text.str.replace("T", " ").str.to_datetime(
             f"{date} %H:%M:%S%.f", strict=strict, time_unit="us"
         )
@@ -146,10 +164,12 @@ def _file_types(targets: dict[str, pl.DataType], ways: Ways) -> dict[str, pl.Dat
     return types | floats | dict.fromkeys(ways.labels, pl.String)
 
 # %% ../../nbs/biobank/16_table.ipynb #a118a2f7
-def _scan(layout: Layout, types: dict[str, pl.DataType], n_rows: int) -> pl.LazyFrame:
-    "Scan a table lazily with the given types; columns that are left out may share a name."
-    if not layout.delimiter:
-        return _scan_parquet(layout, types)
+def scan_text(
+    layout: Layout,  # A table of text
+    types: dict[str, pl.DataType],  # How to read each column
+    n_rows: int | None = None,  # Rows to read; None for all
+) -> pl.LazyFrame:
+    "Scan a table of text lazily with the given types; columns that are left out may share a name."
     count = Counter(layout.names)
     names = [name if count[name] == 1 else f"{name}\n{i}" for i, name in enumerate(layout.names)]
     return pl.scan_csv(
@@ -174,6 +194,11 @@ def _as_text(name: str, dtype: pl.DataType) -> pl.Expr:
         return column.dt.strftime(f"{ISO} %H:%M:%S%.f")
     text = column.cast(pl.String)
     return pl.when(~text.is_in(MISSING_TEXTS)).then(text)
+
+
+def _scan(layout: Layout, types: dict[str, pl.DataType], n_rows: int) -> pl.LazyFrame:
+    "Scan a table lazily with the given types."
+    return scan_text(layout, types, n_rows) if layout.delimiter else _scan_parquet(layout, types)
 
 
 def _scan_parquet(layout: Layout, types: dict[str, pl.DataType]) -> pl.LazyFrame:
@@ -322,7 +347,7 @@ def _refuse_misfits(
 ) -> None:
     "Raise `TableError` that names the columns whose values do not fit, without the values."
     parts = [
-        f"{name} ({count:,} rows, first at {_first(layout, name, types[name], way, known.get(name), n_rows)},"
+        f"{name} ({show_count(count)} values, first at {_first(layout, name, types[name], way, known.get(name), n_rows)},"
         f" expected {_expected(types[name])})"
         for name, (count, way) in list(bad.items())[:5]
     ]
@@ -331,8 +356,8 @@ def _refuse_misfits(
         layout.name,
         expected="values of the types in the data dictionary",
         found=f"others in {'; '.join(parts)}{more}",
-        remedy="Correct the file; describe the field as it is with --fields; or, where codes were replaced by their "
-        "labels, give the labels with --codings.",
+        remedy="Correct the file; describe the field as it is with --fields; where codes were replaced by their "
+        "labels, give the labels with --codings; or pass the columns over with --leave-out.",
     )
 
 # %% ../../nbs/biobank/16_table.ipynb #da73c02a
@@ -340,7 +365,7 @@ def _refuse_rows(layout: Layout, bad: np.ndarray, expected: str, found: str, rem
     "Raise `TableError` where identifiers are bad; speaks of lines, not of identifiers."
     if bad.any():
         line = line_of(layout, int(np.flatnonzero(bad)[0]))
-        found = f"{bad.sum():,} {found}, first at line {line:,}"
+        found = f"{show_count(bad.sum())} {found}, first at line {line:,}"
         raise TableError(f"{layout.name}, column eid", expected, found, remedy)
 
 
@@ -504,7 +529,7 @@ def _write_as(
         out.with_name(part).unlink()
     if whole:
         return None
-    raise _stray_quote(layout)  # polars has joined rows
+    raise stray_quote(layout)  # polars has joined rows
 
 
 def _parse_to(
@@ -518,7 +543,7 @@ def _parse_to(
     ways, undecided = _ways(layout, header, dictionary, len(eids), coding)
     parts = _write_as(layout, header, coded, eids, ways, out)
     if parts is None:
-        raise _stray_quote(layout)
+        raise stray_quote(layout)
     return parts, ways, undecided
 
 # %% ../../nbs/biobank/16_table.ipynb #111436c6
@@ -551,13 +576,13 @@ def _ways(
     try:
         counts = _count_misfits(layout, types, known, n_rows)
     except pl.exceptions.PolarsError:
-        raise _stray_quote(layout) from None
+        raise stray_quote(layout) from None
     ways, left = _decide(counts, known, coding == "labels")
     if left:
         bad = {name: _fewest(counts[name]) for name in types if name in left}
         _refuse_misfits(layout, types, bad, known, n_rows)
     if ways == Ways() and coding != "labels":
-        raise _stray_quote(layout)
+        raise stray_quote(layout)
     if (
         ways.labels or coding == "labels"
     ):  # columns of text can't show whether they hold labels; the others did
@@ -567,17 +592,11 @@ def _ways(
     undecided = {name: counts[name]["undecided"] for name in ways.labels if name in types}
     return ways, {name: count for name, count in undecided.items() if count}
 
-
-def _stray_quote(layout: Layout) -> TableError:
-    "What to say of a table that has the right number of fields in each line and still cannot be parsed."
-    remedy = 'Write a cell that holds a quote as "5"" nail", in quotes and the quote doubled.'
-    return TableError(layout.name, "quotes around whole cells", "a quote within a cell", remedy)
-
 # %% ../../nbs/biobank/16_table.ipynb #62d8d32b
-def _header_of(layout: Layout, dictionary: Dictionary) -> Header:
+def _header_of(layout: Layout, dictionary: Dictionary, leave_out: Collection[str]) -> Header:
     "Say what each column of a file is; an error names the file."
     try:
-        return read_header(layout.names, dictionary)
+        return read_header(layout.names, dictionary, leave_out)
     except TableError as error:
         thing = f"{layout.name}, {error.thing}"
         raise TableError(thing, error.expected, error.found, error.remedy) from None
@@ -593,22 +612,31 @@ def read_table(
     drop_negative: bool = False,  # Drop rows with a negative identifier instead of refusing them?
     encoding: str | None = None,  # Encoding of the text, such as "cp1252"; None finds it
     coding: str = "auto",  # Does the file hold "codes" or "labels"? "auto" finds it by columns of numbered codes
+    leave_out: Collection[
+        str
+    ] = (),  # Names in the file, columns such as p31_i0 or fields such as p31 to pass over
 ) -> tuple[TableSummary, np.ndarray]:  # What became of it; the participants in order
     "Read a table into typed parquet files in order of the participants; raises `TableError`."
     if coding not in CODINGS:
         raise TableError("coding", f"one of {', '.join(CODINGS)}", repr(coding))
     try:
-        return _read_file(Path(path), dictionary, Path(out), drop_negative, encoding, coding)
+        return _read_file(Path(path), dictionary, Path(out), drop_negative, encoding, coding, leave_out)
     except UnicodeDecodeError:  # its text is a participant's
         pass
     if encoding:
         remedy = "Leave the encoding out to have it found."
         raise TableError(Path(path).name, f"text in {encoding}", "bytes that are not", remedy)
-    return _read_file(Path(path), dictionary, Path(out), drop_negative, "cp1252", coding)
+    return _read_file(Path(path), dictionary, Path(out), drop_negative, "cp1252", coding, leave_out)
 
 # %% ../../nbs/biobank/16_table.ipynb #881a596c
 def _read_file(
-    path: Path, dictionary: Dictionary, out: Path, drop_negative: bool, encoding: str | None, coding: str
+    path: Path,
+    dictionary: Dictionary,
+    out: Path,
+    drop_negative: bool,
+    encoding: str | None,
+    coding: str,
+    leave_out: Collection[str],
 ) -> tuple[TableSummary, np.ndarray]:
     "Read a file in a given encoding; raises `UnicodeDecodeError` where it is in another."
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -616,7 +644,7 @@ def _read_file(
     try:
         with plain_text(path, out.parent, encoding) as plain:
             layout = _parquet_layout(path) if is_parquet(path) else read_layout(plain.path, plain.name)
-            header = _header_of(layout, dictionary)
+            header = _header_of(layout, dictionary, leave_out)
             layout, eids, notes = _eids_of(layout, header, filled)
             _check_eids(eids, layout, drop_negative)
             written = _parse_to(layout, header, dictionary, eids, coding, out)
@@ -636,6 +664,7 @@ def _summary(
 ) -> TableSummary:
     "Say what became of a file."
     notes += ["dates are written day/month/year"] if ways.date == DAY_FIRST else []
+    notes += [f"left out as asked: {', '.join(header.left_out)}"] if header.left_out else []
     n_rows = int((eids > 0).sum())
     return TableSummary(
         name, n_rows, list(header.columns), parts, header.unknown, header.spellings, header.ambiguous,
@@ -699,10 +728,12 @@ def _eids_of(layout: Layout, header: Header, filled: Path) -> tuple[Layout, np.n
     if not header.columns:
         raise TableError(layout.name, "participants and fields", "no column of a known field")
     if layout.delimiter:
+        cut = is_cut(layout)
         layout, eids, notes = _text_lines(layout, header.eid, filled)
+        notes += ["no line break at the end: the last value may be cut off"] if cut else []
     else:
         eids, notes = _eids_in_parquet(layout, header.eid), []
     if not len(eids):
         raise TableError(layout.name, "participants and fields", "no rows")
-    get_logger().info("%s: %s rows, %s columns", layout.name, f"{len(eids):,}", f"{len(layout.names):,}")
+    get_logger().info("%s: %s rows, %s columns", layout.name, show_count(len(eids)), f"{len(layout.names):,}")
     return layout, eids, notes

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from ..core import DictionaryError, did_you_mean
 
 # %% auto #0
 __all__ = ['MISSING_KINDS', 'OCCURRED', 'ROW_KINDS', 'read_special_values', 'Cleaned', 'Rules', 'raw_value', 'rules_for',
-           'check_special_values', 'clean_expressions', 'clean_column', 'in_order']
+           'check_special_values', 'clean_expressions', 'clean_columns', 'clean_column', 'in_order']
 
 # %% ../../nbs/biobank/13_cleaning.ipynb #5808521e
 MISSING_KINDS = (
@@ -225,15 +226,28 @@ def clean_expressions(
     )
 
 
+def clean_columns(
+    raw: pl.DataFrame,  # Raw values, as the store holds them
+    fields: Mapping[str, Field],  # Field of each column
+    table: pl.DataFrame | None = None,  # Special values; None takes the shipped ones
+) -> dict[str, Cleaned]:
+    "Separate columns into values and kinds of missing, all in one pass."
+    expressions = []
+    for name, dtype in raw.schema.items():
+        value, kinds = clean_expressions(name, dtype, fields[name], rules_for(fields[name], table))
+        expressions += [value.alias(f"{name} values"), kinds.alias(f"{name} kinds")]
+    done = raw.select(expressions)
+    parts = {name: (done[f"{name} values"], done[f"{name} kinds"]) for name in raw.columns}
+    return {name: Cleaned(*(part.rename(name) for part in both)) for name, both in parts.items()}
+
+
 def clean_column(
     column: pl.Series,  # Raw values of one column, as the store holds them
     field: Field,  # The column's field
     table: pl.DataFrame | None = None,  # Special values; None takes the shipped ones
 ) -> Cleaned:
     "Separate a column into values and kinds of missing."
-    value, kinds = clean_expressions("raw", column.dtype, field, rules_for(field, table))
-    done = pl.DataFrame({"raw": column}).select(value.alias("values"), kinds.alias("kinds"))
-    return Cleaned(done["values"].rename(column.name), done["kinds"].rename(column.name))
+    return clean_columns(column.to_frame(), {column.name: field}, table)[column.name]
 
 # %% ../../nbs/biobank/13_cleaning.ipynb #2cb7761d
 def in_order(

@@ -19,7 +19,7 @@ import polars as pl
 from fastcore.basics import patch
 
 from .. import __version__
-from .cleaning import Cleaned, check_special_values, clean_column, read_special_values
+from .cleaning import Cleaned, check_special_values, clean_columns, read_special_values
 from .delivery import RECORDS, find_delivery
 from .dictionary import Dictionary, Field, load_dictionary, replaced, save_dictionary
 from .events import EVENTS, events_of, read_records, records_by_kind
@@ -196,8 +196,8 @@ def clean(
     rows: np.ndarray | None = None,  # Rows to read [batch]; None reads everybody
 ) -> dict[str, Cleaned]:  # Values and kinds of missing by column
     "Read cleaned values."
-    table, special = self.read(columns, rows), self.special_values
-    return {name: clean_column(table[name], self.field(name), special) for name in table.columns}
+    table = self.read(columns, rows)
+    return clean_columns(table, {name: self.field(name) for name in table.columns}, self.special_values)
 
 # %% ../../nbs/biobank/18_store.ipynb #2846eb8d
 @patch

@@ -384,12 +384,14 @@ def _read(self: PhenotypeBlock, biobank: Biobank, inputs: list[Input]) -> tuple[
         kind: [one for one in inputs if one.kind == kind] for kind in ("number", "code", "choices")
     }
     raw = Raw(np.empty((len(biobank), len(self.inputs["number"])), np.float32), [], [])
-    known, n_numbers = np.zeros(len(biobank), dtype=bool), 0
+    known, start, some = np.zeros(len(biobank), dtype=bool), 0, []
     for one, values in _read_inputs(biobank, inputs, self.settings.fill):
         if one.kind == "number":
-            raw.numbers[:, n_numbers] = values.cast(pl.Float64).to_numpy()
-            known |= ~np.isnan(raw.numbers[:, n_numbers])
-            n_numbers += 1
+            some.append(values.cast(pl.Float32).fill_null(np.nan).to_numpy())
+            known |= ~np.isnan(some[-1])
+            if len(some) == COLUMNS_AT_ONCE or start + len(some) == raw.numbers.shape[1]:
+                raw.numbers[:, start : start + len(some)] = np.stack(some).T  # whole lines of the cache
+                start, some = start + len(some), []
         else:
             (raw.codes if one.kind == "code" else raw.choices).append(values)
             known |= values.is_not_null().to_numpy()

@@ -59,7 +59,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         write_extract(tmp_path / name, participants=120, variants=60, seed=seed, columns=None)
     first, again, other = (content(tmp_path / name) for name in "abc")
-    assert set(first) == set(again) == set(other) and len(first) == 19
+    assert set(first) == set(again) == set(other) and len(first) == 18
     assert [name for name in first if first[name] != again[name]] == []
     assert [name for name in first if first[name] == other[name]] == ["truth/faults.json"]  # none in either
 

@@ -158,7 +158,7 @@ def measure(engine: str, source: Path, folder: Path, peers: str | None) -> dict[
     "Have an engine read a file in a process of its own: seconds, processor seconds, highest memory in GiB."
     out = folder / f"{engine}-out"
     command = command_of(engine, source, out, peers)
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "0"}
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
     _, status, usage = os.wait4(process.pid, 0)

@@ -32,7 +32,7 @@ from ukbmm.biobank.genotypes import (
     verify_file,
     verify_genotypes,
 )
-from .names import parse_name
+from .names import Column, parse_name
 from .relatedness import read_relatedness, read_withdrawals, related_eids, rows_of
 from ..core import GenotypeError, StoreError, UkbmmError, atomic_file, file_sha256, get_logger, write_text
 from ..disclosure import show_count, show_parts, show_share
@@ -88,6 +88,15 @@ class Biobank:
         "Canonical names of all columns."
         return list(self.manifest["columns"])
 
+    @functools.cached_property
+    def by_field(self) -> dict[int, dict[str, Column]]:
+        "Canonical names, and what they say, of each field's columns."
+        found: dict[int, dict[str, Column]] = {}
+        for name in self.columns:
+            column = parse_name(name)[0]
+            found.setdefault(column.field_id, {})[name] = column
+        return found
+
 # %% ../../nbs/biobank/18_store.ipynb #e7ca34b8
 @patch(as_prop=True)
 def dictionary(self: Biobank) -> Dictionary:
@@ -135,8 +144,7 @@ def column(
     array: int | None = None,  # Position; None where the field has one only
 ) -> str:  # Canonical name
     "Find the column of a field; raises `StoreError` where there is none or more than one."
-    parsed = {name: parse_name(name)[0] for name in self.columns}
-    of_field = {name: column for name, column in parsed.items() if column.field_id == field_id}
+    of_field = self.by_field.get(field_id, {})
     wanted = ((instance, "instance"), (array, "array"))
     fits = [name for name, column in of_field.items()
             if all(given is None or (getattr(column, part) or 0) == given for given, part in wanted)]  # fmt: skip

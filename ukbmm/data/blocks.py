@@ -185,11 +185,9 @@ class Input(NamedTuple):
 
 def _positions(biobank: Biobank, choice: FieldChoice) -> dict[int | None, list[str]]:
     "The columns of a field by occasion, in order of their positions."
-    start, found = f"p{choice.field}", {}
-    names = [name for name in biobank.columns if name == start or name.startswith(start + "_")]
-    parsed = {name: parse_name(name)[0] for name in names}
-    for name in sorted(names, key=lambda name: (parsed[name].instance or 0, parsed[name].array or 0)):
-        found.setdefault(parsed[name].instance, []).append(name)
+    columns, found = biobank.by_field.get(choice.field, {}), {}
+    for name in sorted(columns, key=lambda name: (columns[name].instance or 0, columns[name].array or 0)):
+        found.setdefault(columns[name].instance, []).append(name)
     return found
 
 

@@ -217,7 +217,8 @@ def as_list(
     "Make one multiple choice of single choices at several positions."
     name = columns[0].values.name
     table = pl.DataFrame({str(i): column.values for i, column in enumerate(columns)})
-    lists = table.select(pl.concat_list(pl.all()).list.drop_nulls().alias(name)).to_series()
+    every = pl.concat_arr(pl.all()).arr.to_list()
+    lists = table.select(every.list.eval(pl.element().drop_nulls()).alias(name)).to_series()
     kinds = _joined_kinds(columns).rename(name)
     return Cleaned(
         pl.DataFrame({"l": lists}).select(pl.when(kinds == 0).then("l")).to_series().rename(name), kinds

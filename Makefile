@@ -44,9 +44,10 @@ notebooks: setup
 	@echo "== every notebook runs"
 	@OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
 
+# Two processes, each with a thread; the tests of a file stay together, with what they have prepared.
 unit: setup
 	@echo "== tests"
-	@$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --cov --cov-report=term --durations=20
 
 # The studies of real data that CI has no time for: minutes each.
 studies: setup

@@ -16,6 +16,7 @@ ROWS = {
         "limit: raw read",
         "peak, GiB",
     ],
+    "cleaning": ["limit: copying the matrix", "ours: the whole block", "ours: bits", "NumPy's scatter"],
     "training_overhead": [
         "limit: a bare PyTorch loop",
         "peer: a bare fastai Learner",

@@ -13,37 +13,29 @@ from fastcore.basics import patch
 from ..core import DataError, compiled
 
 # %% auto #0
-__all__ = ['LIMIT', 'COLUMNS_AT_ONCE', 'AT_ONCE', 'QUANTILE_ROWS', 'CORRELATION_ROWS', 'CORRELATION_PAIRS', 'Standardiser',
-           'ColumnFilter', 'missing_shares', 'Levels']
+__all__ = ['LIMIT', 'COLUMNS_AT_ONCE', 'AT_ONCE', 'NEAR_ROWS', 'QUANTILE_ROWS', 'CORRELATION_ROWS', 'CORRELATION_PAIRS',
+           'Standardiser', 'ColumnFilter', 'missing_shares', 'Levels']
 
 # %% ../../nbs/data/31_preprocessing.ipynb #35458ca7
 LIMIT = 100.0  # Standard deviations
 COLUMNS_AT_ONCE = 16  # 64 bytes of a row in single precision, a line of a processor's cache
 AT_ONCE = 1 << 16  # Values that are standardised before they are rounded
+NEAR_ROWS = 1_000  # Training rows, spread over all, whose mean is what deviations are counted from
 QUANTILE_ROWS = 100_000  # Training rows that quantiles are taken from, at most
 
 
 @compiled
-def _sums(values, rows, low, high, count, total):
-    "Add up the known values of `rows`, moved into their limits."
+def _moments(values, rows, low, high, near, count, total, squares):
+    "Add up the known values of `rows`, moved into their limits, less a value that is near them all; and the squares."
     for i in rows:
         for j in range(values.shape[1]):
             x = np.float64(values[i, j])
             x = low[j] if x < low[j] else x
-            x = high[j] if x > high[j] else x
-            count[j] += 1.0 if x == x else 0.0  # not a number is not itself
-            total[j] += x if x == x else 0.0
-
-# %% ../../nbs/data/31_preprocessing.ipynb #1c389903
-@compiled
-def _squares(values, rows, low, high, mean, total):
-    "Add up the squared deviations of `rows`."
-    for i in rows:
-        for j in range(values.shape[1]):
-            x = np.float64(values[i, j])
-            x = low[j] if x < low[j] else x
-            x = (high[j] if x > high[j] else x) - mean[j]
-            total[j] += x * x if x == x else 0.0
+            x = (high[j] if x > high[j] else x) - near[j]
+            known = x == x  # not a number is not itself
+            count[j] += 1.0 if known else 0.0
+            total[j] += x if known else 0.0
+            squares[j] += x * x if known else 0.0
 
 # %% ../../nbs/data/31_preprocessing.ipynb #45ad0518
 @compiled
@@ -89,6 +81,15 @@ class Standardiser:
         self.low: np.ndarray | None = None  # [column]; values below are moved to it
         self.high: np.ndarray | None = None  # [column]; values above are moved to it
 
+    def _moments(
+        self, values: np.ndarray, rows: np.ndarray, near: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        "Mean and standard deviation of `rows` by column in one pass; exact as long as `near` is near the values."
+        count, total, squares = np.zeros((3, values.shape[1]))
+        _moments(values, rows, self.low, self.high, near, count, total, squares)
+        mean, square = total / np.maximum(count, 1), squares / np.maximum(count, 1)
+        return near + mean, np.sqrt(np.maximum(square - mean**2, 0))
+
     def fit(
         self,
         values: np.ndarray,  # [participant, column], NaN where missing
@@ -101,11 +102,8 @@ class Standardiser:
         self.low, self.high = np.full(width, -np.inf), np.full(width, np.inf)
         if self.winsorise:
             self.low, self.high = _quantiles(values, self.rows, self.winsorise)
-        count, total, squares = np.zeros(width), np.zeros(width), np.zeros(width)
-        _sums(values, self.rows, self.low, self.high, count, total)
-        self.mean = total / np.maximum(count, 1)
-        _squares(values, self.rows, self.low, self.high, self.mean, squares)
-        scale = np.sqrt(squares / np.maximum(count, 1))
+        near = self._moments(values, self.rows[:: -(-len(rows) // NEAR_ROWS)], np.zeros(width))[0]
+        self.mean, scale = self._moments(values, self.rows, near)
         tiny = scale <= 1e-9 * np.maximum(1, np.abs(self.mean))
         self.scale = np.where(tiny, np.inf, scale)
         return self
@@ -218,8 +216,9 @@ def missing_shares(
 ) -> np.ndarray:  # [column]
     "Compute the share of `rows` that lack each column."
     width = values.shape[1]
-    count, total, anything = np.zeros(width), np.zeros(width), np.full(width, np.inf)
-    _sums(_floats(values), np.asarray(rows), -anything, anything, count, total)
+    count, total, squares = np.zeros((3, width))
+    anything = np.full(width, np.inf)
+    _moments(_floats(values), np.asarray(rows), -anything, anything, np.zeros(width), count, total, squares)
     return 1 - count / max(1, len(rows))
 
 # %% ../../nbs/data/31_preprocessing.ipynb #6d47eb29

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import os
 import shutil
 import sys
@@ -124,6 +125,24 @@ def ingest(
     print(out)
 
 # %% ../nbs/90_cli.ipynb #ac1ac15a
+def _by_group(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    "One row for each group of columns: how many there are, and how full the emptiest, the middle and the fullest are."
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        groups.setdefault(row["group"], []).append(row["present"])
+    full = {group: sorted(shares, key=_share) for group, shares in groups.items()}
+    return [
+        {"group": group, "columns": f"{len(shares):,}", "emptiest": shares[0], "middle": shares[len(shares) // 2], "fullest": shares[-1]}
+        for group, shares in full.items()
+    ]  # fmt: skip
+
+
+def _share(text: str) -> float:
+    "A share as it is shown, such as <1%, 96-100% or -, as a number to sort by."
+    number = re.search(r"\d+", text)
+    return float(number[0]) + {"<": -0.5, ">": 0.5}.get(text[0], 0.0) if number else -1.0
+
+# %% ../nbs/90_cli.ipynb #d575fec2
 @app.command()
 def describe(
     biobank: Annotated[Path, typer.Argument(help="Folder of a Biobank.")],
@@ -131,8 +150,11 @@ def describe(
     html: Annotated[
         Path | None, typer.Option(help="Write a page with figures instead, to this file.")
     ] = None,
+    columns: Annotated[
+        bool, typer.Option("--columns", help="List every column, not groups of them.")
+    ] = False,
 ) -> None:
-    "Say what is in a Biobank: columns, missing values, genotypes, relatives."
+    "Say what is in a Biobank: groups of columns and how full they are, genotypes, relatives."
     from ukbmm.biobank.description import describe as list_columns
     from ukbmm.biobank.description import description
     from ukbmm.biobank.store import Biobank
@@ -149,7 +171,9 @@ def describe(
         return
     for line in lines:
         print(line)
-    _show(rows)
+    _show(rows if columns else _by_group(rows))
+    if not columns:
+        print("Figures: --html PAGE. Every column, and why values are missing: --columns.")
 
 
 @app.command()

@@ -52,7 +52,7 @@ def show_parts(
         f"<{2 * MIN_COUNT}" if told and not others else f"<{MIN_COUNT}"
     )  # nothing else to hide: say less of each
     return [
-        few if is_small(count) else _range(count) if i in hidden else show_count(count)
+        few if is_small(count) else _range(count, sum(counts)) if i in hidden else show_count(count)
         for i, count in enumerate(counts)
     ]
 
@@ -63,10 +63,10 @@ def _gives_away(n_small: int, total: int) -> bool:
     return n_small == 1 or is_small(total) or (n_small > 0 and total in (n_small, largest * n_small))
 
 
-def _range(count: int) -> str:
-    "Write a count of 5 and more as a range that holds it with three to spare on either side."
+def _range(count: int, total: int) -> str:
+    "Write a count of 5 and more as a range that holds it with three to spare on either side, up to the total."
     spare = MIN_COUNT - 2
-    low, high = (count - spare) // 10 * 10, (count + spare) // 10 * 10 + 9
+    low, high = (count - spare) // 10 * 10, min((count + spare) // 10 * 10 + 9, total)
     return f"{low:,}-{high:,}" if low > 0 else f"<{high + 1}"
 
 # %% ../nbs/02_disclosure.ipynb #a0749a0e

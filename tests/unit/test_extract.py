@@ -150,7 +150,9 @@ def test_a_bridge_puts_each_value_with_its_participant(tmp_path, turned):
     extract = read_extract(
         [tmp_path / "a.csv", tmp_path / "b.csv"], D, tmp_path / "out", bridge=tmp_path / "bridge.csv"
     )
-    assert extract.eids.tolist() == sorted(here.tolist()) and extract.bridged == ["b.csv"]
+    assert extract.eids.tolist() == sorted(here.tolist()) and extract.bridged == {
+        "b.csv": 5
+    }  # of 5 rows the bridge says nothing
     height, bmi = (pl.read_parquet(tmp_path / "out" / extract.columns[c])[c] for c in ("p50_i0", "p21001_i0"))
     known = bmi.is_not_null()
     assert known.sum() == 55 and extract.absent == [0, 5]

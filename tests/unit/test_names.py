@@ -187,7 +187,6 @@ def test_a_header_says_what_each_column_is():
         (["eid", "31-0.0", "p31"], "column p31: .*found 2: 31-0.0, p31.*--leave-out"),
         (["eid", "31-0.0", "31-0.0"], "column p31"),
         (["eid", "20002-0.0", "20002-0.0"], "column p20002_i0"),
-        (["eid", "31-0.0_1", "31-0.0_2"], "column p31"),
     ],
 )
 def test_headers_that_would_lose_a_column_are_refused(names, message):
@@ -195,9 +194,15 @@ def test_headers_that_would_lose_a_column_are_refused(names, message):
         read_header(names, D)
 
 
-@pytest.mark.parametrize(
-    "names", [("p20002_i0", "20002-0.0"), ("20002-0.0_1", "20002-0.0_2"), ("20002-0.1", "n_20002_0_1")]
-)
+def test_of_a_column_in_several_baskets_the_newest_stays_and_a_name_to_be_left_out_is_taken_at_its_word():
+    header = read_header(["eid", "31-0.0_99", "31-0.0_100", "20002-0.0_99", "20002-0.1_99"], D)
+    assert header.columns == {"p31": ["31-0.0_100"], "p20002_i0": ["20002-0.0_99", "20002-0.1_99"]}
+    assert header.older == ["31-0.0_99"]
+    header = read_header(["eid", "p31", "31-0.0"], D, leave_out=["p31"])
+    assert (header.columns, header.left_out) == ({"p31": ["31-0.0"]}, ["p31"])
+
+
+@pytest.mark.parametrize("names", [("p20002_i0", "20002-0.0"), ("20002-0.1", "n_20002_0_1")])
 def test_a_multiple_choice_given_twice_is_refused(names):
     with pytest.raises(TableError, match="column p20002_i0"):
         read_header(["eid", *names], D)

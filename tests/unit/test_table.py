@@ -293,8 +293,14 @@ BAD = {
         "eid,34-0.0\n5000001,4.0\n5000002,9007199254740993\n",
         r"a.csv: .*34-0.0 \(<5 values, first at line 2, expected whole numbers",
     ),
-    "a quote within a text": ('eid,40001-0.0\n5000001,5" nail\n', r"a.csv: .*a quote within a cell\. Write"),
-    "a quote within a number": ('eid,50-0.0\n5000001,"18"1\n', r"a.csv: .*a quote within a cell\. Write"),
+    "a quote within a text": (
+        'eid,40001-0.0\n5000001,5" nail\n',
+        r"a.csv, line 2: .*a quote within a cell\. Write",
+    ),
+    "a quote within a number": (
+        'eid,50-0.0\n5000001,"18"1\n',
+        r"a.csv, line 2: .*a quote within a cell\. Write",
+    ),
     "text in a list": (
         'eid,p20002_i0\n5000001,"[1065,x]"\n',
         r"a.csv: .*p20002_i0 \(<5 values, first at line 2",
@@ -567,12 +573,18 @@ def test_a_field_a_column_or_a_name_is_passed_over(tmp_path, leave_out, columns,
     assert summary.notes == ([f"left out as asked: {', '.join(gone)}"] if gone else [])
 
 
-def test_of_one_column_in_two_baskets_of_a_file_the_one_that_is_left_is_read(tmp_path):
-    data = "eid,31-0.0_100,31-0.0_200\n5000001,0,1\n"
-    with pytest.raises(TableError, match="--leave-out and its name"):
-        read(tmp_path, data)
-    _, _, table = read(tmp_path, data, leave_out=["31-0.0_100"])
-    assert table["p31"].to_list() == [1]
+def test_of_one_column_in_two_baskets_of_a_file_the_newest_is_read_and_the_other_reported(tmp_path):
+    data = "eid,31-0.0_900,31-0.0_1000,21003-0.0\n5000001,0,1,50\n"
+    summary, _, table = read(tmp_path, data)
+    assert (table["p31"].to_list(), table["p21003_i0"].to_list()) == ([1], [50])
+    assert summary.notes == ["left out, a newer basket has them too: 31-0.0_900"]
+    summary, _, table = read(tmp_path, data, leave_out=["31-0.0_1000"])
+    assert table["p31"].to_list() == [0]
+
+
+def test_a_name_as_it_stands_in_the_file_is_left_out_alone(tmp_path):
+    summary, _, table = read(tmp_path, "eid,p31,31-0.0\n5000001,0,1\n", leave_out=["p31"])
+    assert (table["p31"].to_list(), summary.notes) == ([1], ["left out as asked: p31"])
 
 
 def test_a_column_that_fits_nothing_does_not_keep_the_others_from_being_read_where_it_is_left_out(tmp_path):

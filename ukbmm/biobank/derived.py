@@ -213,7 +213,7 @@ def _smoked(
 
 
 @derived("pack_years", "Pack-years of smoking", "pack-years", PACK_FIELDS,
-         "UK Biobank, notes of field 20161", optional=PACK_FIELDS[2:])  # fmt: skip
+         "UK Biobank, notes of field 20161", optional=(2907, 3486, 6194, 6183))  # fmt: skip
 def pack_years(
     status: np.ndarray,  # Field 20116: 0 never, 1 previous, 2 current
     age: np.ndarray,  # Field 21003, years

@@ -463,7 +463,7 @@ def _genotype_values(biobank: Biobank, name: str) -> dict[str, Any]:
 
 def _record_values(name: str, found: dict) -> dict[str, Any]:
     "What became of a table of records."
-    return {"table": name, "files": [redact(file) for file in found["files"]], "rows": _about(found["n_rows"]),
+    return {"table": name, "files": [redact(file) for file in found["files"]], "rows": _plain(show_count(found["n_rows"])),
             "of_strangers": _about(found["n_left_out"]), "repeated": _about(found["n_repeated"]),
             "read": [redact(note) for note in found["notes"]]}  # fmt: skip
 
@@ -478,7 +478,7 @@ def _joined(manifest: dict) -> dict[str, Any]:
     "What happened where several files were joined."
     about = manifest["table"]
     differ = {name: _about(count) for name, count in about["repeated"].items() if count}
-    return {"translated_by_bridge": [redact(name) for name in about["bridged"]],
+    return {"translated_by_bridge": {redact(name): _about(unknown) for name, unknown in about["bridged"].items()},
             "columns_in_several_files": len(about["repeated"]), "participants_who_differ": differ,
             "withdrawn": _plain(show_count(about["n_withdrawn"]))}  # fmt: skip
 
@@ -731,7 +731,13 @@ def _together(values: dict) -> list[tuple[str, str]]:
             if values["withdrawn"]
             else "",
         ),
-        ("identifiers translated by the bridge", ", ".join(joined["translated_by_bridge"])),
+        (
+            "identifiers translated by the bridge",
+            ", ".join(
+                f"{name} ({unknown} rows it does not know)" if unknown else name
+                for name, unknown in joined["translated_by_bridge"].items()
+            ),
+        ),
         (
             "columns in several tables",
             f"{joined['columns_in_several_files']:,}" if joined["columns_in_several_files"] else "",

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from .dictionary import Dictionary
+from .names import parse_name, parse_title, titles
 from .relatedness import rows_of
 from .table import TableSummary, gather_rows, groups_of, read_table
 from ..core import TableError, atomic_file, get_logger, progress
@@ -105,7 +106,9 @@ class Extract:
     tables: list[TableSummary]  # What became of each file
     columns: dict[str, str]  # Parquet file by column, in the order of the files
     absent: list[int]  # Participants who are not in a file, by file
-    bridged: list[str] = field(default_factory=list)  # Files whose identifiers a bridge translated
+    bridged: dict[str, int] = field(
+        default_factory=dict
+    )  # Files whose identifiers a bridge translated: rows that it does not know, which are left out
     repeated: dict[str, int] = field(
         default_factory=dict
     )  # Columns in several files: participants who differ
@@ -199,22 +202,32 @@ def _read_files(
     coding: str,
     bridge: np.ndarray | None,
     leave_out: Collection[str],
-) -> tuple[list[_File], list[str]]:
-    "Read each file by itself; returns them, and the names of those whose identifiers were translated."
-    files, bridged, everybody = [], [], np.array([], dtype=np.int64)
+) -> tuple[list[_File], dict[str, int]]:
+    "Read each file by itself; returns them, and of those whose identifiers were translated how many rows were not."
+    files, bridged, everybody = [], {}, np.array([], dtype=np.int64)
     for number, path in enumerate(paths):
         name = "phenotypes" if len(paths) == 1 else f"phenotypes{number + 1}"
         summary, eids = read_table(
             path, dictionary, folder / name, drop_negative, encoding, coding, leave_out
         )
         own, translated = _in_one_application(path.name, eids, everybody, bridge)
-        bridged += [path.name] if translated else []
+        bridged |= {path.name: int((own <= 0).sum())} if translated else {}
         parts = {}
         for part in summary.parts:
             parts |= dict.fromkeys(pl.read_parquet_schema(folder / part), part)
         files.append(_File(summary, own, {column: parts[column] for column in summary.columns}))
         everybody = np.union1d(everybody, own[own > 0])
     return files, bridged
+
+
+def _check_names(leave_out: Collection[str], dictionary: Dictionary) -> None:
+    "Raise `TableError` for a name to be left out that no column can have."
+    index = titles(dictionary)
+    for name in leave_out:
+        parsed = parse_name(name)
+        if not (parse_title(name, dictionary, index) if parsed is None else parsed[0].field_id in dictionary):
+            expected = "a column such as p31_i0, a field such as p31, or a name in the table"
+            raise TableError(f"leaving out {name!r}", expected, "no such field")
 
 
 def read_extract(
@@ -230,6 +243,7 @@ def read_extract(
     ] = (),  # Names in a file, columns such as p31_i0 or fields such as p31 to pass over
 ) -> Extract:
     "Read the files of a cohort into parquet files in one order of participants; raises `TableError`."
+    _check_names(leave_out, dictionary)
     paths, folder = [Path(path) for path in paths], Path(folder)
     pairs = None if bridge is None else read_bridge(bridge)
     files, bridged = _read_files(paths, dictionary, folder, drop_negative, encoding, coding, pairs, leave_out)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import csv
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -255,7 +256,13 @@ def stray_quote(
 ) -> TableError:
     "What to say of a table with a quote within a cell, which joins rows."
     remedy = 'Write a cell that holds a quote as "5"" nail", in quotes and the quote doubled.'
-    return TableError(layout.name, "quotes around whole cells", "a quote within a cell", remedy)
+    end = layout.delimiter.encode()
+    within = re.compile(rb'[^"' + end + rb']"(?!["\r\n' + end + rb"]|$)")
+    with layout.path.open("rb") as stream:
+        lines = (number for number, line in enumerate(stream, 1) if b'"' in line and within.search(line))
+        number = next(lines, None) if end else None
+    where = layout.name if number is None else f"{layout.name}, line {number:,}"
+    return TableError(where, "quotes around whole cells", "a quote within a cell", remedy)
 
 # %% ../../nbs/biobank/12a_lines.ipynb #7ff19bf5
 def _refuse_ragged(layout: Layout, state: dict[str, int]) -> None:

@@ -123,6 +123,7 @@ class Header(NamedTuple):
     lists: frozenset[str] = frozenset()  # Canonical names of multiple choices that are one cell with a list
     ambiguous: dict[str, list[int]] = {}  # Fields that a title in the file may stand for, where it is not one
     left_out: list[str] = []  # Names that were to be left out
+    older: list[str] = []  # Names of columns that a newer basket has too
 
 
 def _find_eid(names: list[str]) -> str:
@@ -147,10 +148,26 @@ def _identify(name: str, dictionary: Dictionary, index: dict[str, list[int]]) ->
 
 # %% ../../nbs/biobank/11_names.ipynb #a5dfde8e
 def _is_one_of(name: str, may_be: list[Column], dictionary: Dictionary, wanted: Collection[str]) -> bool:
-    "Is a name, the column that it is, or that column's field among those wanted?"
-    said = {name, *(f"p{column.field_id}" for column in may_be)}
+    "Is the column that a name is, or that column's field, among those wanted?"
+    said = {f"p{column.field_id}" for column in may_be}
     said |= {str(canonical(column, dictionary[column.field_id])) for column in may_be}
     return not said.isdisjoint(wanted)
+
+
+def _to_leave_out(found: dict[str, tuple], dictionary: Dictionary, wanted: Collection[str]) -> list[str]:
+    "Which names are to be left out: those wanted as they stand, and the columns and fields that no name stands for."
+    others = set(wanted) - set(found)
+    return [name for name in found if name in wanted or _is_one_of(name, found[name][0], dictionary, others)]
+
+
+def _older_baskets(names: Iterable[str]) -> list[str]:
+    "Of columns that a file has from several baskets, all but the one of the newest, which has the highest number."
+    baskets: dict[str, list[tuple[int, str]]] = {}
+    for name in names:
+        plain, _, basket = name.strip().partition("_")
+        if basket.isdigit() and SPELLINGS["ukbconv"].fullmatch(name.strip()):
+            baskets.setdefault(plain, []).append((int(basket), name))
+    return [name for several in baskets.values() for _, name in sorted(several)[:-1]]
 
 
 def read_header(
@@ -164,8 +181,9 @@ def read_header(
     names, index = list(names), titles(dictionary)
     eid = _find_eid(names)
     found = {name: _identify(name, dictionary, index) for name in names if name != eid}
-    left_out = [name for name in found if _is_one_of(name, found[name][0], dictionary, leave_out)]
-    names = [name for name in names if name not in set(left_out)]
+    left_out = _to_leave_out(found, dictionary, leave_out)
+    older = _older_baskets(name for name in found if name not in left_out)
+    names = [name for name in names if name not in {*left_out, *older}]
     found = {name: found[name] for name in names if name != eid}
     columns, fields, arrays, spellings = {}, {}, {}, set()
     for name in (name for name in names if name != eid and len(found[name][0]) == 1):
@@ -181,7 +199,7 @@ def read_header(
     multiple = {name for name, field in fields.items() if field.value_type == "categorical_multiple"}
     _refuse_duplicates(columns, arrays, multiple)
     lists = frozenset(name for name in multiple if len(arrays[name]) == 1)
-    return Header(eid, columns, fields, unknown, sorted(spellings), lists, ambiguous, left_out)
+    return Header(eid, columns, fields, unknown, sorted(spellings), lists, ambiguous, left_out, older)
 
 # %% ../../nbs/biobank/11_names.ipynb #22667a37
 def _refuse_duplicates(
@@ -196,5 +214,5 @@ def _refuse_duplicates(
                 f"column {column}",
                 expected="one column of this field, occasion and position",
                 found=f"{len(names)}: {', '.join(names[:4])}",
-                remedy="Leave all but one of them out, with --leave-out and its name.",
+                remedy="Leave all but one of them out, with --leave-out and its name; of two equal names, rename one.",
             )

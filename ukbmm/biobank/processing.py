@@ -9,6 +9,7 @@ import functools
 import operator
 import re
 from collections.abc import Iterable, Mapping
+from graphlib import CycleError, TopologicalSorter
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -161,19 +162,36 @@ def _fill(cleaned: Cleaned, mask: pl.Series, value: str | None) -> Cleaned:
     return Cleaned(*(frame[part].rename(cleaned.values.name) for part in ("values", "kinds")))
 
 # %% ../../nbs/biobank/13a_processing.ipynb #72e2fe8c
+def _parents_first(columns: Iterable[str], by_child: dict[int, list]) -> list[str]:
+    "The columns that can be filled, each after those that its conditions speak of; raises `TableError` for a circle."
+    parsed = {name: parse_name(name) for name in columns}
+    fields = {name: one[0].field_id for name, one in parsed.items() if one and one[0].field_id in by_child}
+    of_field = {
+        child: {field_id for condition, _ in by_child[child] for field_id, *_ in _clauses(condition)}
+        - {child}
+        for child in set(fields.values())
+    }
+    try:
+        place = {field_id: i for i, field_id in enumerate(TopologicalSorter(of_field).static_order())}
+    except CycleError:
+        raise TableError(
+            "the table of parents", "answers that follow from earlier ones", "a circle"
+        ) from None
+    return sorted(fields, key=lambda name: place[fields[name]])
+
+# %% ../../nbs/biobank/13a_processing.ipynb #aade98de
 def fill_children(
     columns: Mapping[str, Cleaned],  # Cleaned columns by canonical name, parents among them
     table: pl.DataFrame | None = None,  # Table of parents; None takes the shipped one
 ) -> dict[str, Cleaned]:  # The same columns, filled
-    "Fill empty answers that follow from an earlier one; where there is no value, the kind says that it was not asked."
-    rows, filled = parents() if table is None else table, {}
+    "Fill empty answers that follow from an earlier one, filled or not; where there is no value, the kind is not_asked."
+    rows, filled = parents() if table is None else table, dict(columns)
     by_child = rows.select("child", "condition", "value").rows_by_key("child")
-    for name, cleaned in columns.items():
-        parsed = parse_name(name)
-        for condition, value in by_child.get(parsed[0].field_id, ()) if parsed else ():
-            mask = _holds(condition, parsed[0], columns)
-            cleaned = cleaned if mask is None else _fill(cleaned, mask, value)
-        filled[name] = cleaned
+    for name in _parents_first(columns, by_child):
+        child = parse_name(name)[0]
+        for condition, value in by_child[child.field_id]:
+            mask = _holds(condition, child, filled)
+            filled[name] = filled[name] if mask is None else _fill(filled[name], mask, value)
     return filled
 
 # %% ../../nbs/biobank/13a_processing.ipynb #6750d426
@@ -195,10 +213,9 @@ def reduce_columns(
 ) -> Cleaned:
     "Make one column of several; raises `TableError` for a mean of codes."
     name, dtype = columns[0].values.name, columns[0].values.dtype
-    if how not in REDUCTIONS or (
-        how not in ("first", "last") and not (dtype.is_numeric() or dtype.is_temporal())
-    ):
-        expected = f"one of {', '.join(REDUCTIONS)}; of lists and texts, first or last"
+    quantity = dtype.is_float() or dtype == pl.Int64 or dtype.is_temporal()  # codes are held as Int32
+    if how not in REDUCTIONS or (how not in ("first", "last") and not quantity):
+        expected = f"one of {', '.join(REDUCTIONS)}; of codes, lists and texts, first or last"
         raise TableError(f"reducing {name} and others by {how!r}", expected, f"values of type {dtype}")
     table = pl.DataFrame({str(i): column.values for i, column in enumerate(columns)})
     every = [pl.col(name) for name in table.columns]

@@ -308,14 +308,15 @@ def _table_stage(
     shutil.rmtree(folder / "tables", ignore_errors=True)  # an earlier attempt may have made more parts
     bridge = given["bridge"][0] if given["bridge"] else None
     extract = read_extract(given["table"], dictionary, folder / "tables", *options[:3], bridge, options[3])
-    gone = np.isin(extract.eids, read_withdrawals(given["withdrawals"]))
+    withdrawn = read_withdrawals(given["withdrawals"])
+    gone = np.isin(extract.eids, withdrawn)
     with atomic_file(folder / "participants.parquet") as path:
         pl.DataFrame({"eid": extract.eids, "withdrawn": gone}).write_parquet(path, compression="zstd")
     tables = [
         {**vars(summary), "n_absent": n} for summary, n in zip(extract.tables, extract.absent, strict=True)
     ]
     return {"tables": tables, "columns": extract.columns, "bridged": extract.bridged, "repeated": extract.repeated,
-            "n_withdrawn": int(gone.sum())}  # fmt: skip
+            "n_withdrawn": int(gone.sum()), "n_listed": len(withdrawn)}  # fmt: skip
 
 # %% ../../nbs/biobank/18_store.ipynb #2c742ed3
 def _relatedness_stage(path: Path | None, folder: Path, eids: np.ndarray) -> dict:
@@ -597,7 +598,9 @@ def _table_lines(manifest: dict) -> list[str]:
     about, n = manifest["table"], manifest["n_participants"]
     lines = [f"{n - about['n_withdrawn']:,} participants, {len(manifest['columns']):,} columns"]
     lines += [line for table in about["tables"] for line in _file_lines(table, n)]
-    lines += [f"{name}: identifiers translated by the bridge" for name in about["bridged"]]
+    for name, unknown in about["bridged"].items():
+        lost = f"; rows of people whom it does not know left out: {show_count(unknown)}" if unknown else ""
+        lines.append(f"{name}: identifiers translated by the bridge{lost}")
     differ = {name: count for name, count in about["repeated"].items() if count}
     if about["repeated"]:
         lines.append(
@@ -607,6 +610,10 @@ def _table_lines(manifest: dict) -> list[str]:
     if shown:
         lines.append(
             f"where they differ the newest file's values hold: {', '.join(shown)}{', ...' if len(differ) > 5 else ''}"
+        )
+    if about["n_listed"] and not about["n_withdrawn"]:
+        lines.append(
+            "WITHDRAWN: nobody on the withdrawal lists is in the tables: these people were taken out before, or the lists are of another application"
         )
     if about["n_withdrawn"]:
         lines.append(f"withdrawn, their values are left out: {show_count(about['n_withdrawn'])}")

@@ -44,11 +44,11 @@ from ukbmm.biobank.population import (
 from .records import draw_records, record_files
 from .store import Biobank, ingest
 from .summaries import ARRAY_SIZES, HEALTH_FIELDS, summarise
-from ..core import UkbmmError, atomic_file, progress, rng_for, write_text
+from ..core import UkbmmError, atomic_file, get_logger, progress, rng_for, write_text
 
 # %% auto #0
-__all__ = ['EXAMPLE_COLUMNS', 'FROM_RECORDS', 'MISSING_CALLS', 'REDACTED', 'KINSHIP_ERROR', 'LEAST_KINSHIP', 'NOTICE', 'LAST',
-           'Made', 'make_chunk', 'truth_of', 'main_table', 'write_extract', 'synthetic_biobank']
+__all__ = ['EXAMPLE_COLUMNS', 'FROM_RECORDS', 'MISSING_CALLS', 'REDACTED', 'KINSHIP_ERROR', 'LEAST_KINSHIP', 'NOTICE', 'LOST',
+           'COPIES', 'LAST', 'Made', 'make_chunk', 'truth_of', 'main_table', 'write_extract', 'synthetic_biobank']
 
 # %% ../../nbs/biobank/19_synthetic.ipynb #a367aabb
 @dataclass(frozen=True)
@@ -262,11 +262,16 @@ def _parquet(path: Path) -> Iterator[Callable[[pl.DataFrame], None]]:
         yield write
 
 # %% ../../nbs/biobank/19_synthetic.ipynb #86e63731
+def _lost(columns: Iterable[str], format: str, dictionary: Dictionary) -> list[str]:
+    "The columns that a form cannot name: under their title they would be several."
+    fields = {name: dictionary[_order(name)[0]] for name in columns}
+    return list(unreadable_titles(fields, dictionary)) if format_of(format).names == "titles" else []
+
+
 def _columns(table: pl.DataFrame, format: str, dictionary: Dictionary) -> dict[str, Field]:
     "The columns to write, without those that the form cannot name."
-    columns = {name: dictionary[_order(name)[0]] for name in table.columns}
-    lost = unreadable_titles(columns, dictionary) if format_of(format).names == "titles" else {}
-    return {name: field for name, field in columns.items() if name not in lost}
+    lost = set(_lost(table.columns, format, dictionary))
+    return {name: dictionary[_order(name)[0]] for name in table.columns if name not in lost}
 
 # %% ../../nbs/biobank/19_synthetic.ipynb #9f56d17a
 @contextmanager
@@ -316,6 +321,9 @@ NOTICE = """\
 Every person in this folder is invented, and so is every identifier: ukbmm made {participants:,} of them from seed {seed}.
 Nothing here comes from a participant of UK Biobank. What is true about these people is in the folder truth.
 """
+LOST = (
+    "{n} columns are not in the table, since other fields have the same title; truth/truth.json lists them.\n"
+)
 
 
 def _refuse_sizes(participants: int, variants: int) -> None:
@@ -338,13 +346,16 @@ def main_table(
     )
 
 # %% ../../nbs/biobank/19_synthetic.ipynb #a8c941d7
+COPIES = ("repeated-columns", "changed-columns", "split")  # Faults that copy columns into further files
 LAST = ("latin-1", "byte-order-mark", "utf-16")  # Faults after which a table is no plain UTF-8
 
 
 def _spoil(folder: Path, table: Path, faults: list[str], seed: int, packed: bool) -> None:
     "Plant faults, note them in the truth, and compress the tables if they are to be `packed`."
     dictionary, notes, tables = Dictionary.builtin(), [], {table}
-    for name in sorted(dict.fromkeys(faults), key=lambda name: (name in LAST, faults.index(name))):
+    for name in sorted(
+        dict.fromkeys(faults), key=lambda name: (name in LAST, name in COPIES, faults.index(name))
+    ):
         path = table if FAULTS[name].acts_on == "table" else folder / "ukb_cal.fam"
         notes.append(plant(name, path, dictionary, seed))
         tables |= {folder / other for other in notes[-1].get("table", ())}
@@ -381,10 +392,14 @@ def write_extract(
             made = _first(make_chunk(chunk, seed, variants, columns), participants - chunk * CHUNK)
             tables(made)
             beside(made)
-    truth = truth_of(participants, variants, seed)
+    lost = _lost(made.table.columns, format, Dictionary.builtin())
+    if lost:
+        get_logger().info(LOST.format(n=len(lost)).strip())
+    truth = {**truth_of(participants, variants, seed), "columns_without_a_name": lost}
     _spoil(folder, main_table(folder), faults, seed, packed)
     write_text(folder / "truth" / "truth.json", json.dumps(truth, indent=1))
-    write_text(folder / "SYNTHETIC.txt", NOTICE.format(seed=seed, participants=participants))
+    notice = NOTICE.format(seed=seed, participants=participants) + (LOST.format(n=len(lost)) if lost else "")
+    write_text(folder / "SYNTHETIC.txt", notice)
     return truth
 
 # %% ../../nbs/biobank/19_synthetic.ipynb #1fd81836

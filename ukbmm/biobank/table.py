@@ -104,9 +104,10 @@ def as_date(
     date: str = ISO,  # How a day is written
     strict: bool = True,  # Fail where a text is no day, instead of giving null?
 ) -> pl.Expr:
-    "Parse days that are written in full; polars alone would take 10/03/10 for a day of the year 10."
+    "Parse days that are written in full, a midnight behind them or not; polars alone would take 10/03/10 for the year 10."
     whole = (text.str.len_bytes() == 10) | text.is_null()
-    return pl.when(whole).then(text).otherwise(pl.lit("?")).str.to_date(date, strict=strict)
+    day = pl.when(whole).then(text).when(text.str.ends_with(" 00:00:00")).then(text.str.head(10))
+    return day.otherwise(pl.lit("?")).str.to_date(date, strict=strict)
 
 
 def _parsed(text: pl.Expr, dtype: pl.DataType, date: str = ISO, strict: bool = True) -> pl.Expr:
@@ -194,7 +195,7 @@ def _as_text(name: str, dtype: pl.DataType) -> pl.Expr:
     if isinstance(dtype, pl.List):
         return column.list.eval(pl.element().cast(pl.String)).list.join("|")
     if isinstance(dtype, pl.Datetime):
-        return column.dt.strftime(f"{ISO} %H:%M:%S%.f")
+        return column.dt.strftime(f"{ISO} %H:%M:%S%.f").str.strip_suffix(".000000")
     text = column.cast(pl.String)
     return pl.when(~text.is_in(MISSING_TEXTS)).then(text)
 
@@ -351,7 +352,7 @@ def _refuse_misfits(
     "Raise `TableError` that names the columns whose values do not fit, without the values."
     parts = [
         f"{name} ({show_count(count)} values, first at {_first(layout, name, types[name], way, known.get(name), n_rows)},"
-        f" expected {_expected(types[name])})"
+        f" expected {'labels of its coding' if way == 'labels' else _expected(types[name])})"
         for name, (count, way) in list(bad.items())[:5]
     ]
     more = f" and {len(bad) - 5} more columns" if len(bad) > 5 else ""
@@ -668,6 +669,7 @@ def _summary(
     "Say what became of a file."
     notes += ["dates are written day/month/year"] if ways.date == DAY_FIRST else []
     notes += [f"left out as asked: {', '.join(header.left_out)}"] if header.left_out else []
+    notes += [f"left out, a newer basket has them too: {', '.join(header.older)}"] if header.older else []
     n_rows = int((eids > 0).sum())
     return TableSummary(
         name, n_rows, list(header.columns), parts, header.unknown, header.spellings, header.ambiguous,

@@ -248,7 +248,7 @@ class TransformerLayer(nn.Module):
         return some + self.narrow(self.dropout(value * gate.relu()))
 
 # %% ../../nbs/models/41a_deep_tables.ipynb #39311f1b
-MOST_TOKENS = 1000  # Inputs of an FT-Transformer: 16 GB for 512 people, at 64 values and two layers
+MOST_TOKENS = 1000  # Inputs of an FT-Transformer: 2.4 GB on a GPU for 512 people, at 64 values and two layers
 
 
 class FTSettings(TableSettings):

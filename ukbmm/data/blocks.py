@@ -18,7 +18,7 @@ from pydantic import Field as Setting
 from pydantic import field_validator, model_validator
 from torch import Tensor
 
-from ..biobank.cleaning import Cleaned, in_order
+from ..biobank.cleaning import MISSING_KINDS, Cleaned, in_order
 from ..biobank.derived import derive, formula, input_columns
 from ..biobank.dictionary import Field
 from ..biobank.genotypes import GenotypeStore, a1_frequency, count_codes, normal_chromosome
@@ -35,10 +35,10 @@ from ..biobank.store import Biobank
 from ..cohort.outcomes import Outcome
 from ..config import Settings, also
 from ..core import DataError, UkbmmError, compiled, progress
-from .preprocessing import COLUMNS_AT_ONCE, ColumnFilter, Levels, Standardiser
+from .preprocessing import COLUMNS_AT_ONCE, QUANTILE_ROWS, ColumnFilter, Levels, Standardiser
 
 # %% auto #0
-__all__ = ['Block', 'FieldChoice', 'PhenotypeSettings', 'Input', 'input_of', 'columns_of', 'Raw', 'PhenotypeBlock',
+__all__ = ['EDGE_PEOPLE', 'Block', 'FieldChoice', 'PhenotypeSettings', 'Input', 'input_of', 'columns_of', 'Raw', 'PhenotypeBlock',
            'PackedFields', 'SNPSettings', 'chosen_variants', 'pack_panel', 'SNPBlock', 'OutcomeBlock']
 
 # %% ../../nbs/data/32_blocks.ipynb #65bf9cf3
@@ -165,6 +165,10 @@ class PhenotypeSettings(Settings):
         lt=1,
         description="Leave out numbers that correlate more strongly than this with an earlier one",
     )
+    kinds: bool = Setting(
+        False,
+        description="Say of each input why it is missing, for reasons that min_count training rows have?",
+    )
 
     @field_validator("fields", mode="before")
     @classmethod
@@ -286,19 +290,19 @@ def _one_occasion(
     return columns[0] if len(columns) == 1 else reduce_columns(columns, choice.array)
 
 
-def _values_of(biobank: Biobank, one: Input, cleaned: dict[str, Cleaned]) -> pl.Series:
-    "The values of an input, from the cleaned columns it is made of."
+def _cleaned_input(biobank: Biobank, one: Input, cleaned: dict[str, Cleaned]) -> Cleaned:
+    "The values of an input and why they are missing, from the cleaned columns it is made of."
     choice = one.choice
     if choice.derived:
         return derive(
             choice.derived, {parse_name(name)[0].field_id: cleaned[name] for name in one.columns[0]}
-        ).values
+        )
     occasions = [_one_occasion(biobank, choice, names, cleaned) for names in one.columns]
     done = occasions[0] if len(occasions) == 1 else reduce_columns(occasions, choice.instance)
-    return roll_up(done.values, choice.prefix) if choice.prefix else done.values
+    return Cleaned(roll_up(done.values, choice.prefix), done.kinds) if choice.prefix else done
 
 
-def _read_inputs(biobank: Biobank, inputs: list[Input], fill: bool) -> Iterator[tuple[Input, pl.Series]]:
+def _read_inputs(biobank: Biobank, inputs: list[Input], fill: bool) -> Iterator[tuple[Input, Cleaned]]:
     "Read and clean inputs, some at a time: that takes five times the memory of what is kept of them."
     for start in range(0, len(inputs), COLUMNS_AT_ONCE):
         some = inputs[start : start + COLUMNS_AT_ONCE]
@@ -309,7 +313,7 @@ def _read_inputs(biobank: Biobank, inputs: list[Input], fill: bool) -> Iterator[
         cleaned = biobank.clean(dict.fromkeys([*names, *parents]))
         cleaned = fill_children(cleaned) if fill else cleaned
         for one in some:
-            yield one, _values_of(biobank, one, cleaned)
+            yield one, _cleaned_input(biobank, one, cleaned)
 
 # %% ../../nbs/data/32_blocks.ipynb #28497d60
 class Raw(NamedTuple):
@@ -318,6 +322,7 @@ class Raw(NamedTuple):
     numbers: np.ndarray  # float32 [participant, column], NaN where missing
     codes: list[pl.Series]  # Codes of each single choice, null where missing
     choices: list[pl.Series]  # Lists of codes of each multiple choice, null where missing
+    kinds: dict[str, list[np.ndarray]]  # With `kinds`, uint8 [participant] of each number, code and choice
 
 
 class PhenotypeBlock(Block):
@@ -330,7 +335,7 @@ class PhenotypeBlock(Block):
         fields: list[int | FieldChoice],  # Which fields
         min_count: int = 5,  # Codes that fewer training rows hold count as unknown
         name: str = "phenotype",  # Name of the modality
-        **options: Any,  # fill, winsorise, drop_sparse, drop_redundant: see PhenotypeSettings
+        **options: Any,  # fill, winsorise, drop_sparse, drop_redundant, kinds: see PhenotypeSettings
     ):
         super().__init__()
         self.settings = PhenotypeSettings(fields=fields, min_count=min_count, **options)
@@ -381,9 +386,11 @@ def _read(self: PhenotypeBlock, biobank: Biobank, inputs: list[Input]) -> tuple[
     self.inputs = {
         kind: [one for one in inputs if one.kind == kind] for kind in ("number", "code", "choices")
     }
-    raw = Raw(np.empty((len(biobank), len(self.inputs["number"])), np.float32), [], [])
+    raw = Raw(np.empty((len(biobank), len(self.inputs["number"])), np.float32), [], [], {})
     known, start, some = np.zeros(len(biobank), dtype=bool), 0, []
-    for one, values in _read_inputs(biobank, inputs, self.settings.fill):
+    for one, (values, kinds) in _read_inputs(biobank, inputs, self.settings.fill):
+        if self.settings.kinds:
+            raw.kinds.setdefault(one.kind, []).append(kinds.to_numpy())
         if one.kind == "number":
             some.append(values.cast(pl.Float32).fill_null(np.nan).to_numpy())
             known |= ~np.isnan(some[-1])
@@ -401,7 +408,7 @@ class PackedFields(NamedTuple):
 
     numbers: Tensor  # float16 [batch, column], standardised, NaN where missing
     levels: Tensor  # int16 [batch, column], 0 where unknown
-    bits: Tensor  # uint8 [batch, byte]: codes of multiple choices
+    bits: Tensor  # uint8 [batch, byte]: codes of multiple choices, then kinds of missing
 
     def to(self, device: torch.device | str) -> PackedFields:
         "Move all parts to a device."
@@ -411,7 +418,7 @@ class PackedFields(NamedTuple):
 @patch
 def fit(self: PhenotypeBlock, biobank: Biobank, rows: np.ndarray) -> PhenotypeBlock:
     "Read the fields, and learn from `rows` which inputs stay, means, deviations, levels and codes."
-    numbers, codes, choices = self.open(biobank)._raw
+    numbers, codes, choices, kinds = self.open(biobank)._raw
     self.rows = np.asarray(rows)
     self.filter = ColumnFilter(self.settings.drop_sparse, self.settings.drop_redundant).fit(
         numbers, self.rows
@@ -425,7 +432,7 @@ def fit(self: PhenotypeBlock, biobank: Biobank, rows: np.ndarray) -> PhenotypeBl
     self.hots = [MultiHot(self.settings.min_count).fit(lists, self.rows) for lists in choices]
     half, levels = self.standardiser(numbers, np.float16), self.levels(codes, len(numbers))
     bits = [hot(lists) for hot, lists in zip(self.hots, choices, strict=True)]
-    bits = np.concatenate(bits, axis=1) if bits else np.zeros((len(numbers), 0), np.uint8)
+    bits = np.concatenate([*bits, self._fit_kinds(kinds, len(numbers))], axis=1)
     self._packed = PackedFields(*(torch.from_numpy(part) for part in (half, levels, bits)))
     self._name_columns()
     return self
@@ -439,21 +446,44 @@ def _not_sparse(self: PhenotypeBlock, kind: str, columns: list[pl.Series]) -> li
     self.kept = {**getattr(self, "kept", {}), kind: kept}
     return [columns[i] for i in kept]
 
+
+@patch
+def _fit_kinds(self: PhenotypeBlock, raw: dict, n: int) -> np.ndarray:  # uint8 [participant, byte]
+    "Find which kinds of missing enough of `rows` hold of each input; pack a bit for each, after one that is always 1."
+    kept = {"number": self.filter.keep, **self.kept}
+    inputs = [raw[kind][i] for kind in kept for i in kept[kind]] if self.settings.kinds else []
+    self.flags = []  # place of the input among numbers, codes and choices; place in MISSING_KINDS
+    for i, kinds in enumerate(inputs):
+        counts = np.bincount(kinds[self.rows], minlength=len(MISSING_KINDS))
+        self.flags += [(i, k) for k in range(2, len(counts)) if counts[k] >= self.settings.min_count]
+    packed = np.zeros((n, (len(self.flags) + 8) // 8 if self.flags else 0), np.uint8)
+    packed[:, :1] = 1
+    for place, (i, kind) in enumerate(self.flags, 1):
+        packed[:, place // 8] |= (inputs[i] == kind).astype(np.uint8) << place % 8
+    return packed
+
 # %% ../../nbs/data/32_blocks.ipynb #dd1647fa
 @patch
 def _name_columns(self: PhenotypeBlock) -> None:
-    "Name the columns of a batch, and find the bits of multiple choices."
+    "Name the columns of a batch, note the input each is of, and find the bits of multiple choices."
     numbers, codes, choices = (self.inputs[kind] for kind in ("number", "code", "choices"))
     self.number_names = [numbers[i].title for i in self.filter.keep]
     self.code_names = [codes[i].title for i in self.kept["code"]]
+    titles = [*self.number_names, *self.code_names, *(choices[i].title for i in self.kept["choices"])]
+    self.number_inputs = list(range(len(self.number_names)))
     labels, start, answered, ones = self._biobank.dictionary.labels if self.hots else {}, 0, [], []
-    for i, hot in zip(self.kept["choices"], self.hots, strict=True):
+    for place, (i, hot) in enumerate(zip(self.kept["choices"], self.hots, strict=True)):
         field = self._biobank.field(choices[i].columns[0][0])
         known = labels.get(field.coding or 0, {})
         self.number_names += [f"{choices[i].title}: {known.get(str(code), code)}" for code in hot.codes]
+        self.number_inputs += [len(titles) - len(self.hots) + place] * len(hot.codes)
         answered += [start] * len(hot.codes)
         ones += range(start + 1, start + 1 + len(hot.codes))
         start += 8 * hot.width
+    for place, (i, kind) in enumerate(self.flags, 1):
+        self.number_names.append(f"{titles[i]}: {MISSING_KINDS[kind].replace('_', ' ')}")
+        self.number_inputs.append(i)
+        answered, ones = [*answered, start], [*ones, start + place]
     self._bits = torch.tensor([answered, ones], dtype=torch.long)
 
 
@@ -471,7 +501,7 @@ def present(self: PhenotypeBlock, rows: Tensor) -> Tensor:  # bool [batch]
 
 @patch
 def transform(self: PhenotypeBlock, raw: PackedFields) -> tuple[Tensor, Tensor]:
-    "Unpack: numbers and multiple choices float32 [batch, column], NaN where missing; levels int64 [batch, column], 0 where unknown."
+    "Unpack: numbers, multiple choices and kinds float32 [batch, column], NaN where missing; levels int64 [batch, column], 0 where unknown."
     numbers, levels, bits = raw
     numbers = numbers.float()
     if self._bits.shape[1]:
@@ -481,6 +511,35 @@ def transform(self: PhenotypeBlock, raw: PackedFields) -> tuple[Tensor, Tensor]:
         answered, ones = (every.index_select(1, places) for places in self._bits)
         numbers = torch.cat([numbers, ones.float().masked_fill(answered == 0, torch.nan)], dim=1)
     return numbers, levels.long()
+
+# %% ../../nbs/data/32_blocks.ipynb #55fc3df9
+EDGE_PEOPLE = 10  # Training rows that lie at or beyond an outermost edge
+
+
+def _edges(values: np.ndarray, n_parts: int) -> np.ndarray:  # float64 [part + 1]
+    "Quantiles of the known values; 0 where there are none."
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return np.zeros(n_parts + 1)
+    tail = min(EDGE_PEOPLE / len(known), 0.5 / n_parts)
+    return np.quantile(known, np.clip(np.linspace(0, 1, n_parts + 1), tail, 1 - tail))
+
+
+@patch
+def quantiles(
+    self: PhenotypeBlock,
+    n_parts: int,  # Parts of equal size
+) -> Tensor:  # float32 [quantity, part + 1]; the quantities are the first columns of numbers
+    "Cut the training rows' standardised quantities into parts; edges are equal where many people have one value."
+    numbers = self.fitted()._packed.numbers
+    step = max(1, -(-len(self.rows) // QUANTILE_ROWS))
+    rows, edges = torch.from_numpy(self.rows[::step].astype(np.int64)), []
+    starts = range(0, numbers.shape[1], COLUMNS_AT_ONCE)
+    for start in progress(starts, "quantiles") if len(starts) > 60 else starts:
+        some = numbers[:, start : start + COLUMNS_AT_ONCE].index_select(0, rows).float().numpy()
+        edges += [_edges(column, n_parts) for column in np.ascontiguousarray(some.T)]
+    shape = numbers.shape[1], n_parts + 1
+    return torch.from_numpy(np.array(edges, dtype=np.float32).reshape(shape))
 
 # %% ../../nbs/data/32_blocks.ipynb #ac0f9abb
 def _number_rows(block: PhenotypeBlock) -> Iterator[dict]:

@@ -5,20 +5,26 @@
 # %% ../../nbs/models/41_tabular.ipynb #78c94e8c
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from fastcore.basics import patch
 from pydantic import Field as Setting
+from pydantic import field_validator
 from torch import Tensor, nn
 
-from ..config import Settings
+from ..config import Settings, also
 from ..core import ModelError
+from ..data.blocks import PhenotypeBlock
 from .layers import ENCODERS, mlp
 
 # %% auto #0
-__all__ = ['tabular_design', 'TabularSettings', 'embedding_width', 'TabularEncoder']
+__all__ = ['NumberSettings', 'tabular_design', 'PiecewiseFeatures', 'PeriodicFeatures', 'PlainNumbers', 'PiecewiseNumbers',
+           'PeriodicNumbers', 'LinearNumbers', 'PiecewiseLinearNumbers', 'PeriodicLinearNumbers', 'number_embedding',
+           'TableSettings', 'TableEncoder', 'RowSettings', 'embedding_width', 'RowEncoder', 'TabularSettings',
+           'TabularEncoder']
 
 # %% ../../nbs/models/41_tabular.ipynb #7c72c0a4
 def tabular_design(
@@ -32,41 +38,190 @@ def tabular_design(
     return torch.cat(parts, dim=1)
 
 # %% ../../nbs/models/41_tabular.ipynb #771b8ebf
-class TabularSettings(Settings):
-    "How a table is encoded."
-
-    kind: Literal["tabular_mlp"] = "tabular_mlp"
-    layers: list[int] = Setting([64], description="Widths of the hidden layers")
-    dropout: float = Setting(0.2, ge=0, lt=1, description="Share of hidden values dropped while training")
-
-
-def embedding_width(
-    size: int,  # Levels of a code
-) -> int:
-    "Choose the width of a code's embedding: fastai's rule, at most 32."
-    return min(32, round(1.6 * size**0.56))
-
-
-@ENCODERS.register("tabular_mlp")
-class TabularEncoder(nn.Module):
-    "A perceptron over standardised numbers, their missing indicators, and embedded codes."
+class PiecewiseFeatures(nn.Module):
+    "How much of each part of its range lies below a number."
 
     def __init__(
         self,
-        n_numbers: int,  # Columns of numbers
+        edges: Tensor,  # float32 [quantity, part + 1], ascending; a part between equal edges is always 0
+    ):
+        super().__init__()
+        self.register_buffer("edges", edges.float().clone())
+
+    def forward(self, x: Tensor) -> Tensor:  # [batch, quantity] to [batch, quantity, part]
+        "Encode numbers that are not missing."
+        low, width = self.edges[:, :-1], self.edges.diff(dim=1)
+        used = width > 0
+        order = used.cumsum(dim=1)
+        first, last = used & (order == 1), used & (order == order[:, -1:])
+        floor = torch.where(first, -math.inf, 0.0).to(low.dtype)
+        ceiling = torch.where(last, math.inf, 1.0).to(low.dtype)
+        share = (x.unsqueeze(-1) - low) / torch.where(used, width, 1.0)
+        return torch.where(used, torch.minimum(torch.maximum(share, floor), ceiling), 0.0)
+
+# %% ../../nbs/models/41_tabular.ipynb #286df151
+class PeriodicFeatures(nn.Module):
+    "Cosines and sines of numbers, at frequencies that are learned."
+
+    def __init__(
+        self,
+        n_quantities: int,  # Columns
+        n_frequencies: int = 16,  # Frequencies of each
+        scale: float = 0.1,  # Standard deviation of the frequencies at the start, in waves per unit
+    ):
+        super().__init__()
+        self.frequency = nn.Parameter(torch.empty(n_quantities, n_frequencies))
+        nn.init.trunc_normal_(self.frequency, 0.0, scale, a=-3 * scale, b=3 * scale)
+
+    def forward(self, x: Tensor) -> Tensor:  # [batch, quantity] to [batch, quantity, 2 * frequency]
+        "Encode numbers that are not missing."
+        angle = 2 * math.pi * self.frequency * x.unsqueeze(-1)
+        return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+# %% ../../nbs/models/41_tabular.ipynb #a8cfc894
+class PlainNumbers(Settings):
+    "Numbers enter as they are."
+
+    kind: Literal["plain"] = "plain"
+
+
+class PiecewiseNumbers(Settings):
+    "Numbers enter piece by piece, between quantiles of the training rows."
+
+    kind: Literal["piecewise"] = "piecewise"
+    bins: int = Setting(16, ge=1, le=256, description="Parts of a number's range, of equally many people")
+
+
+class PeriodicNumbers(Settings):
+    "Numbers enter as waves."
+
+    kind: Literal["periodic"] = "periodic"
+    frequencies: int = Setting(16, ge=1, description="Waves of each number")
+    scale: float = Setting(
+        0.1, gt=0, description="How fast waves are at the start, per standard deviation: try some"
+    )
+
+# %% ../../nbs/models/41_tabular.ipynb #a614dc14
+class LinearNumbers(nn.Module):
+    "A vector for each number: its column's vector times the number, plus another."
+
+    def __init__(
+        self,
+        n_quantities: int,  # Columns
+        width: int,  # Length of the vectors
+    ):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_quantities, width).uniform_(-(width**-0.5), width**-0.5))
+        self.bias = nn.Parameter(torch.empty(n_quantities, width).uniform_(-(width**-0.5), width**-0.5))
+
+    def forward(self, x: Tensor) -> Tensor:  # [batch, quantity] to [batch, quantity, dim]
+        "Embed numbers that are not missing."
+        return torch.addcmul(self.bias, self.weight, x.unsqueeze(-1))
+
+
+class PiecewiseLinearNumbers(LinearNumbers):
+    "A line for each column that learns to bend at its edges."
+
+    def __init__(
+        self,
+        edges: Tensor,  # float32 [quantity, part + 1]
+        width: int,  # Length of the vectors
+    ):
+        super().__init__(len(edges), width)
+        self.features = PiecewiseFeatures(edges)
+        self.bends = nn.Parameter(torch.zeros(len(edges), edges.shape[1] - 1, width))
+
+    def forward(self, x: Tensor) -> Tensor:  # [batch, quantity] to [batch, quantity, dim]
+        "Embed numbers that are not missing."
+        return super().forward(x) + torch.einsum("bqf,qfd->bqd", self.features(x), self.bends)
+
+
+class PeriodicLinearNumbers(nn.Module):
+    "Waves of each column, weighed, and cut off at zero."
+
+    def __init__(
+        self,
+        n_quantities: int,  # Columns
+        width: int,  # Length of the vectors
+        settings: PeriodicNumbers | None = None,  # None takes the defaults
+    ):
+        super().__init__()
+        settings = settings or PeriodicNumbers()
+        self.features = PeriodicFeatures(n_quantities, settings.frequencies, settings.scale)
+        n_features, limit = 2 * settings.frequencies, (2 * settings.frequencies) ** -0.5
+        self.weight = nn.Parameter(torch.empty(n_quantities, n_features, width).uniform_(-limit, limit))
+        self.bias = nn.Parameter(torch.empty(n_quantities, width).uniform_(-limit, limit))
+
+    def forward(self, x: Tensor) -> Tensor:  # [batch, quantity] to [batch, quantity, dim]
+        "Embed numbers that are not missing."
+        return (torch.einsum("bqf,qfd->bqd", self.features(x), self.weight) + self.bias).relu()
+
+# %% ../../nbs/models/41_tabular.ipynb #ad5de5ae
+NumberSettings = PlainNumbers | PiecewiseNumbers | PeriodicNumbers
+
+
+def number_embedding(
+    n_quantities: int,  # Columns
+    width: int,  # Length of the vectors
+    settings: NumberSettings,  # Which way
+    edges: Tensor | None = None,  # float32 [quantity, part + 1], for the piecewise way
+) -> nn.Module:  # From [batch, quantity] to [batch, quantity, dim]
+    "Make what turns numbers into vectors; raises `ModelError` where the piecewise way lacks its edges."
+    if settings.kind == "plain":
+        return LinearNumbers(n_quantities, width)
+    if settings.kind == "periodic":
+        return PeriodicLinearNumbers(n_quantities, width, settings)
+    if edges is None or len(edges) != n_quantities:
+        found = "none" if edges is None else f"those of {len(edges)}"
+        raise ModelError(
+            "the piecewise encoding of numbers",
+            f"the edges of {n_quantities} columns",
+            found,
+            "Make the encoder of a fitted block: encoder.of(block, dim, n_outputs, settings).",
+        )
+    return PiecewiseLinearNumbers(edges, width)
+
+# %% ../../nbs/models/41_tabular.ipynb #967cff8e
+class TableSettings(Settings):
+    "How a table is encoded: what all encoders of tables can be told."
+
+    kind: str
+    numbers: NumberSettings = Setting(
+        PlainNumbers(),
+        discriminator="kind",
+        description="How numbers enter: plain, piecewise or periodic, or with its settings",
+        json_schema_extra=also(enum=["plain", "piecewise", "periodic"]),
+    )
+
+    @field_validator("numbers", mode="before")
+    @classmethod
+    def _short_numbers(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+# %% ../../nbs/models/41_tabular.ipynb #bd52220a
+class TableEncoder(nn.Module):
+    "What encoders of tables share: a linear score, missing values, and how they are made for a block."
+
+    settings_class: type[TableSettings]  # Settings of the subclass
+    blocks = (PhenotypeBlock,)  # What it can encode
+    n_tokens = 1  # Vectors that it gives of a person
+
+    def __init__(
+        self,
+        n_numbers: int,  # Columns of numbers, those of yes or no included
         sizes: Sequence[int],  # Levels of each code, the unknown one included
         dim: int = 32,  # Width of the representation
         n_outputs: int = 1,  # Width of the additive score
-        settings: TabularSettings | None = None,  # None takes the defaults
+        settings: TableSettings | None = None,  # None takes the defaults
+        yes_no: Sequence[int] = (),  # For each of the last columns of numbers, the input it says yes or no of
+        edges: Tensor | None = None,  # float32 [quantity, part + 1]: of the piecewise encoding
     ):
         super().__init__()
-        settings = settings or TabularSettings()
         if n_numbers + len(sizes) == 0:
             raise ModelError("a tabular encoder", "numbers or codes", "neither")
-        self.sizes, self.n_numbers = list(sizes), n_numbers
-        self.embeddings = nn.ModuleList(nn.Embedding(size, embedding_width(size)) for size in sizes)
-        width = 2 * n_numbers + sum(map(embedding_width, sizes)) + n_outputs
-        self.net = mlp([width, *settings.layers, dim], settings.dropout)
+        self.sizes, self.n_numbers, self.yes_no = list(sizes), n_numbers, list(yes_no)
+        self.n_quantities = n_numbers - len(self.yes_no)
+        self.build(dim, n_outputs, settings or self.settings_class(), edges)
         self.linear = nn.Linear(max(1, 2 * n_numbers), n_outputs)  # without numbers, one column of zeros
         self.level_scores = nn.Embedding(max(1, sum(sizes)), n_outputs)
         offsets = torch.tensor([sum(sizes[:i]) for i in range(len(sizes))], dtype=torch.long)
@@ -74,24 +229,51 @@ class TabularEncoder(nn.Module):
         for parameter in (self.linear.weight, self.linear.bias, self.level_scores.weight):
             nn.init.zeros_(parameter)
 
-    def additive(self, x: tuple[Tensor, Tensor]) -> Tensor:  # [batch, class]
-        "The linear part of the prediction."
-        numbers, levels = x
-        filled = torch.cat([numbers.nan_to_num(0.0), numbers.isnan().to(numbers.dtype)], dim=1)
-        filled = filled if self.n_numbers else filled.new_zeros(len(filled), 1)
-        return self.linear(filled) + self.level_scores(levels + self.offsets).sum(dim=1)
+    def build(self, dim: int, n_outputs: int, settings: TableSettings, edges: Tensor | None) -> None:
+        "Make the layers that represent a table."
+        raise NotImplementedError
 
-    def forward(self, x: tuple[Tensor, Tensor], additive: Tensor) -> Tensor:  # [batch, dim]
-        "Represent a table; the additive score is one of the inputs."
-        numbers, levels = x
-        embedded = [embedding(levels[:, i]) for i, embedding in enumerate(self.embeddings)]
-        parts = [numbers.nan_to_num(0.0), numbers.isnan().to(numbers.dtype), *embedded, additive]
-        return self.net(torch.cat(parts, dim=1))
+    def represent(self, filled: Tensor, missing: Tensor, levels: Tensor, additive: Tensor) -> Tensor:
+        "Represent numbers [batch, column], 0 where missing [batch, column]; levels [batch, column]; and the score."
+        raise NotImplementedError
 
-# %% ../../nbs/models/41_tabular.ipynb #1c49fc1c
+# %% ../../nbs/models/41_tabular.ipynb #02b4dc14
+@patch
+def additive(self: TableEncoder, x: tuple[Tensor, Tensor]) -> Tensor:  # [batch, class]
+    "The linear part of the prediction."
+    numbers, levels = x
+    filled = torch.cat([numbers.nan_to_num(0.0), numbers.isnan().to(numbers.dtype)], dim=1)
+    filled = filled if self.n_numbers else filled.new_zeros(len(filled), 1)
+    return self.linear(filled) + self.level_scores(levels + self.offsets).sum(dim=1)
+
+
+@patch
+def forward(self: TableEncoder, x: tuple[Tensor, Tensor], additive: Tensor) -> Tensor:
+    "Represent a table [batch, dim], or as tokens [batch, token, dim]; the additive score is one of the inputs."
+    numbers, levels = x
+    missing = numbers.isnan()
+    return self.represent(numbers.nan_to_num(0.0), missing.to(numbers.dtype), levels, additive)
+
+
+@patch(cls_method=True)
+def of(
+    cls: TableEncoder,
+    block: PhenotypeBlock,  # A fitted block
+    dim: int,  # Width of the representation
+    n_outputs: int = 1,  # Width of the additive score
+    settings: TableSettings | None = None,  # None takes the defaults
+) -> TableEncoder:
+    "Make the encoder of a block, which knows where its training rows lie."
+    settings = settings or cls.settings_class()
+    piecewise = settings.numbers.kind == "piecewise"
+    edges = block.quantiles(settings.numbers.bins) if piecewise else None
+    yes_no = block.number_inputs[len(block.filter.keep) :]
+    return cls(len(block.number_names), block.levels.sizes, dim, n_outputs, settings, yes_no, edges)
+
+# %% ../../nbs/models/41_tabular.ipynb #4ee7292b
 @patch
 def load_additive(
-    self: TabularEncoder,
+    self: TableEncoder,
     weights: Tensor,  # [column of the design, class]
     offset: Tensor,  # [class], added to the score
 ) -> None:
@@ -102,3 +284,62 @@ def load_additive(
         self.linear.bias.copy_(offset)
         if self.sizes:
             self.level_scores.weight.copy_(weights[count:])
+
+# %% ../../nbs/models/41_tabular.ipynb #8054ade7
+class RowSettings(TableSettings):
+    "How a table is encoded by a net that takes it as one row of inputs."
+
+    number_width: int = Setting(8, ge=1, description="Inputs for each number, unless numbers are plain")
+    dropout: float = Setting(0.2, ge=0, lt=1, description="Share of hidden values dropped while training")
+
+
+def embedding_width(
+    size: int,  # Levels of a code
+) -> int:
+    "Choose the width of a code's embedding: fastai's rule, at most 32."
+    return min(32, round(1.6 * size**0.56))
+
+
+class RowEncoder(TableEncoder):
+    "What encoders share that take a table as one row of inputs; a subclass says which net follows."
+
+    def build(self, dim: int, n_outputs: int, settings: RowSettings, edges: Tensor | None) -> None:
+        "Make the row of inputs, and the net."
+        widths = list(map(embedding_width, self.sizes))
+        self.embeddings = nn.ModuleList(map(nn.Embedding, self.sizes, widths))
+        plain, q = settings.numbers.kind == "plain" or not self.n_quantities, self.n_quantities
+        self.numbers = None if plain else number_embedding(q, settings.number_width, settings.numbers, edges)
+        each = [1] * self.n_numbers if plain else [settings.number_width] * q + [1] * len(self.yes_no)
+        self.widths = [*each, *[1] * self.n_numbers, *widths, *[1] * n_outputs]  # inputs of each feature
+        self.net = self.make_net(sum(self.widths), dim, settings)
+
+    def make_net(self, width: int, dim: int, settings: RowSettings) -> nn.Module:
+        "Make the net from [batch, width] to the representation."
+        raise NotImplementedError
+
+    def represent(self, filled: Tensor, missing: Tensor, levels: Tensor, additive: Tensor) -> Tensor:
+        "Put the inputs in a row, and apply the net."
+        parts, q = [filled], self.n_quantities
+        if self.numbers is not None:
+            known = (1 - missing[:, :q]).unsqueeze(-1)
+            parts = [(self.numbers(filled[:, :q]) * known).flatten(1), filled[:, q:]]
+        embedded = [embedding(levels[:, i]) for i, embedding in enumerate(self.embeddings)]
+        return self.net(torch.cat([*parts, missing, *embedded, additive], dim=1))
+
+# %% ../../nbs/models/41_tabular.ipynb #7ff8868c
+class TabularSettings(RowSettings):
+    "A table, encoded by a perceptron."
+
+    kind: Literal["tabular_mlp"] = "tabular_mlp"
+    layers: list[int] = Setting([64], description="Widths of the hidden layers")
+
+
+@ENCODERS.register("tabular_mlp")
+class TabularEncoder(RowEncoder):
+    "A perceptron over numbers, their missing indicators, and embedded codes."
+
+    settings_class = TabularSettings
+
+    def make_net(self, width: int, dim: int, settings: TabularSettings) -> nn.Module:
+        "Make a perceptron."
+        return mlp([width, *settings.layers, dim], settings.dropout)

@@ -43,6 +43,7 @@ from ukbmm.data.blocks import (
     chosen_variants,
     columns_of,
 )
+from ..models.deep_tables import FTSettings, ResNetSettings, TabMSettings
 from ..models.fusion import FusionSettings
 from ..models.genotype import GenotypeSettings
 from ..models.multimodal import ModelSettings
@@ -57,12 +58,26 @@ __all__ = ['Modality', 'NAME', 'BASELINES', 'PLANNED', 'BUILT', 'PhenotypeModali
 class PhenotypeModality(PhenotypeSettings):
     "Fields as inputs, and how they are encoded."
 
-    encoder: TabularSettings = Field(TabularSettings(), description="How the table is encoded")
+    encoder: TabularSettings | ResNetSettings | TabMSettings | FTSettings = Field(
+        TabularSettings(),
+        discriminator="kind",
+        description="How the table is encoded, or the kind alone",
+        json_schema_extra=also(type="string"),
+    )
+
+    @field_validator("encoder", mode="before")
+    @classmethod
+    def _short_encoder(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"kind": value}
+        return {"kind": "tabular_mlp", **value} if isinstance(value, dict) else value
 
     def block(self, name: str) -> Block:
         "The block of this modality, not fitted."
-        options = {key: getattr(self, key) for key in ("fill", "winsorise", "drop_sparse", "drop_redundant")}
-        return PhenotypeBlock(list(self.fields), self.min_count, name, **options)
+        names = ("fill", "winsorise", "drop_sparse", "drop_redundant", "kinds")
+        return PhenotypeBlock(
+            list(self.fields), self.min_count, name, **{key: getattr(self, key) for key in names}
+        )
 
 
 class SNPModality(SNPSettings):

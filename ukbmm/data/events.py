@@ -27,8 +27,8 @@ from .visits import DATE, visit_dates
 # %% auto #0
 __all__ = ['SOURCES', 'KINDS', 'CODINGS', 'PREFIXES', 'YEAR', 'MONTH', 'AGE', 'PEOPLE_AT_ONCE', 'LONGEST', 'EVENT', 'PADDING',
            'NOW', 'OTHER', 'N_SPECIAL', 'LINKED', 'EventSettings', 'Hierarchy', 'hierarchy_of', 'ages_at', 'Histories',
-           'read_histories', 'people_by_node', 'Tokens', 'learn_tokens', 'PackedEvents', 'EventBlock', 'lanes_for',
-           'multi_hot']
+           'read_histories', 'people_by_node', 'Tokens', 'learn_tokens', 'PackedEvents', 'EventBlock', 'event_columns',
+           'lanes_for', 'multi_hot']
 
 # %% ../../nbs/data/32b_events.ipynb #95f0cab7
 SOURCES = TYPES["source"].categories.to_list()  # Who wrote an event down; 0 in a batch is nobody
@@ -390,11 +390,27 @@ class EventBlock(Block):
 LINKED = ("diagnoses", "operations")  # Records that everybody is linked to
 
 
+def event_columns(
+    biobank: Biobank,
+    records: Sequence[str],  # Which records
+    until: int,  # Visit whose date is the index date
+) -> list[str]:  # Canonical names
+    "Find the columns that histories are dated by; raises `DataError` or `StoreError` where those, or the records, are not there."
+    for kind in records:
+        biobank.events(kind)
+    name = f"p{DATE}_i{until}"
+    if name not in biobank.columns:
+        expected, remedy = f"a column {name}, the index date", "Add field 53 to the extract."
+        raise DataError("health records", expected, "none", remedy)
+    return [name, *_age_columns(biobank, until)]
+
+
 @patch
 def open(self: EventBlock, biobank: Biobank) -> EventBlock:
     "Read the events before the index date, once for all copies of the block; learn nothing."
     if self._biobank is biobank:
         return self
+    self.columns = event_columns(biobank, self.settings.records, self.until)
     index = visit_dates(biobank, self.until)[:, -1]
     ages = ages_at(biobank, self.until, index)
     self._histories, codes = read_histories(biobank, self.settings, index, ages)
@@ -402,7 +418,6 @@ def open(self: EventBlock, biobank: Biobank) -> EventBlock:
     known = ~np.isnat(index) & ~np.isnan(ages)
     if not set(self.settings.records) & set(LINKED):
         known &= (self._histories.offsets.diff() > 0).numpy()
-    self.columns = [f"p{DATE}_i{self.until}", *_age_columns(biobank, self.until)]
     self._present, self._ages = torch.from_numpy(known), torch.from_numpy(ages)
     self._biobank, self.rows = biobank, None  # what was learned from another Biobank does not count
     return self

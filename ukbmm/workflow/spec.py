@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastcore.basics import patch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from ..biobank.derived import formula
@@ -36,6 +36,7 @@ from ..core import UkbmmError
 from ..data.batch import RESERVED
 from ukbmm.data.blocks import (
     Block,
+    FieldChoice,
     PhenotypeBlock,
     PhenotypeSettings,
     SNPBlock,
@@ -44,15 +45,19 @@ from ukbmm.data.blocks import (
     columns_of,
 )
 from ..models.deep_tables import FTSettings, ResNetSettings, TabMSettings
+from ..data.events import EventBlock, EventSettings, event_columns
+from ..data.visits import VisitBlock, VisitSettings, visit_columns
 from ..models.fusion import FusionSettings
 from ..models.genotype import GenotypeSettings
+from ..models.longitudinal import EventTransformerSettings, GRUDSettings, VisitTransformerSettings
 from ..models.multimodal import ModelSettings
 from ..models.tabular import TabularSettings
 from ..training.learner import TrainSettings
 
 # %% auto #0
-__all__ = ['Modality', 'NAME', 'BASELINES', 'PLANNED', 'BUILT', 'PhenotypeModality', 'SNPModality', 'HeadSettings',
-           'EvaluationSettings', 'Spec', 'validate_spec', 'check_spec', 'demo_spec', 'write_spec_schema']
+__all__ = ['Modality', 'NAME', 'BASELINES', 'LOOKING_BACK', 'PLANNED', 'BUILT', 'PhenotypeModality', 'SNPModality',
+           'VisitModality', 'EventModality', 'HeadSettings', 'EvaluationSettings', 'Spec', 'validate_spec',
+           'check_spec', 'demo_spec', 'write_spec_schema']
 
 # %% ../../nbs/workflow/70_spec.ipynb #3f2707e9
 class PhenotypeModality(PhenotypeSettings):
@@ -89,10 +94,37 @@ class SNPModality(SNPSettings):
         "The block of this modality, not fitted."
         return SNPBlock(self.variants, self.chromosomes, self.every, self.maf_min, self.store, name=name)
 
+# %% ../../nbs/workflow/70_spec.ipynb #3234818b
+class VisitModality(VisitSettings):
+    "Repeated measurements as inputs, and how they are encoded."
 
-Modality = Annotated[PhenotypeModality | SNPModality, Field(discriminator="kind")]
+    encoder: Annotated[GRUDSettings | VisitTransformerSettings, Field(discriminator="kind")] = Field(
+        GRUDSettings(), description="How visits are encoded"
+    )
+
+    def block(self, name: str) -> Block:
+        "The block of this modality, not fitted."
+        return VisitBlock(list(self.fields), self.until or 0, self.winsorise, name)
 
 
+class EventModality(EventSettings):
+    "Health records as inputs, and how they are encoded."
+
+    encoder: EventTransformerSettings = Field(
+        EventTransformerSettings(), description="How health records are encoded"
+    )
+
+    def block(self, name: str) -> Block:
+        "The block of this modality, not fitted."
+        options = {key: getattr(self, key) for key in ("on_index_date", "length", "first_only", "min_count")}
+        return EventBlock(self.records, self.until or 0, **options, name=name)
+
+
+Modality = Annotated[
+    PhenotypeModality | SNPModality | VisitModality | EventModality, Field(discriminator="kind")
+]
+
+# %% ../../nbs/workflow/70_spec.ipynb #5ea28f97
 class HeadSettings(Settings):
     "The last layers of a network."
 
@@ -105,9 +137,25 @@ class EvaluationSettings(Settings):
 
     draws: int = Field(1000, ge=100, description="Bootstrap draws of families")
 
-# %% ../../nbs/workflow/70_spec.ipynb #3234818b
+# %% ../../nbs/workflow/70_spec.ipynb #8f35c562
 NAME = r"^[a-z][a-z0-9_]*$"
 BASELINES = ("covariates", "ridge", "lightgbm")
+LOOKING_BACK = ("visits", "events")  # Kinds of modalities that end at the index date
+
+
+def _with_visit(value: dict) -> dict:
+    "A spec in which every modality that ends at the index date says at which visit that is."
+    cohort, modalities = value.get("cohort"), value.get("modalities")
+    visit = 0
+    if isinstance(cohort, dict) and isinstance(cohort.get("baseline"), dict):
+        visit = cohort["baseline"].get("visit", 0)
+    if not isinstance(modalities, dict) or not isinstance(visit, int):
+        return value
+    filled = {
+        name: {"until": visit, **one} if isinstance(one, dict) and one.get("kind") in LOOKING_BACK else one
+        for name, one in modalities.items()
+    }
+    return {**value, "modalities": filled}
 
 
 class Spec(Settings):
@@ -136,6 +184,11 @@ class Spec(Settings):
         "none", description="permuted_labels: shuffle the outcome; nothing may be found"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _until_the_index_visit(cls, value: Any) -> Any:
+        return _with_visit(value) if isinstance(value, dict) else value
+
     @field_validator("fusion", mode="before")
     @classmethod
     def _short_fusion(cls, value: Any) -> Any:
@@ -160,7 +213,7 @@ def load(cls: Spec, path: str | Path, assignments: Sequence[str] = ()) -> Spec:
 
 # %% ../../nbs/workflow/70_spec.ipynb #1164f6df
 PLANNED = {
-    "modalities.*.kind": ("image", "image_features", "longitudinal", "prs", "genes", "events", "proteins"),
+    "modalities.*.kind": ("image", "image_features", "longitudinal", "prs", "genes", "proteins"),
     "outcome.kind": ("survival", "multiclass", "ordinal", "multilabel", "competing_risks"),
     "validation.kind": ("nested_cv", "temporal", "centre", "temporal_and_centre"),
     "fusion.kind": (
@@ -173,7 +226,7 @@ PLANNED = {
         "late",
     ),
 }
-BUILT = {"modalities.*.kind": "phenotype, snps", "outcome.kind": "regression, binary",
+BUILT = {"modalities.*.kind": "phenotype, snps, visits, events", "outcome.kind": "regression, binary",
          "validation.kind": "kfold, holdout", "fusion.kind": "concat, gated"}  # fmt: skip
 
 
@@ -242,11 +295,22 @@ def _contradictions(spec: Spec, document: Document) -> list[Problem]:
                     document, path, f"field {field_id} is both an input and the outcome; take it out of one"
                 )
             )
+    problems += _after_the_index_visit(spec, document)
     reserved = [name for name in spec.modalities if name in RESERVED or hasattr(nn.ModuleDict, name)]
     problems += [
         problem_at(document, ("modalities", name), "this name is taken; choose another") for name in reserved
     ]
     return problems
+
+
+def _after_the_index_visit(spec: Spec, document: Document) -> Iterator[Problem]:
+    "Modalities that would look beyond the visit at which the prediction is made."
+    visit = spec.cohort.baseline.visit
+    for name, modality in spec.modalities.items():
+        until = getattr(modality, "until", None)
+        if until is not None and until > visit:
+            text = f"visit {until} is after visit {visit}, at which the prediction is made"
+            yield problem_at(document, ("modalities", name, "until"), text)
 
 
 def _input_fields(spec: Spec) -> Iterator[tuple[tuple, int]]:
@@ -286,14 +350,24 @@ def _variants(modality: SNPModality, biobank: Biobank) -> np.ndarray:
     return chosen_variants(biobank.genotypes(modality.store).variants, modality)
 
 
+def _columns(biobank: Biobank, modality: Modality, choice: FieldChoice) -> list[str]:
+    "The columns that a field of a modality reads."
+    if isinstance(modality, VisitModality):
+        return visit_columns(biobank, choice, modality.until or 0)
+    return columns_of(biobank, choice)
+
+
 def _against(spec: Spec, document: Document, biobank: Biobank) -> Iterator[Problem]:
     "What does not fit the Biobank."
     for name, modality in spec.modalities.items():
         for i, choice in enumerate(getattr(modality, "fields", None) or ()):
             path = ("modalities", name, "fields", i)
-            columns, problems = _try(document, path, lambda choice=choice: columns_of(biobank, choice))
+            columns, problems = _try(document, path, lambda one=modality, c=choice: _columns(biobank, one, c))
             yield from problems
             yield from _too_late(columns or [], path, spec, document, biobank)
+        if isinstance(modality, EventModality):
+            look = lambda m=modality: event_columns(biobank, m.records, m.until or 0)  # noqa: E731
+            yield from _try(document, ("modalities", name), look)[1]
         if isinstance(modality, SNPModality):
             yield from _try(document, ("modalities", name), lambda m=modality: _variants(m, biobank))[1]
     yield from _try(document, ("outcome", "field"), lambda: read_outcome(biobank, spec.outcome))[1]

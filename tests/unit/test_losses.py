@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -223,7 +225,7 @@ def test_a_discrete_hazard_by_hand():
              ([3.0, 0], 0.9 * 0.8 * 0.5), ([4.0, 0], 0.9 * 0.8 * 0.5), ([9.0, 1], 0.9 * 0.8 * 0.5)]  # fmt: skip
     loss = HazardLoss([0.0, 1, 2, 4], [1.0, 2.0, 3.0, 4.0], reduction="none")
     raw = (hazard / (1 - hazard)).log().expand(len(table), 3)
-    found = loss(raw, torch.tensor([row for row, _ in table], dtype=torch.float64)).neg().exp()
+    found = loss(raw, torch.tensor([row for row, _ in table], dtype=torch.float64)).neg().exp()[:, 0]
     assert found.tolist() == pytest.approx([value for _, value in table])
     by_hand = [0.1, 1 - 0.72, 1 - 0.72 * 0.5**0.5, 1 - 0.36]
     assert loss.activation(raw[:1])[0].tolist() == pytest.approx(by_hand)
@@ -234,7 +236,7 @@ def test_competing_hazards_by_hand():
     raw = (chances / (1 - chances.sum(0))).log().flatten()[None]
     loss = HazardLoss([0.0, 1, 3], [1.0, 3.0], causes=2, reduction="none")
     rows = torch.tensor([[0.5, 1], [2.5, 2], [3.0, 0], [0.2, 0]], dtype=torch.float64)
-    found = loss(raw.expand(4, -1), rows).neg().exp()
+    found = loss(raw.expand(4, -1), rows).neg().exp()[:, 0]
     assert found.tolist() == pytest.approx([0.1, 0.6 * 0.2, 0.6 * 0.6, 1.0])
     assert loss.activation(raw)[0].tolist() == pytest.approx([0.1, 0.1 + 0.6 * 0.2, 0.3, 0.3 + 0.6 * 0.2])
 
@@ -342,7 +344,7 @@ def test_nobody_known_gives_zero_and_no_gradient(name):
 def test_one_participant_alone(name):
     loss = make()[name]
     raw = with_head(loss, outputs(loss, 1)).float().requires_grad_()
-    for reduction, shape in (("mean", ()), ("sum", ()), ("none", (1,))):
+    for reduction, shape in (("mean", ()), ("sum", ()), ("none", (1, 1))):
         value = loss(raw, targets(loss, 1), reduction)
         assert value.shape == shape and value.isfinite().all()
     value.sum().backward()
@@ -370,7 +372,7 @@ def test_reductions_and_shapes(name):
     loss = make()[name]
     raw, target = with_head(loss, outputs(loss, 25)), targets(loss, 25)
     each = loss(raw, target, "none")
-    assert each.shape == (25,)
+    assert each.shape == (25, 1)
     if name not in ("survival", "breslow", "several"):
         assert each.mean().item() == pytest.approx(loss(raw, target).item(), rel=1e-6)
     loss.reduction = "sum"  # as fastai sets it
@@ -537,6 +539,12 @@ def test_the_noise_of_an_outcome_is_learned():
         2 * BinaryLoss()(raw[:, 1:], target[:, 1:]).item(),
     ]
     assert head.log_variance.exp().tolist() == pytest.approx(losses, rel=1e-3)
+
+
+def test_every_loss_is_registered_where_heads_alone_are_imported():
+    code = "from ukbmm.models.heads import loss_for; print(type(loss_for('survival')).__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "CoxLoss"
 
 
 def test_a_head_starts_at_the_constant_it_is_given():

@@ -15,6 +15,7 @@ from ..core import ModelError
 from ..data.blocks import OutcomeBlock
 from .layers import mlp
 from .losses import LOSSES, Loss, full_precision
+from .survival import SurvivalLoss  # noqa: F401, registers the losses of times
 
 # %% auto #0
 __all__ = ['Head', 'SeveralLoss', 'loss_for']
@@ -97,7 +98,7 @@ class SeveralLoss(Loss):
                              f"{output.shape[1]}", "Give the head its loss: Head(dim, n_outputs, loss=loss).")  # fmt: skip
         output, reduction, total = full_precision(output), reduction or self.reduction, 0.0
         for i, (part, own, truth) in enumerate(self.pieces(output, target)):
-            s = output[:, self.n_outputs + i]
+            s = output[:, self.n_outputs + i : self.n_outputs + i + 1]
             s = s if reduction == "none" else s.mean()
             value = part(own, truth, reduction)
             total = total + (value if part.factor is None else part.factor * torch.exp(-s) * value + 0.5 * s)

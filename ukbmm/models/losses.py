@@ -31,7 +31,7 @@ def full_precision(output: Tensor) -> Tensor:
 def reduced(
     losses: Tensor,  # [batch, ...]
     known: Tensor,  # bool, the same shape: False where there is nothing to compare with
-    reduction: str,  # "mean" over what is known, "sum" of it, or "none": a mean for each participant
+    reduction: str,  # "mean" over what is known, "sum" of it, or "none": a mean for each participant, [batch, 1]
 ) -> Tensor:
     "Reduce losses; what is not known counts nothing, and nothing known at all gives 0."
     losses = torch.where(known, losses, torch.zeros_like(losses))
@@ -39,7 +39,7 @@ def reduced(
         return losses.sum()
     if reduction == "mean":
         return losses.sum() / known.sum().clamp(min=1)
-    return losses.flatten(1).sum(1) / known.flatten(1).sum(1).clamp(min=1)
+    return losses.flatten(1).sum(1, keepdim=True) / known.flatten(1).sum(1, keepdim=True).clamp(min=1)
 
 # %% ../../nbs/models/46_losses.ipynb #a82e419e
 class Loss(nn.Module):

@@ -118,7 +118,7 @@ class CoxLoss(SurvivalLoss):
         event = known[:, 0] & (target[:, 1] > 0)
         terms = cox_terms(output[:, 0], time, event, self.ties)
         if reduction == "none":
-            return terms
+            return terms[:, None]
         return terms.sum() if reduction == "sum" else terms.sum() / event.sum().clamp(min=1)
 
     def activation(self, output: Tensor) -> Tensor:  # [batch, horizon]

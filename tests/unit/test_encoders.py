@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import log_loss, mean_squared_error
 from torch import nn
 
 from ukbmm.core import ModelError
 from ukbmm.models.genotype import GenotypeEncoder, GenotypeSettings
-from ukbmm.models.heads import Head, loss_for
 from ukbmm.models.layers import LocallyConnected, mlp
 from ukbmm.models.tabular import TabularEncoder, tabular_design
 
@@ -102,42 +100,3 @@ def test_missing_and_zero_are_told_apart():
     none = torch.zeros(1, 0, dtype=torch.long)
     encoded = [encoder((torch.tensor([[value]]), none), torch.zeros(1, 1)) for value in (0.0, torch.nan)]
     assert not torch.allclose(*encoded)
-
-
-def test_a_head_starts_at_the_constant_it_is_given():
-    head = Head(4, 2)
-    head.start_at(0.75)
-    assert head(torch.randn(3, 4)).tolist() == [[0.75, 0.75]] * 3
-    head.start_at(torch.tensor([1.0, -1.0]))
-    assert head(torch.randn(2, 4)).tolist() == [[1, -1]] * 2
-
-
-def test_losses_equal_scikit_learns():
-    output = torch.randn(40, 1, generator=generator()) * 3
-    target = torch.randn(40, 1, generator=generator(1))
-    case = (target > 0).float()
-    assert loss_for("regression")(output, target).item() == pytest.approx(
-        mean_squared_error(target, output), rel=1e-5
-    )
-    binary = loss_for("binary")
-    assert binary(output, case).item() == pytest.approx(
-        log_loss(case[:, 0], binary.activation(output)[:, 0].double()), rel=1e-5
-    )
-
-
-def test_the_binary_loss_stays_finite_where_a_probability_would_round_to_one():
-    loss = loss_for("binary")
-    assert loss(torch.tensor([[200.0]]), torch.tensor([[0.0]])).item() == pytest.approx(200.0)
-    half = loss(torch.tensor([[20.0]], dtype=torch.bfloat16), torch.tensor([[0.0]]))
-    assert half.dtype == torch.float32 and half.item() == pytest.approx(20.0)
-
-
-def test_losses_without_reduction_are_one_for_each_person():
-    for kind in ("regression", "binary"):
-        loss = loss_for(kind)
-        mean = loss(torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [0.0]]))
-        loss.reduction = "none"
-        each = loss(torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [0.0]]))
-        assert each.shape == (2, 1) and each.mean().item() == pytest.approx(mean.item())
-    with pytest.raises(ModelError, match="'survival'.*binary, regression"):
-        loss_for("survival")

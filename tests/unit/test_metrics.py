@@ -1,6 +1,7 @@
 """Metrics and calibration against scikit-learn and scipy, degenerate cases included."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -105,8 +106,9 @@ def test_a_sure_mistake_costs_what_scikit_learn_says_and_stays_finite():
 def test_every_kind_is_compared_by_its_first_metric():
     assert [m.name for m in metrics_for("regression")] == ["pearson_r", "r2", "mae", "rmse"]
     assert [m.name for m in metrics_for("binary")] == ["auc", "average_precision", "brier", "log_loss"]
-    better = {m.name for m in METRICS.entries.values() if m.greater_is_better}
-    assert better == {"pearson_r", "r2", "auc", "average_precision"}
+    assert [m.name for m in metrics_for("survival")] == ["concordance"]
+    worse = {m.name for m in METRICS.entries.values() if not m.greater_is_better}
+    assert worse == {"mae", "rmse", "brier"} | {name for name in METRICS.names() if "log_loss" in name}
 
 
 def table(**changes) -> pl.DataFrame:
@@ -232,3 +234,123 @@ def test_a_model_that_knows_nothing_looks_worse_than_nothing_only_across_folds()
     guess = known + 1e-3 * rng.normal(size=500)
     assert METRICS["pearson_r"](y, guess) < -0.1
     assert abs(METRICS["pearson_r"](y, guess, fold=fold)) < 0.1
+
+
+def survival_case(seed: int):
+    "Times with many ties, events, risks with many ties."
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(5, 90))
+    target = np.stack(
+        [rng.integers(1, int(rng.choice([4, 300])), n) / 2, rng.random(n) < rng.choice([0.2, 0.8])], axis=1
+    )
+    return target, np.round(rng.normal(size=n), int(rng.choice([0, 3]))), rng.integers(0, 3, n).astype(float)
+
+
+def pair_by_pair(target, risk, weight, fold) -> float:
+    "Harrell's concordance by its definition."
+    won = pairs = 0.0
+    for i, (time, event) in enumerate(target):
+        for j, (other, event_too) in enumerate(target):
+            first = event and (other > time or (other == time and not event_too))
+            if i != j and first and fold[i] == fold[j]:
+                pairs += weight[i] * weight[j]
+                won += weight[i] * weight[j] * ((risk[i] > risk[j]) + 0.5 * (risk[i] == risk[j]))
+    return won / pairs if pairs else float("nan")
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_concordance_equals_its_definition_with_ties_weights_and_folds(seed):
+    target, risk, weight = survival_case(seed)
+    fold = np.random.default_rng(seed).integers(0, 2, len(risk))
+    found = METRICS["concordance"](target, risk, np.stack([weight, np.ones_like(weight)]), fold)
+    expected = [pair_by_pair(target, risk, w, fold) for w in (weight, np.ones_like(weight))]
+    assert found == pytest.approx(expected, rel=1e-12, nan_ok=True)
+
+
+def test_concordance_equals_lifelines():
+    reference_file = Path(__file__).parent / "survival_reference.json"
+    for case in json.loads(reference_file.read_text())["cox"]:
+        target = np.array([case["time"], case["event"]]).T
+        assert METRICS["concordance"](target, np.round(case["risk"])) == pytest.approx(
+            case["concordance"], abs=1e-9
+        )
+
+
+def test_concordance_of_many_people_equals_lifelines_where_it_is_installed():
+    utils = pytest.importorskip(
+        "lifelines.utils", reason="lifelines is not installed; its numbers are in survival_reference.json"
+    )
+    rng = np.random.default_rng(0)
+    target = np.stack([rng.integers(1, 400, 4000), rng.random(4000) < 0.3], axis=1)
+    risk = np.round(rng.normal(size=4000) - target[:, 0] / 200, 1)
+    theirs = utils.concordance_index(target[:, 0], -risk, target[:, 1])
+    assert METRICS["concordance"](target, risk) == pytest.approx(theirs, rel=1e-12)
+
+
+def test_another_event_outlives_everybody_who_has_the_first():
+    rng = np.random.default_rng(1)
+    target = np.stack([rng.integers(1, 20, 60), rng.integers(0, 3, 60)], axis=1).astype(float)
+    risk = np.round(rng.normal(size=60), 1)
+    never = target.copy()
+    never[target[:, 1] == 2] = [1e9, 0]
+    expected = pair_by_pair(never, risk, np.ones(60), np.zeros(60))
+    assert METRICS["concordance_first"](target, risk) == pytest.approx(expected)
+
+
+def class_case(seed: int, classes: int = 4):
+    rng = np.random.default_rng(seed)
+    grade = rng.integers(0, classes, 300).astype(float)
+    chance = rng.dirichlet(np.ones(classes), 300) + 0.4 * (grade[:, None] == np.arange(classes))
+    return grade, chance / chance.sum(axis=1, keepdims=True), rng.integers(1, 4, 300).astype(float)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_metrics_of_classes_equal_scikit_learns_weighted_too(seed):
+    grade, chance, weight = class_case(seed)
+    labels = chance.argmax(axis=1)
+    balance = 1 / np.bincount(grade.astype(int))[grade.astype(int)]
+    expected = {
+        "auc_classes": lambda w: np.mean(
+            [reference.roc_auc_score(grade == k, chance[:, k], sample_weight=w) for k in range(4)]
+        ),
+        "accuracy": lambda w: reference.accuracy_score(grade, labels, sample_weight=w),
+        "quadratic_kappa": lambda w: reference.cohen_kappa_score(
+            grade, labels, weights="quadratic", sample_weight=w
+        ),
+    }
+    for name, theirs in expected.items():
+        found = METRICS[name](grade, chance, np.stack([weight, np.ones(300)]))
+        assert found == pytest.approx([theirs(weight), theirs(None)], rel=1e-9)
+    assert METRICS["balanced_log_loss"](grade, chance) == pytest.approx(reference.log_loss(grade, chance, sample_weight=balance), rel=1e-6)  # fmt: skip
+
+
+def test_a_class_or_a_label_that_nobody_has_is_left_out():
+    grade, chance, _ = class_case(0)
+    few = grade < 3
+    auc = METRICS["auc_classes"](grade[few], chance[few])
+    assert auc == pytest.approx(
+        np.mean([reference.roc_auc_score(grade[few] == k, chance[few, k]) for k in range(3)])
+    )
+    target = np.stack([np.full(20, np.nan), np.arange(20) % 2], axis=1).astype(float)
+    assert METRICS["auc_labels"](target, np.random.default_rng(0).random((20, 2))) == pytest.approx(
+        reference.roc_auc_score(target[:, 1], np.random.default_rng(0).random((20, 2))[:, 1])
+    )
+
+
+def test_a_table_of_classes_or_times_is_scored_with_intervals_from_pandas_too():
+    grade, chance, _ = class_case(3, 3)
+    n = len(grade)
+    base = {"row": np.arange(n), "family": np.arange(n) // 2, "fold": np.arange(n) % 3}
+    classes = pl.DataFrame({**base, "target": grade, "prediction_net": chance})
+    found = evaluate(classes, "multiclass", draws=100)["models"]["net"]
+    assert found["accuracy"]["value"] == pytest.approx(METRICS["accuracy"](grade, chance))
+    assert found["auc_classes"]["ci95"][0] < found["auc_classes"]["value"] < found["auc_classes"]["ci95"][1]
+    assert evaluate(classes.to_pandas(), "multiclass", draws=100)["models"]["net"] == found
+    rng = np.random.default_rng(0)
+    times = np.stack([rng.integers(1, 50, n), rng.random(n) < 0.5], axis=1).astype(float)
+    timed = pl.DataFrame({**base, "target": times, "prediction_net": rng.random((n, 2))})
+    assert 0.4 < evaluate(timed, "survival", draws=100)["models"]["net"]["concordance"]["value"] < 0.6
+    with pytest.raises(EvaluationError, match="target: expected a time and an event"):
+        check_predictions(classes, "survival")
+    with pytest.raises(EvaluationError, match="prediction_net: expected probabilities"):
+        check_predictions(timed.with_columns(prediction_net=pl.lit(1.5)), "survival")

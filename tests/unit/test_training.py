@@ -15,7 +15,7 @@ from ukbmm.core import UkbmmError
 from ukbmm.data.blocks import OutcomeBlock, PhenotypeBlock, SNPBlock
 from ukbmm.data.loaders import MultiModalDataBlock
 from ukbmm.models.fusion import FusionSettings
-from ukbmm.models.heads import RegressionLoss
+from ukbmm.models.losses import RegressionLoss
 from ukbmm.models.multimodal import ModelSettings
 from ukbmm.training.callbacks import BestWeights, MixedPrecision, beats
 from ukbmm.training.learner import fusion_learner, predict_rows

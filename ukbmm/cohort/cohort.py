@@ -101,9 +101,14 @@ class Cohort:
         return f"Cohort of {len(self):,} participants, {self.outcome.title!r} known for all"
 
     @property
-    def target(self) -> np.ndarray:  # float64 [batch]
+    def target(self) -> np.ndarray:  # float64 [batch] or [batch, k]
         "The outcome of the cohort's participants."
         return self.outcome.values[self.rows]
+
+    @property
+    def strata(self) -> np.ndarray | None:  # float64 [batch]
+        "What folds balance; None where there is no one thing to balance."
+        return None if self.outcome.strata is None else self.outcome.strata[self.rows]
 
     def flow(self) -> list[tuple[str, str, str]]:  # (what, excluded, remaining), publishable
         "How the cohort came about, as a report may show it."
@@ -142,6 +147,8 @@ def _conditions(biobank: Biobank, outcome: Outcome, settings: CohortSettings, da
     if outcome.dates is not None:
         yield f"had it already, from birth or at a date that nobody knows ({outcome.title})", ~outcome.already
         yield f"had it by visit {settings.baseline.visit} ({outcome.title})", ~(outcome.dates <= dates)
+    if outcome.ends is not None:
+        yield f"not followed after visit {settings.baseline.visit} ({outcome.title})", outcome.ends > dates
     yield f"outcome unknown ({outcome.title})", outcome.known
 
 
@@ -153,7 +160,7 @@ def define_cohort(
     "Choose a study's participants; raises `CohortError` where nobody is left."
     settings = settings or CohortSettings()
     dates = _visit_dates(biobank, settings.baseline.visit)
-    if dates is None and outcome.dates is not None:
+    if dates is None and outcome.dated:
         thing = f"the cohort of {outcome.title!r}"
         raise CohortError(
             thing,
@@ -161,6 +168,7 @@ def define_cohort(
             f"no column p53_i{settings.baseline.visit}",
             "Add field 53 to the extract.",
         )
+    outcome = outcome.at(dates) if outcome.dated else outcome
     stays, steps = np.ones(len(biobank), dtype=bool), []
     for reason, holds in _conditions(biobank, outcome, settings, dates):
         steps.append(Step(reason, int((stays & ~holds).sum())))

@@ -89,12 +89,15 @@ AT_RECRUITMENT = {
 
 
 def _outcome(cohort: Cohort, inputs: list[str]) -> Finding:
-    "Is the outcome's field among the inputs?"
-    field_id = parse_name(cohort.outcome.column)[0].field_id
-    same = [name for name in inputs if parse_name(name)[0].field_id == field_id]
+    "Is a field of the outcome among the inputs?"
+    fields = {parse_name(name)[0].field_id for name in cohort.outcome.columns}
+    same, words = (
+        [name for name in inputs if parse_name(name)[0].field_id in fields],
+        ", ".join(map(str, sorted(fields))),
+    )
     if same:
-        return Finding("outcome", "leak", f"{', '.join(same)} is of the outcome's field {field_id}")
-    return Finding("outcome", "ok", f"the outcome's field {field_id} is not among the {len(inputs)} inputs")
+        return Finding("outcome", "leak", f"{', '.join(same)} is of the outcome's field {words}")
+    return Finding("outcome", "ok", f"the outcome's field {words} is not among the {len(inputs)} inputs")
 
 
 def _when(biobank: Biobank, name: str, visit: int) -> str:
@@ -136,18 +139,23 @@ COPY_CORRELATION = 0.999  # In either direction
 COPY_ROWS = 20  # Fewer values can follow the outcome by chance
 
 
+def _copy(values: np.ndarray, target: np.ndarray) -> bool:
+    "Are two columns [person] the same, but for their scale?"
+    known = ~np.isnan(values) & ~np.isnan(target)
+    if known.sum() < COPY_ROWS or not values[known].std() or not target[known].std():
+        return False
+    return abs(np.corrcoef(values[known], target[known])[0, 1]) > COPY_CORRELATION
+
+
 def _copies(biobank: Biobank, cohort: Cohort, split: Split, inputs: list[str]) -> Finding:
     "Is a number among the inputs the outcome under another field?"
     rows = split.development(split.folds[0])
-    field_id = parse_name(cohort.outcome.column)[0].field_id
-    outcome, same = cohort.outcome.values[rows], []
+    fields = {parse_name(name)[0].field_id for name in cohort.outcome.columns}
+    targets, same = cohort.outcome.matrix[rows].T, []
     for name in inputs:
-        if biobank.field(name).is_number and parse_name(name)[0].field_id != field_id:
+        if biobank.field(name).is_number and parse_name(name)[0].field_id not in fields:
             values = biobank.clean([name], rows)[name].values.cast(pl.Float64).to_numpy()
-            known = ~np.isnan(values)
-            if known.sum() >= COPY_ROWS and values[known].std() and outcome[known].std():
-                r = np.corrcoef(values[known], outcome[known])[0, 1]
-                same += [name] if abs(r) > COPY_CORRELATION else []
+            same += [name] if any(_copy(values, target) for target in targets) else []
     if same:
         return Finding("copies", "look", f"{', '.join(same)}: the same as the outcome, but for its scale")
     return Finding("copies", "ok", "no number among the inputs is a copy of the outcome")

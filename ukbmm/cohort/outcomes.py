@@ -5,11 +5,14 @@
 # %% ../../nbs/cohort/20_outcomes.ipynb #7e97d983
 from __future__ import annotations
 
-from dataclasses import dataclass
+import datetime
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import numpy as np
 import polars as pl
+from fastcore.basics import patch
 from pydantic import Field, model_validator
 
 from ..biobank.cleaning import MISSING_KINDS, OCCURRED, Cleaned
@@ -18,29 +21,37 @@ from ..config import Settings
 from ..core import CohortError
 
 # %% auto #0
-__all__ = ['OutcomeSettings', 'NO_EVENT', 'RegressionOutcome', 'BinaryOutcome', 'Outcome', 'read_outcome']
+__all__ = ['Codes', 'SINGLE', 'OutcomeSettings', 'NO_EVENT', 'DAYS_A_YEAR', 'RegressionOutcome', 'BinaryOutcome',
+           'MulticlassOutcome', 'OrdinalOutcome', 'SurvivalOutcome', 'CompetingOutcome', 'MultilabelOutcome',
+           'SeveralOutcome', 'Outcome', 'read_outcome']
 
 # %% ../../nbs/cohort/20_outcomes.ipynb #fe8b90bd
-class RegressionOutcome(Settings):
-    "A quantity: the value of one field."
+class _FieldOutcome(Settings):
+    "An outcome that is made from one field."
 
-    kind: Literal["regression"] = "regression"
-    field: int = Field(description="Number of the field")
-    instance: int | None = Field(None, description="Occasion; leave out where the field has one only")
-    array: int | None = Field(None, description="Array position; leave out where the field has one only")
-    name: str | None = Field(None, description="What reports call it; the field's title if left out")
-
-# %% ../../nbs/cohort/20_outcomes.ipynb #ecd5aaa6
-class BinaryOutcome(Settings):
-    "A yes or no made from one field: from its codes, from a limit, or from the date of an event."
-
-    kind: Literal["binary"] = "binary"
     field: int = Field(description="Number of the field")
     instance: int | None = Field(None, description="Occasion; leave out where the field has one only")
     array: int | None = Field(None, description="Array position; leave out where the field has one only")
     name: str | None = Field(
         None, description="What reports call it; made from the field's title if left out"
     )
+
+    @property
+    def field_ids(self) -> list[int]:
+        "Every field that it is made from."
+        return [self.field]
+
+
+class RegressionOutcome(_FieldOutcome):
+    "A quantity: the value of one field."
+
+    kind: Literal["regression"] = "regression"
+
+# %% ../../nbs/cohort/20_outcomes.ipynb #ecd5aaa6
+class BinaryOutcome(_FieldOutcome):
+    "A yes or no made from one field: from its codes, from a limit, or from the date of an event."
+
+    kind: Literal["binary"] = "binary"
     cases: list[int] | None = Field(None, min_length=1, description="Codes that mean yes")
     controls: list[int] | None = Field(
         None, min_length=1, description="Codes that mean no; all others if left out"
@@ -62,32 +73,194 @@ class BinaryOutcome(Settings):
             raise ValueError(f"code {sorted(both)[0]} is among both the cases and the controls")
         return self
 
+# %% ../../nbs/cohort/20_outcomes.ipynb #dc2c6221
+Codes = int | list[int]  # A code, or several that are one class
 
-OutcomeSettings = Annotated[RegressionOutcome | BinaryOutcome, Field(discriminator="kind")]
+
+def _as_lists(classes: list[Codes]) -> list[list[int]]:
+    "Each class as a list of codes; raises `ValueError` where a code is in two classes."
+    lists = [[codes] if isinstance(codes, int) else codes for codes in classes]
+    seen = [code for codes in lists for code in codes]
+    twice = [code for code in seen if seen.count(code) > 1]
+    if twice or not all(lists):
+        raise ValueError(f"code {twice[0]} is in more than one class" if twice else "a class without codes")
+    return lists
+
+
+class MulticlassOutcome(_FieldOutcome):
+    "One of several classes, without an order."
+
+    kind: Literal["multiclass"] = "multiclass"
+    classes: list[Codes] = Field(min_length=2, description="The code, or the codes, of each class")
+
+    @model_validator(mode="after")
+    def _each_code_once(self) -> MulticlassOutcome:
+        _as_lists(self.classes)
+        return self
+
+
+class OrdinalOutcome(_FieldOutcome):
+    "One of several classes in an order."
+
+    kind: Literal["ordinal"] = "ordinal"
+    ordered: list[Codes] = Field(
+        min_length=2, description="The code, or the codes, of each class, from the lowest to the highest"
+    )
+
+    @model_validator(mode="after")
+    def _each_code_once(self) -> OrdinalOutcome:
+        _as_lists(self.ordered)
+        return self
+
+# %% ../../nbs/cohort/20_outcomes.ipynb #a356e82c
+class SurvivalOutcome(_FieldOutcome):
+    "Time to an event, or to the end of follow-up."
+
+    kind: Literal["survival"] = "survival"
+    end_of_follow_up: datetime.date = Field(description="Last day that the records tell of")
+    death: int | None = Field(
+        40000,
+        description="Field of the date of death, which ends follow-up; null: nobody is known to have died",
+    )
+    lost: int | None = Field(191, description="Field of the date lost to follow-up; null: nobody was lost")
+    horizons: list[float] = Field(
+        [5.0, 10.0], min_length=1, description="Years after the index date at which the risk is wanted"
+    )
+
+    @model_validator(mode="after")
+    def _ascending(self) -> SurvivalOutcome:
+        if any(low >= high for low, high in zip([0.0, *self.horizons], self.horizons, strict=False)):
+            raise ValueError("expected horizons above 0, ascending")
+        return self
+
+    @property
+    def causes(self) -> list[int]:
+        "Fields of the events that compete."
+        return [self.field]
+
+
+class CompetingOutcome(SurvivalOutcome):
+    "Time to the first of several events, and which it is."
+
+    kind: Literal["competing_risks"] = "competing_risks"
+    competing: list[int] = Field(
+        min_length=1, description="Fields of the dates of the other events, such as 40000 for death"
+    )
+
+    @property
+    def causes(self) -> list[int]:
+        "Fields of the events that compete."
+        return [self.field, *self.competing]
+
+    @property
+    def field_ids(self) -> list[int]:
+        "Every field that it is made from."
+        return self.causes
+
+# %% ../../nbs/cohort/20_outcomes.ipynb #c4a06150
+class _PartsOutcome(Settings):
+    "An outcome that is made from others."
+
+    name: str | None = Field(None, description="What reports call it; made from the parts if left out")
+
+    @property
+    def parts(self) -> list:
+        "The definitions of the parts."
+        raise NotImplementedError
+
+    @property
+    def field_ids(self) -> list[int]:
+        "Every field that it is made from."
+        return [field_id for part in self.parts for field_id in part.field_ids]
+
+
+class MultilabelOutcome(_PartsOutcome):
+    "Several yes or no, each of which may be unknown."
+
+    kind: Literal["multilabel"] = "multilabel"
+    labels: list[BinaryOutcome] = Field(min_length=2, description="The definition of each")
+
+    @property
+    def parts(self) -> list[BinaryOutcome]:
+        "The definitions of the labels."
+        return self.labels
+
+
+SINGLE = (RegressionOutcome | BinaryOutcome | MulticlassOutcome | OrdinalOutcome | MultilabelOutcome
+          | SurvivalOutcome | CompetingOutcome)  # fmt: skip
+
+
+class SeveralOutcome(_PartsOutcome):
+    "Several outcomes at once."
+
+    kind: Literal["several"] = "several"
+    outcomes: list[Annotated[SINGLE, Field(discriminator="kind")]] = Field(
+        min_length=2, description="The definition of each"
+    )
+
+    @property
+    def parts(self) -> list:
+        "The definitions of the outcomes."
+        return self.outcomes
+
+
+OutcomeSettings = Annotated[SINGLE | SeveralOutcome, Field(discriminator="kind")]
 
 # %% ../../nbs/cohort/20_outcomes.ipynb #33138a7f
 @dataclass(frozen=True, repr=False)
 class Outcome:
     "What is to be predicted, for every participant."
 
-    kind: str  # "regression" or "binary"
+    kind: str  # Of its settings: "regression", "binary", "survival" ...
     name: str  # Name of the column in prediction tables
     title: str  # What reports call it
-    units: str  # Unit of a quantity; empty for a yes or no
-    column: str  # Column of the Biobank it was made from
-    values: np.ndarray  # float64 [participant]: the value, or 1 for yes and 0 for no; NaN where unknown
+    units: str  # Unit of a quantity or a time; empty for others
+    column: str  # Column of the Biobank it was made from; the first where there are several
+    values: np.ndarray  # float64 [participant] or [participant, k]; NaN where unknown. A value; 1 for yes and 0 for no; the number of the class; time and event
     dates: np.ndarray | None = (
         None  # datetime64[D] [participant]: of an event, NaT where none; None if there are no dates
     )
     already: np.ndarray | None = None  # bool [participant]: had it, from birth or at a date that nobody knows
+    ends: np.ndarray | None = (
+        None  # datetime64[D] [participant]: end of follow-up; None where nobody is followed
+    )
+    causes: np.ndarray | None = (
+        None  # float64 [participant]: number of the event from 1, 0 for none, NaN where nobody can tell
+    )
+    classes: tuple[str, ...] = ()  # What the classes, the labels or the competing events are called
+    horizons: tuple[float, ...] = ()  # Years at which the risk is wanted
+    parts: tuple[Outcome, ...] = ()  # The outcomes it is made from
+    further: tuple[str, ...] = ()  # Columns of the Biobank beside the first
 
     def __repr__(self) -> str:
         return f"Outcome {self.title!r}, {self.kind}, of {len(self.values):,} participants"
 
     @property
+    def matrix(self) -> np.ndarray:  # float64 [participant, k]
+        "The values in columns."
+        return self.values if self.values.ndim == 2 else self.values[:, None]
+
+    @property
     def known(self) -> np.ndarray:  # bool [participant]
-        "For whom the outcome is known."
-        return ~np.isnan(self.values)
+        "For whom the outcome is known; of several, at least one."
+        return ~np.isnan(self.matrix).all(axis=1)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        "Columns of the Biobank that it was made from."
+        return (self.column, *self.further)
+
+    @property
+    def dated(self) -> bool:
+        "Does it depend on an index date?"
+        return self.dates is not None or any(part.dated for part in self.parts)
+
+    @property
+    def strata(self) -> np.ndarray | None:  # float64 [participant]
+        "What folds balance: the value, the event, or nothing where there are several outcomes."
+        if self.parts:
+            return None
+        return self.values if self.ends is None else self.values[:, 1]
 
 # %% ../../nbs/cohort/20_outcomes.ipynb #88e2e035
 def _yes_or_no(values: pl.Series, settings: BinaryOutcome) -> np.ndarray:
@@ -113,63 +286,194 @@ def _events(cleaned: Cleaned) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return answer, cleaned.values.cast(pl.Date).to_numpy().astype("datetime64[D]"), already
 
 
-def _title(settings: RegressionOutcome | BinaryOutcome, title: str, labels: dict[str, str]) -> str:
+def _words(codes: Iterable[int], labels: dict[str, str]) -> str:
+    "Codes in words."
+    return " or ".join(labels.get(str(code), f"code {code}") for code in codes)
+
+
+def _title(settings: _FieldOutcome, title: str, labels: dict[str, str]) -> str:
     "What reports call an outcome."
-    if settings.name:
-        return settings.name
-    if isinstance(settings, RegressionOutcome):
-        return title
+    if settings.name or settings.kind != "binary":
+        return settings.name or title
     if settings.above is not None:
         return f"{title} above {settings.above:g}"
     if settings.incident:
         return f"{title}, after the index date"
-    return f"{title}: {' or '.join(labels.get(str(code), f'code {code}') for code in settings.cases)}"
+    return f"{title}: {_words(settings.cases, labels)}"
 
 # %% ../../nbs/cohort/20_outcomes.ipynb #cd4b0c39
-def _refuse(biobank: Biobank, column: str, settings: RegressionOutcome | BinaryOutcome) -> None:
+def _refuse(biobank: Biobank, column: str, settings: _FieldOutcome) -> None:
     "Raise `CohortError` where a column can't be such an outcome."
-    field = biobank.field(column)
+    field, kind = biobank.field(column), settings.kind
     thing, found = (
         f"outcome field {field.field_id} ({field.title})",
         f"a {field.value_type} field".replace("_", " "),
     )
-    if settings.kind == "regression" and not field.is_number:
+    if kind == "regression" and not field.is_number:
         raise CohortError(thing, "a quantity", found, "Use `kind: binary` with `cases`, or another field.")
-    dated = field.value_type in ("date", "time")
-    if settings.kind == "binary" and settings.incident and not dated:
-        raise CohortError(thing, "a date", found, "Leave `incident` out, or choose the field of the date.")
+    dated, wanted = field.value_type in ("date", "time"), isinstance(settings, SurvivalOutcome)
+    if (wanted or (kind == "binary" and settings.incident)) and not dated:
+        remedy = (
+            "Choose the field of the date."
+            if wanted
+            else "Leave `incident` out, or choose the field of the date."
+        )
+        raise CohortError(thing, "a date", found, remedy)
     countable = field.is_number or (field.value_type == "categorical_single" and not field.text_codes)
-    if settings.kind == "binary" and not settings.incident and not countable:
-        remedy = "Of a date, say `incident: true`." if dated else None
+    if (
+        kind in ("binary", "multiclass", "ordinal")
+        and not getattr(settings, "incident", False)
+        and not countable
+    ):
+        remedy = "Of a date, say `incident: true`." if dated and kind == "binary" else None
         raise CohortError(thing, "codes or numbers", found, remedy)
 
 
-def _answer(biobank: Biobank, column: str, settings: RegressionOutcome | BinaryOutcome) -> tuple:
-    "Values of an outcome, and dates and who had it already where it is an event."
+def _nobody(settings: _FieldOutcome, title: str, answer: np.ndarray) -> None:
+    "Raise `CohortError` where an outcome is not known for anybody."
+    if np.isnan(answer).all():
+        raise CohortError(f"outcome field {settings.field} ({title})", "a value for somebody", "none at all")
+
+# %% ../../nbs/cohort/20_outcomes.ipynb #110f7ca8
+def _classes(values: pl.Series, classes: list[list[int]]) -> np.ndarray:
+    "The number of each one's class from 0, NaN for other codes."
+    number = pl.lit(None, pl.Float64)
+    for i, codes in enumerate(classes):
+        number = pl.when(values.is_in(codes)).then(pl.lit(float(i))).otherwise(number)
+    return pl.select(number).to_series().fill_null(np.nan).to_numpy()
+
+
+def _of_field(biobank: Biobank, settings: _FieldOutcome) -> Outcome:
+    "An outcome that one field tells."
+    column = biobank.column(settings.field, settings.instance, settings.array)
+    _refuse(biobank, column, settings)
+    field, kind, more = biobank.field(column), settings.kind, {}
+    labels = biobank.dictionary.labels.get(field.coding or 0, {})
     cleaned = biobank.clean([column])[column]
-    if settings.kind == "regression":
-        return cleaned.values.cast(pl.Float64).fill_null(np.nan).to_numpy(), None, None
-    if not settings.incident:
-        return _yes_or_no(cleaned.values, settings), None, None
-    answer, dates, already = _events(cleaned)
-    return np.where(biobank.withdrawn, np.nan, answer), dates, already
+    if kind == "regression":
+        answer = cleaned.values.cast(pl.Float64).fill_null(np.nan).to_numpy()
+    elif kind == "binary" and settings.incident:
+        answer, more["dates"], more["already"] = _events(cleaned)
+        answer = np.where(biobank.withdrawn, np.nan, answer)
+    elif kind == "binary":
+        answer = _yes_or_no(cleaned.values, settings)
+    else:
+        classes = _as_lists(settings.classes if kind == "multiclass" else settings.ordered)
+        answer, more["classes"] = (
+            _classes(cleaned.values, classes),
+            tuple(_words(codes, labels) for codes in classes),
+        )
+    _nobody(settings, field.title, answer)
+    suffix = {"regression": "", "binary": "_case"}.get(kind, "_class")
+    units = (field.units or "") if kind == "regression" else ""
+    return Outcome(
+        kind, column + suffix, _title(settings, field.title, labels), units, column, answer, **more
+    )
+
+# %% ../../nbs/cohort/20_outcomes.ipynb #25854da7
+def _earliest(
+    biobank: Biobank, field_id: int, role: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
+    "Whether it happened (NaN where nobody can tell), the earliest date, who had it already, and the columns of a field of dates."
+    columns = tuple(biobank.by_field.get(field_id, {}))
+    if not columns:
+        raise CohortError(f"field {field_id}, {role} of the outcome", "a column of dates", "none in the extract",
+                          "Add it to the extract, or change the outcome.")  # fmt: skip
+    wrong = [name for name in columns if biobank.field(name).value_type not in ("date", "time")]
+    if wrong:
+        raise CohortError(f"field {field_id}, {role} of the outcome", "a column of dates", f"a {biobank.field(wrong[0]).value_type} field".replace("_", " "))  # fmt: skip
+    answers, dates, already = zip(
+        *(_events(cleaned) for cleaned in biobank.clean(list(columns)).values()), strict=True
+    )
+    happened = np.fmax.reduce(answers)
+    unsure = np.isnan(answers).any(axis=0) & ~(happened == 1)
+    return np.where(unsure, np.nan, happened), np.fmin.reduce(dates), np.any(already, axis=0), columns
+
+
+def _event(
+    biobank: Biobank, settings: SurvivalOutcome
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
+    "The same of the outcome's own field: of all its columns, or of the one that was chosen."
+    if settings.instance is None and settings.array is None:
+        return _earliest(biobank, settings.field, "the event")
+    column = biobank.column(settings.field, settings.instance, settings.array)
+    _refuse(biobank, column, settings)
+    return (*_events(biobank.clean([column])[column]), (column,))
+
+
+def _of_dates(biobank: Biobank, settings: SurvivalOutcome) -> Outcome:
+    "Dates of events and ends of follow-up; times follow from the index date."
+    events = [_event(biobank, settings)]
+    events += [_earliest(biobank, field_id, "a competing event") for field_id in settings.causes[1:]]
+    happened, dates, already, columns = zip(*events, strict=True)
+    last = np.datetime64(settings.end_of_follow_up, "D")
+    ends, further = np.full(len(biobank), last), [name for names in columns[1:] for name in names]
+    for field_id, role in ((settings.death, "death"), (settings.lost, "loss to follow-up")):
+        if field_id is not None and field_id not in settings.causes:
+            ends = np.fmin(ends, _earliest(biobank, field_id, role)[1])
+    first = np.fmin.reduce(dates)
+    causes = np.select([date == first for date in dates], range(1, len(dates) + 1), 0).astype(np.float64)
+    causes[np.isnan(happened).any(axis=0) | biobank.withdrawn] = np.nan
+    field = biobank.field(columns[0][0])
+    _nobody(settings, field.title, np.where(causes == 0, np.nan, causes))
+    titles = tuple(biobank.field(names[0]).title for names in columns) if len(columns) > 1 else ()
+    return Outcome(settings.kind, f"{columns[0][0]}_time", settings.name or field.title, "years", columns[0][0],
+                   np.full((len(biobank), 2), np.nan), first, np.any(already, axis=0), ends, causes, titles,
+                   tuple(settings.horizons), further=tuple([*columns[0][1:], *further]))  # fmt: skip
+
+
+def _of_parts(biobank: Biobank, settings: _PartsOutcome) -> Outcome:
+    "Several outcomes side by side."
+    parts = tuple(read_outcome(biobank, part) for part in settings.parts)
+    columns = list(dict.fromkeys(name for part in parts for name in part.columns))
+    titles = tuple(part.title for part in parts)
+    values = np.concatenate([part.matrix for part in parts], axis=1)
+    name = f"{columns[0]}_{settings.kind}"
+    return Outcome(settings.kind, name, settings.name or ", ".join(titles), "", columns[0], values, classes=titles, parts=parts, further=tuple(columns[1:]))  # fmt: skip
 
 
 def read_outcome(
     biobank: Biobank,  # Where the field is
-    settings: RegressionOutcome | BinaryOutcome,  # The definition
+    settings: SINGLE | SeveralOutcome,  # The definition
 ) -> Outcome:
-    "Read an outcome; raises `CohortError` where the field cannot be one."
-    column = biobank.column(settings.field, settings.instance, settings.array)
-    _refuse(biobank, column, settings)
-    field, number = biobank.field(column), settings.kind == "regression"
-    answer, *event = _answer(biobank, column, settings)
-    if np.isnan(answer).all():
-        raise CohortError(
-            f"outcome field {settings.field} ({field.title})", "a value for somebody", "none at all"
-        )
-    title = _title(settings, field.title, biobank.dictionary.labels.get(field.coding or 0, {}))
-    units = (field.units or "") if number else ""
-    return Outcome(
-        settings.kind, column if number else f"{column}_case", title, units, column, answer, *event
+    "Read an outcome; raises `CohortError` where the field cannot be one. Times follow from `Outcome.at`."
+    if isinstance(settings, _PartsOutcome):
+        return _of_parts(biobank, settings)
+    return (_of_dates if isinstance(settings, SurvivalOutcome) else _of_field)(biobank, settings)
+
+# %% ../../nbs/cohort/20_outcomes.ipynb #ca3ee506
+DAYS_A_YEAR = 365.25
+
+
+@patch
+def at_risk(
+    self: Outcome,
+    index_date: np.ndarray,  # datetime64[D] [participant], NaT where there is none
+) -> np.ndarray:  # bool [participant]
+    "Who has not had the event by the index date and is followed after it; everybody where there is no event."
+    if self.dates is None:
+        return np.ones(len(self.values), dtype=bool)
+    free = ~self.already & ~(self.dates <= index_date) & ~np.isnat(index_date)
+    return free if self.ends is None else free & (self.ends > index_date)
+
+
+@patch
+def at(
+    self: Outcome,
+    index_date: np.ndarray,  # datetime64[D] [participant], NaT where there is none
+) -> Outcome:
+    "The outcome as it is counted from index dates: times in years, and unknown for who was not at risk."
+    if self.parts:
+        parts = tuple(part.at(index_date) for part in self.parts)
+        return replace(self, parts=parts, values=np.concatenate([part.matrix for part in parts], axis=1))
+    free = self.at_risk(index_date)[:, None]
+    if self.ends is None:
+        return replace(self, values=np.where(free, self.matrix, np.nan)[:, 0])
+    days = (np.fmin(self.dates, self.ends) - index_date).astype("timedelta64[D]").astype(np.float64)
+    event = np.where(np.isnan(self.causes) | (self.dates <= self.ends), self.causes, 0.0)
+    return replace(
+        self,
+        values=np.where(
+            free & ~np.isnan(event)[:, None], np.stack([days / DAYS_A_YEAR, event], axis=1), np.nan
+        ),
     )

@@ -172,7 +172,7 @@ def split_cohort(
     none = pl.DataFrame(schema={"row_a": pl.Int64, "row_b": pl.Int64, "kinship": pl.Float64})
     pairs = biobank.relatives if settings.group_by == "kinship" else none
     family = find_families(cohort.n_start, pairs, settings.kinship)[cohort.rows]
-    strata = cohort.target if settings.stratify else None
+    strata = cohort.strata if settings.stratify else None
     fold = _outer(family, strata, settings, seed)
     table = pl.DataFrame({"row": cohort.rows, "family": family, "fold": fold})
     for outer in sorted(set(fold[fold >= 0].tolist())):
@@ -188,7 +188,11 @@ def split_cohort(
 # %% ../../nbs/cohort/22_splits.ipynb #82fd0275
 def _refuse_unusable(split: Split, cohort: Cohort, settings: KFold | HoldOut) -> None:
     "Raise `SplitError` for a fold that is empty or has one class only."
-    target = pl.DataFrame({"row": cohort.rows, "target": cohort.target})
+    strata = np.zeros(len(cohort)) if cohort.strata is None else cohort.strata
+    target, two = (
+        pl.DataFrame({"row": cohort.rows, "target": strata}),
+        ("binary", "survival", "competing_risks"),
+    )
     labelled = split.table.join(target, on="row", maintain_order="left")
     wanted = settings.folds if settings.kind == "kfold" else 1
     if len(split.folds) < wanted:
@@ -202,7 +206,7 @@ def _refuse_unusable(split: Split, cohort: Cohort, settings: KFold | HoldOut) ->
             f"inner fold {i}": labelled.filter(pl.col(f"inner_{fold}") == i) for i in range(split.inner)
         }
         for name, group in groups.items():
-            if not group.height or (cohort.outcome.kind == "binary" and group["target"].n_unique() < 2):
+            if not group.height or (cohort.outcome.kind in two and group["target"].n_unique() < 2):
                 what = "participants" if not group.height else "cases and controls"
                 found = "nobody" if not group.height else "one of them only"
                 raise SplitError(f"fold {fold}, {name}", what, found, "Use fewer folds, or a wider cohort.")

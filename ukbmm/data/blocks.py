@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -833,6 +833,13 @@ def reads_disk(self: SNPBlock) -> bool:
     return self._panel is None
 
 # %% ../../nbs/data/32_blocks.ipynb #6a755566
+def _quantities(outcome: Outcome) -> np.ndarray:  # bool [k]
+    "Which columns of an outcome are quantities."
+    if outcome.parts:
+        return np.concatenate([_quantities(part) for part in outcome.parts])
+    return np.full(outcome.matrix.shape[1], outcome.kind == "regression")
+
+
 class OutcomeBlock(Block):
     "The target of a prediction."
 
@@ -850,27 +857,36 @@ class OutcomeBlock(Block):
         return f"OutcomeBlock {self.outcome.title!r}, {self.outcome.kind}, {fitted}"
 
     def fit(self, biobank: Biobank, rows: np.ndarray) -> OutcomeBlock:
-        "Learn the mean and deviation of a quantity from `rows`."
+        "Learn the mean and deviation of quantities from `rows`; all else is left as it is."
         self.rows = np.asarray(rows)
-        values = self.outcome.values[:, None]
+        values, quantity = self.outcome.matrix, _quantities(self.outcome)
         self.standardiser = Standardiser().fit(values, self.rows)
-        if self.outcome.kind == "binary":
-            self.standardiser.mean, self.standardiser.scale = np.zeros(1), np.ones(1)
-        if np.isinf(self.standardiser.scale[0]):
+        if np.isinf(self.standardiser.scale[quantity]).any():
             raise DataError(
                 f"the outcome {self.outcome.title!r}", "different values", "one value in all training rows"
             )
+        self.standardiser.mean[~quantity], self.standardiser.scale[~quantity] = 0.0, 1.0
         self._values = torch.from_numpy(self.standardiser(values)).float()
         return self
 
-    def batch(self, rows: Tensor) -> Tensor:  # float32 [batch, 1]
-        "The target of some participants."
+    def batch(self, rows: Tensor) -> Tensor:  # float32 [batch, k]
+        "The target of some participants, NaN where it is not known."
         return self._values.index_select(0, rows)
 
     def present(self, rows: Tensor) -> Tensor:  # bool [batch]
-        "For whom the outcome is known."
-        return ~self._values.index_select(0, rows)[:, 0].isnan()
+        "For whom the outcome is known; of several, at least one."
+        return ~self._values.index_select(0, rows).isnan().all(dim=1)
 
-    def decode(self, prediction: np.ndarray) -> np.ndarray:
-        "Bring predictions back to the outcome's own scale; probabilities stay as they are."
-        return self.standardiser.undo(prediction)
+    @property
+    def targets(self) -> Tensor:  # float32 [row, k]
+        "The targets of the rows that it was fitted on."
+        return self.batch(torch.from_numpy(self.rows))
+
+    def parts(self) -> list[OutcomeBlock]:
+        "A block for each outcome that it is made from, fitted on the same rows."
+        return [OutcomeBlock(part).fit(None, self.rows) for part in self.outcome.parts]
+
+    def decode(self, prediction: np.ndarray, columns: Sequence[int] = (0,)) -> np.ndarray:
+        "Bring predictions [batch, class] back to the outcome's own scale; `columns` is the target's column of each, or of all."
+        columns = list(columns)
+        return prediction * self.standardiser.scale[columns] + self.standardiser.mean[columns]

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ..core import Registry, UkbmmError
+from ..core import Registry, UkbmmError, compiled
 
 # %% auto #0
-__all__ = ['PREFIX', 'METRICS', 'EvaluationError', 'model_names', 'check_predictions', 'Metric', 'metrics_for', 'number']
+__all__ = ['PREFIX', 'TIMED', 'METRICS', 'EvaluationError', 'model_names', 'numbers_of', 'check_predictions', 'Metric',
+           'metrics_for', 'number']
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #7af65ba9
 PREFIX = "prediction_"
+TIMED = ("survival", "competing_risks")  # Kinds whose target is a time and an event
 
 
 class EvaluationError(UkbmmError):
@@ -31,9 +33,34 @@ def model_names(
     return [name.removeprefix(PREFIX) for name in table.columns if name.startswith(PREFIX)]
 
 
+def numbers_of(
+    column: pl.Series,  # Of a prediction table
+) -> np.ndarray:  # float64 [person] or [person, k]; NaN where there is none
+    "The numbers of a column, which may be an array."
+    return column.to_numpy().astype(np.float64)
+
+
+def _refuse_values(name: str, values: np.ndarray, kind: str) -> None:
+    "Raise `EvaluationError` for numbers that can't be what a kind of outcome asks for."
+    target = name == "target"
+    usable = np.isfinite(values) | (np.isnan(values) if target and kind == "multilabel" else False)
+    if not usable.all():
+        raise EvaluationError(
+            f"column {name}", "a number for everybody", "missing or infinite ones", "Leave those rows out."
+        )
+    if target and kind == "binary" and not np.isin(values, [0.0, 1.0]).all():
+        raise EvaluationError("column target", "0 and 1", "other values")
+    if target and kind in TIMED and (values.ndim != 2 or values.shape[1] != 2):
+        raise EvaluationError(
+            "column target", "a time and an event for everybody", f"{values.shape[1:] or 'one number'}"
+        )
+    if not target and kind != "regression" and ((values < -1e-6) | (values > 1 + 1e-6)).any():
+        raise EvaluationError(f"column {name}", "probabilities, 0 to 1", "values outside")
+
+
 def check_predictions(
     table: Any,  # A prediction table, pandas or polars
-    kind: str,  # "regression" or "binary"
+    kind: str,  # Of the outcome, such as "regression"
 ) -> pl.DataFrame:  # The table as polars
     "Check a prediction table; raises `EvaluationError` where it cannot be scored."
     table = table if isinstance(table, pl.DataFrame) else pl.from_pandas(table)
@@ -41,19 +68,10 @@ def check_predictions(
     if missing or not model_names(table):
         raise EvaluationError("the predictions", "columns row, family, fold, target and prediction_NAME",
                               f"no {', '.join(missing) or 'prediction column'}")  # fmt: skip
-    numbers = table.select("target", *[PREFIX + name for name in model_names(table)]).cast(pl.Float64)
-    bad = [
-        name for name in numbers.columns if not numbers[name].is_finite().all() or numbers[name].null_count()
-    ]
-    if bad:
-        raise EvaluationError(
-            f"column {bad[0]}", "a number for everybody", "missing or infinite ones", "Leave those rows out."
-        )
-    if kind == "binary" and not numbers["target"].is_in([0.0, 1.0]).all():
-        raise EvaluationError("column target", "0 and 1", "other values")
-    outside = [n for n in numbers.columns[1:] if kind == "binary" and not numbers[n].is_between(0, 1).all()]
-    if outside:
-        raise EvaluationError(f"column {outside[0]}", "probabilities, 0 to 1", "values outside")
+    for name in ["target", *[PREFIX + name for name in model_names(table)]]:
+        if table[name].dtype == pl.List:  # as pandas has it
+            table = table.with_columns(pl.col(name).list.to_array(table[name].list.len().max() or 1))
+        _refuse_values(name, numbers_of(table[name]), kind)
     return table
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #cd1b6c67
@@ -63,7 +81,7 @@ class Metric:
 
     name: str  # Name in metrics.json
     title: str  # What reports call it
-    kind: str  # "regression" or "binary"
+    kind: str  # Of outcome, such as "regression"
     greater_is_better: bool  # Is a larger value a better one?
     compute: (
         Any  # From target [person], prediction [person], weights [draw, person] (and fold [person]) to [draw]
@@ -93,7 +111,7 @@ METRICS = Registry("metric")
 
 
 def metrics_for(
-    kind: str,  # "regression" or "binary"
+    kind: str,  # Of outcome, such as "regression"
 ) -> list[Metric]:  # The first is the one that models are compared by
     "List the metrics of a kind of outcome."
     return [metric for metric in METRICS.entries.values() if metric.kind == kind]
@@ -186,6 +204,157 @@ def _brier(target: np.ndarray, prediction: np.ndarray, weights: np.ndarray) -> n
 def _log_loss(target: np.ndarray, prediction: np.ndarray, weights: np.ndarray) -> np.ndarray:
     chance = np.clip(prediction, 1e-15, 1 - 1e-15)
     return _mean(weights, -np.where(target > 0.5, np.log(chance), np.log1p(-chance)))
+
+# %% ../../nbs/evaluation/50_metrics.ipynb #09cbcf3c
+def _by_class(target: np.ndarray, prediction: np.ndarray) -> np.ndarray:  # float64 [person, class]
+    "1 where a person is in a class."
+    return (target[:, None] == np.arange(prediction.shape[1])).astype(np.float64)
+
+
+def _mean_of_defined(values: list[np.ndarray]) -> np.ndarray:  # [draw]
+    "Means over classes or labels of what is defined; NaN where nothing is."
+    values = np.stack(values)
+    defined = np.isfinite(values)
+    counts = defined.sum(axis=0)
+    return np.where(counts > 0, np.where(defined, values, 0).sum(axis=0) / np.maximum(counts, 1), np.nan)
+
+
+def _log(chance: np.ndarray) -> np.ndarray:
+    "Logarithms of probabilities, finite for 0."
+    return np.log(np.clip(chance, 1e-15, 1.0))
+
+
+@_add(
+    "auc_classes", "area under the ROC curve, class against rest", "multiclass", True, null=0.5, within=True
+)
+@_add("auc_grades", "area under the ROC curve, grade against rest", "ordinal", True, null=0.5, within=True)
+def _auc_classes(
+    target: np.ndarray, prediction: np.ndarray, weights: np.ndarray, fold: np.ndarray
+) -> np.ndarray:
+    classes = _by_class(target, prediction)
+    return _mean_of_defined(
+        [_auc(case, chance, weights, fold) for case, chance in zip(classes.T, prediction.T, strict=True)]
+    )
+
+
+@_add("accuracy", "accuracy", "multiclass", True)
+@_add("accuracy_grades", "accuracy", "ordinal", True)
+def _accuracy(target: np.ndarray, prediction: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return _mean(weights, prediction.argmax(axis=1) == target)
+
+
+@_add("balanced_log_loss", "log loss, classes weighted alike", "multiclass", False)
+@_add("balanced_log_loss_grades", "log loss, grades weighted alike", "ordinal", False)
+def _balanced_log_loss(target: np.ndarray, prediction: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    classes = _by_class(target, prediction)
+    people = weights @ classes  # [draw, class]
+    losses = -(weights @ (classes * _log(prediction))) / np.where(people > 0, people, np.nan)
+    return _mean_of_defined(list(losses.T))
+
+
+@_add("quadratic_kappa", "quadratic kappa", "ordinal", True, null=0.0)
+def _quadratic_kappa(target: np.ndarray, prediction: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    given, total = prediction.argmax(axis=1).astype(np.float64), weights.sum(axis=1)
+    means = [_mean(weights, values) for values in (target, given)]
+    squares = [_mean(weights, values**2) for values in (target, given)]
+    chance = squares[0] + squares[1] - 2 * means[0] * means[1]  # mean squared distance of strangers
+    observed = _mean(weights, (target - given) ** 2)
+    return np.where((chance > 0) & (total > 0), 1 - observed / np.maximum(chance, 1e-300), np.nan)
+
+# %% ../../nbs/evaluation/50_metrics.ipynb #492bba01
+@_add("auc_labels", "area under the ROC curve, mean over labels", "multilabel", True, null=0.5, within=True)
+def _auc_labels(
+    target: np.ndarray, prediction: np.ndarray, weights: np.ndarray, fold: np.ndarray
+) -> np.ndarray:
+    known = ~np.isnan(target).T
+    areas = [
+        _auc(target[k, i], prediction[k, i], weights[:, k], fold[k]) for i, k in enumerate(known) if k.any()
+    ]
+    return _mean_of_defined(areas)
+
+
+@_add("log_loss_labels", "log loss, mean over labels", "multilabel", False)
+def _log_loss_labels(target: np.ndarray, prediction: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    known = ~np.isnan(target).T
+    return _mean_of_defined(
+        [_log_loss(target[k, i], prediction[k, i], weights[:, k]) for i, k in enumerate(known) if k.any()]
+    )
+
+# %% ../../nbs/evaluation/50_metrics.ipynb #7b7047c6
+@compiled
+def _pairs(order, group, event, rank, ranks, weights, won, pairs):
+    "Add up weights of concordant and of comparable pairs of each draw; `order` goes from the longest time to the shortest."
+    for draw in range(weights.shape[0]):
+        tree, total, start = np.zeros(ranks + 1), 0.0, 0
+        while start < len(order):
+            stop = start
+            while stop < len(order) and group[stop] == group[start]:
+                stop += 1
+            for after in range(
+                3
+            ):  # those followed without it, then compare the events, then put them in as well
+                for k in range(start, stop):
+                    i = order[k]
+                    if (after == 0) == event[i]:
+                        continue
+                    weight, j = weights[draw, i], rank[i]
+                    if after == 1:
+                        lower, equal, place = 0.0, 0.0, j
+                        while place > 0:
+                            equal += tree[place]
+                            place -= place & -place
+                        place = j - 1
+                        while place > 0:
+                            lower += tree[place]
+                            place -= place & -place
+                        won[draw] += weight * (lower + 0.5 * (equal - lower))
+                        pairs[draw] += weight * total
+                    else:
+                        place, total = j, total + weight
+                        while place <= ranks:
+                            tree[place] += weight
+                            place += place & -place
+            start = stop
+
+
+def _concordant(
+    time: np.ndarray, event: np.ndarray, risk: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    "Weights of concordant and of comparable pairs [draw]."
+    order = np.argsort(-time, kind="stable")
+    rank = np.unique(risk, return_inverse=True)[1] + 1
+    won, pairs = np.zeros(len(weights)), np.zeros(len(weights))
+    _pairs(
+        order, time[order], event, rank, int(rank.max(initial=1)), np.ascontiguousarray(weights), won, pairs
+    )
+    return won, pairs
+
+
+def _concordance(
+    target: np.ndarray, risk: np.ndarray, weights: np.ndarray, fold: np.ndarray
+) -> np.ndarray:  # [draw]
+    "Harrell's concordance of people of the same fold; NaN where no pair can be compared."
+    won, pairs = np.zeros(len(weights)), np.zeros(len(weights))
+    time = np.where(target[:, 1] > 1, np.inf, target[:, 0])  # another event: never the first
+    for number in range(fold.max(initial=-1) + 1):
+        there = fold == number
+        more = _concordant(time[there], target[there, 1] == 1, risk[there], weights[:, there])
+        won, pairs = won + more[0], pairs + more[1]
+    return np.where(pairs > 0, won / np.maximum(pairs, 1e-300), np.nan)
+
+
+@_add("concordance", "Harrell's concordance", "survival", True, null=0.5, within=True)
+def _survival_concordance(
+    target: np.ndarray, prediction: np.ndarray, weights: np.ndarray, fold: np.ndarray
+) -> np.ndarray:
+    return _concordance(target, prediction if prediction.ndim == 1 else prediction[:, -1], weights, fold)
+
+
+@_add("concordance_first", "concordance of the first event", "competing_risks", True, null=0.5, within=True)
+def _first_concordance(
+    target: np.ndarray, prediction: np.ndarray, weights: np.ndarray, fold: np.ndarray
+) -> np.ndarray:
+    return _concordance(target, prediction if prediction.ndim == 1 else prediction[:, 0], weights, fold)
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #c0c2d51d
 def number(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..config import Settings
 from ..core import ModelError
+from ..data.blocks import PhenotypeBlock
 from .layers import ENCODERS, mlp
 
 # %% auto #0
@@ -51,6 +52,8 @@ def embedding_width(
 class TabularEncoder(nn.Module):
     "A perceptron over standardised numbers, their missing indicators, and embedded codes."
 
+    settings_class, blocks, n_tokens = TabularSettings, (PhenotypeBlock,), 1
+
     def __init__(
         self,
         n_numbers: int,  # Columns of numbers
@@ -73,6 +76,11 @@ class TabularEncoder(nn.Module):
         self.register_buffer("offsets", offsets, persistent=False)
         for parameter in (self.linear.weight, self.linear.bias, self.level_scores.weight):
             nn.init.zeros_(parameter)
+
+    @classmethod
+    def of(cls, block: PhenotypeBlock, dim: int, n_outputs: int, settings: TabularSettings) -> TabularEncoder:
+        "The encoder of a fitted block."
+        return cls(len(block.number_names), block.levels.sizes, dim, n_outputs, settings)
 
     def additive(self, x: tuple[Tensor, Tensor]) -> Tensor:  # [batch, class]
         "The linear part of the prediction."

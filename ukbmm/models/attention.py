@@ -102,7 +102,7 @@ class TransformerFusion(Fusion):
 
     def combine(self, z: Tensor, present: Tensor) -> Tensor:  # [batch, token, dim] to [batch, dim]
         "Gather all tokens in the class token."
-        first = self.start.to(z.dtype).expand(len(z), 1, -1)
+        first = self.start.to(z.dtype).expand(z.shape[0], 1, -1)
         x = torch.cat([first, z + self.modality[self.owner]], dim=1)
         there = nn.functional.pad(self.of_tokens(present), (1, 0), value=True)
         for layer in self.layers[:-1]:
@@ -142,7 +142,7 @@ class BottleneckFusion(Fusion):
     def combine(self, z: Tensor, present: Tensor) -> Tensor:  # [batch, token, dim] to [batch, dim]
         "Exchange through the shared tokens, layer by layer."
         streams = list((z + self.modality[self.owner]).split(self.tokens, dim=1))
-        shared, share = self.shared.expand(len(z), -1, -1), share_present(present).unsqueeze(-1)
+        shared, share = self.shared.expand(z.shape[0], -1, -1), share_present(present).unsqueeze(-1)
         for layers in zip(*self.layers, strict=True):
             seen = []
             for i, (layer, own) in enumerate(zip(layers, streams, strict=True)):
@@ -184,7 +184,7 @@ class CrossAttentionFusion(Fusion):
     def combine(self, z: Tensor, present: Tensor) -> Tensor:  # [batch, token, dim] to [batch, dim]
         "Ask and think in turn."
         x, keys, there = (
-            self.latents.expand(len(z), -1, -1),
+            self.latents.expand(z.shape[0], -1, -1),
             z + self.modality[self.owner],
             self.of_tokens(present),
         )

@@ -248,7 +248,7 @@ def gates(
     "How much each modality counts, for each feature."
     z = self.pooled(z)
     seen = torch.cat([z.flatten(1), present.to(z.dtype)], dim=1)
-    score = self.gate(seen).view(len(z), self.n_modalities, self.dim)
+    score = self.gate(seen).view(z.shape[0], self.n_modalities, self.dim)
     score = score.masked_fill(~present.unsqueeze(-1), torch.finfo(score.dtype).min)
     return score.softmax(dim=1) * present.unsqueeze(-1)
 

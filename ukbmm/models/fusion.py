@@ -5,97 +5,343 @@
 # %% ../../nbs/models/45_fusion.ipynb #9d90e21b
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import reduce
+from typing import NamedTuple
+
 import torch
+from fastcore.basics import patch
 from pydantic import Field as Setting
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 
 from ..config import Settings
-from ..core import did_you_mean
+from ..core import ModelError, did_you_mean
 from .layers import FUSIONS, mlp
 
 # %% auto #0
-__all__ = ['FusionSettings', 'ConcatFusion', 'GatedFusion']
+__all__ = ['OPTIONS', 'FusionSettings', 'About', 'Fusion', 'share_present', 'MeanFusion', 'ConcatFusion', 'EachLinear',
+           'GatedFusion', 'LowRankFusion', 'FilmFusion']
 
-# %% ../../nbs/models/45_fusion.ipynb #4839360e
+# %% ../../nbs/models/45_fusion.ipynb #9d6ff61a
 class FusionSettings(Settings):
     "How modalities are combined."
 
-    kind: str = Setting("gated", description="Name of a registered fusion, such as concat or gated")
+    kind: str = Setting(
+        "transformer", description="Name of a registered fusion, such as transformer or gated"
+    )
     dim: int = Setting(32, ge=1, description="Width of each modality's representation, and of the fused one")
     dropout: float = Setting(0.2, ge=0, lt=1, description="Share of hidden values dropped while training")
+    depth: int = Setting(2, ge=1, description="Layers of attention")
+    heads: int = Setting(4, ge=1, description="Heads of attention; dim must be a multiple of them")
+    latents: int = Setting(4, ge=1, description="Tokens through which all that is exchanged must go")
+    rank: int = Setting(4, ge=1, description="Rank of the tensor product")
+    condition: int | None = Setting(
+        None,
+        ge=0,
+        description="Position of the modality that modulates the others; None takes each participant's first",
+    )
+    modality_dropout: float = Setting(
+        0.0, ge=0, lt=1, description="Share of present modalities hidden from the network while training"
+    )
+    auxiliary: float = Setting(
+        0.0, ge=0, description="Weight of the losses of heads that see one modality alone, while training"
+    )
 
     @field_validator("kind")
     @classmethod
     def _registered(cls, name: str) -> str:
         if name not in FUSIONS:
+            names = ", ".join(FUSIONS.names())
             raise ValueError(
-                f"expected one of {', '.join(FUSIONS.names())}, found {name!r}. {did_you_mean(name, FUSIONS.names())}"
+                f"expected one of {names}, found {name!r}. {did_you_mean(name, FUSIONS.names())}"
             )
         return name
 
-# %% ../../nbs/models/45_fusion.ipynb #9d6ff61a
-class _Fusion(nn.Module):
+    @model_validator(mode="after")
+    def _has_the_options(self) -> FusionSettings:
+        options = FUSIONS[self.kind].options if self.kind in FUSIONS else OPTIONS
+        changed = [name for name in OPTIONS if getattr(self, name) != type(self).model_fields[name].default]
+        foreign = [name for name in changed if name not in options]
+        if foreign:
+            has = ", ".join(options) or "no options of its own"
+            raise ValueError(f"{self.kind} does not have the option {foreign[0]}; it has {has}")
+        if "heads" in options and self.dim % self.heads:
+            raise ValueError(f"expected dim to be a multiple of heads, found {self.dim} and {self.heads}")
+        return self
+
+
+OPTIONS = ("depth", "heads", "latents", "rank", "condition")  # Of some fusions, not of all
+
+# %% ../../nbs/models/45_fusion.ipynb #ecd57773
+class About(NamedTuple):
+    "What the catalogue says of a fusion."
+
+    paper: str  # Where it was proposed
+    formula: str  # What it computes, in TeX
+    parameters: str  # How many there are: a formula in M, D and the options
+    cost: str  # Multiplications a participant: a formula in M, T, D and the options
+    use: str  # When to choose it
+
+
+class Fusion(nn.Module):
     "What fusions share: blanking what is absent, and the prior of somebody of whom nothing is known."
 
-    def __init__(self, n_modalities: int, settings: FusionSettings):
-        super().__init__()
-        self.n_modalities, self.dim = n_modalities, settings.dim
-        self.prior = nn.Parameter(torch.zeros(settings.dim))
-
-    def forward(self, z: Tensor, present: Tensor) -> Tensor:  # [batch, modality, dim] to [batch, dim]
-        "Combine what is present."
-        kept = torch.where(present.unsqueeze(-1), z, torch.zeros((), dtype=z.dtype, device=z.device))
-        fused = self.combine(kept, present)
-        return torch.where(present.any(dim=1, keepdim=True), fused, self.prior.to(fused.dtype))
-
-# %% ../../nbs/models/45_fusion.ipynb #2abf8117
-@FUSIONS.register("concat")
-class ConcatFusion(_Fusion):
-    "Lay everything side by side, with flags of what is present, and let a perceptron combine it."
+    about: About  # For the catalogue
+    options: tuple[str, ...] = ()  # Settings that it has beside those of all fusions
+    linear_head: bool = False  # Must what follows be linear?
 
     def __init__(
         self,
         n_modalities: int,  # Modalities
         settings: FusionSettings | None = None,  # None takes the defaults
+        tokens: Sequence[int] | None = None,  # Tokens of each modality; None is one each
     ):
-        settings = settings or FusionSettings(kind="concat")
-        super().__init__(n_modalities, settings)
+        super().__init__()
+        settings, self.tokens = settings or FusionSettings(), list(tokens or [1] * n_modalities)
+        if len(self.tokens) != n_modalities or min(self.tokens, default=0) < 1:
+            raise ModelError("a fusion", f"tokens of {n_modalities} modalities", f"{self.tokens}")
+        self.n_modalities, self.dim = n_modalities, settings.dim
+        self.prior = nn.Parameter(torch.zeros(settings.dim))
+        owner = torch.arange(n_modalities).repeat_interleave(torch.tensor(self.tokens))
+        self.register_buffer("owner", owner, persistent=False)  # The modality of each token
+
+# %% ../../nbs/models/45_fusion.ipynb #5562fe3d
+@patch
+def forward(
+    self: Fusion,
+    z: Tensor,  # [batch, token, dim]; tokens of a modality side by side, in the order of modalities
+    present: Tensor,  # bool [batch, modality]
+) -> Tensor:  # [batch, dim]
+    "Combine what is present."
+    if z.shape[1] != len(self.owner) or present.shape[1] != self.n_modalities:
+        found = f"{z.shape[1]} and {present.shape[1]}"
+        raise ModelError("a fusion", f"{len(self.owner)} tokens of {self.n_modalities} modalities", found)
+    kept = torch.where(
+        self.of_tokens(present).unsqueeze(-1), z, torch.zeros((), dtype=z.dtype, device=z.device)
+    )
+    fused = self.combine(kept, present)
+    return torch.where(present.any(dim=1, keepdim=True), fused, self.prior.to(fused.dtype))
+
+
+@patch
+def of_tokens(self: Fusion, present: Tensor) -> Tensor:  # bool [batch, token]
+    "Which tokens belong to what is present."
+    return present.index_select(1, self.owner)
+
+
+@patch
+def pooled(self: Fusion, z: Tensor) -> Tensor:  # [batch, token, dim] to [batch, modality, dim]
+    "One vector for each modality: the mean of its tokens."
+    if len(self.owner) == self.n_modalities:
+        return z
+    return torch.stack([part.mean(dim=1) for part in z.split(self.tokens, dim=1)], dim=1)
+
+
+@patch(as_prop=True)
+def n_parameters(self: Fusion) -> int:
+    "How many numbers it learns."
+    return sum(parameter.numel() for parameter in self.parameters())
+
+# %% ../../nbs/models/45_fusion.ipynb #86443868
+def share_present(
+    present: Tensor,  # bool [batch, modality]
+) -> Tensor:  # float32 [batch, modality, 1]: 1 / count where present, else 0
+    "Weights that take the mean of what is present."
+    return (present / present.sum(dim=1, keepdim=True).clamp(min=1)).unsqueeze(-1)
+
+
+@FUSIONS.register("mean")
+class MeanFusion(Fusion):
+    "The mean of what is present."
+
+    about = About(
+        paper="Zaheer et al. 2017 (deep sets), arXiv:1703.06114",
+        formula=r"\frac{1}{|P|}\sum_{m \in P} z_m",
+        parameters="D",
+        cost="0",
+        use="as a floor to compare with, and where most modalities are missing most of the time",
+    )
+
+    def combine(self, z: Tensor, present: Tensor) -> Tensor:  # [batch, token, dim] to [batch, dim]
+        "Average."
+        return (self.pooled(z) * share_present(present).to(z.dtype)).sum(dim=1)
+
+# %% ../../nbs/models/45_fusion.ipynb #fd19d867
+@FUSIONS.register("concat")
+class ConcatFusion(Fusion):
+    "Lay everything side by side, with flags of what is present, and let a perceptron combine it."
+
+    about = About(
+        paper="Ngiam et al. 2011 (multimodal deep learning), ICML",
+        formula=r"\mathrm{MLP}([z_1, …, z_M, 1_{1 \in P}, …, 1_{M \in P}])",
+        parameters="(M*(D + 1) + 1)*2*D + (2*D + 1)*D + D",
+        cost="2*M*(D + 1)*D + 2*D**2",
+        use="a few modalities that most participants have, and many participants",
+    )
+
+    def __init__(
+        self,
+        n_modalities: int,  # Modalities
+        settings: FusionSettings | None = None,  # None takes the defaults
+        tokens: Sequence[int] | None = None,  # Tokens of each modality; None is one each
+    ):
+        settings = settings or FusionSettings()
+        super().__init__(n_modalities, settings, tokens)
         width = n_modalities * (settings.dim + 1)
         self.net = mlp([width, 2 * settings.dim, settings.dim], settings.dropout)
 
-    def combine(self, z: Tensor, present: Tensor) -> Tensor:  # [batch, modality, dim] to [batch, dim]
+    def combine(self, z: Tensor, present: Tensor) -> Tensor:  # [batch, token, dim] to [batch, dim]
         "Concatenate and map."
-        return self.net(torch.cat([z.flatten(1), present.to(z.dtype)], dim=1))
+        return self.net(torch.cat([self.pooled(z).flatten(1), present.to(z.dtype)], dim=1))
+
+# %% ../../nbs/models/45_fusion.ipynb #14851253
+class EachLinear(nn.Module):
+    "A linear map of its own for each modality."
+
+    def __init__(
+        self,
+        n_modalities: int,  # Modalities
+        width_in: int,  # Inputs of each
+        width_out: int,  # Outputs of each
+    ):
+        super().__init__()
+        bound = width_in**-0.5
+        self.weight = nn.Parameter(torch.empty(n_modalities, width_in, width_out).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(n_modalities, width_out))
+
+    def forward(self, z: Tensor) -> Tensor:  # [batch, modality, width_in] to [batch, modality, width_out]
+        "Map each modality."
+        return torch.einsum("bmi,mio->bmo", z, self.weight) + self.bias
 
 # %% ../../nbs/models/45_fusion.ipynb #d8fa3352
 @FUSIONS.register("gated")
-class GatedFusion(_Fusion):
+class GatedFusion(Fusion):
     "Weigh each modality's feature by a gate that depends on all of them."
+
+    about = About(
+        paper="Arevalo et al. 2017 (GMU), arXiv:1702.01992",
+        formula=r"\mathrm{MLP}\Big(\sum_{m \in P} g_m(z, P) \odot W_m z_m\Big)",
+        parameters="M*(D**2 + D) + (M*(D + 1) + 1)*D + (D + 1)*M*D + (D + 1)*2*D + (2*D + 1)*D + D",
+        cost="M*D**2 + M*(D + 1)*D + M*D**2 + 4*D**2",
+        use="where a reader wants to see what a prediction rests on",
+    )
 
     def __init__(
         self,
         n_modalities: int,  # Modalities
         settings: FusionSettings | None = None,  # None takes the defaults
+        tokens: Sequence[int] | None = None,  # Tokens of each modality; None is one each
     ):
         settings = settings or FusionSettings()
-        super().__init__(n_modalities, settings)
+        super().__init__(n_modalities, settings, tokens)
         dim, width = settings.dim, n_modalities * (settings.dim + 1)
-        self.feature = nn.Parameter(torch.randn(n_modalities, dim, dim) * dim**-0.5)
-        self.feature_bias = nn.Parameter(torch.zeros(n_modalities, dim))
-        self.gate = mlp([width, settings.dim, n_modalities * dim], settings.dropout)
+        self.feature = EachLinear(n_modalities, dim, dim)
+        self.gate = mlp([width, dim, n_modalities * dim], settings.dropout)
         self.mix = mlp([dim, 2 * dim, dim], settings.dropout)
 
-    def gates(
-        self, z: Tensor, present: Tensor
-    ) -> Tensor:  # [batch, modality, dim], summing to 1 over what is present
-        "How much each modality counts, for each feature."
-        seen = torch.cat([z.flatten(1), present.to(z.dtype)], dim=1)
-        score = self.gate(seen).view(len(z), self.n_modalities, self.dim)
-        score = score.masked_fill(~present.unsqueeze(-1), torch.finfo(score.dtype).min)
-        return score.softmax(dim=1) * present.unsqueeze(-1)
 
-    def combine(self, z: Tensor, present: Tensor) -> Tensor:  # [batch, modality, dim] to [batch, dim]
-        "Add up gated features."
-        feature = torch.einsum("bmd,mde->bme", z, self.feature) + self.feature_bias
-        return self.mix((self.gates(z, present) * feature).sum(dim=1))
+@patch
+def gates(
+    self: GatedFusion, z: Tensor, present: Tensor
+) -> Tensor:  # [batch, modality, dim], summing to 1 over what is present
+    "How much each modality counts, for each feature."
+    z = self.pooled(z)
+    seen = torch.cat([z.flatten(1), present.to(z.dtype)], dim=1)
+    score = self.gate(seen).view(z.shape[0], self.n_modalities, self.dim)
+    score = score.masked_fill(~present.unsqueeze(-1), torch.finfo(score.dtype).min)
+    return score.softmax(dim=1) * present.unsqueeze(-1)
+
+
+@patch
+def combine(self: GatedFusion, z: Tensor, present: Tensor) -> Tensor:  # [batch, token, dim] to [batch, dim]
+    "Add up gated features."
+    return self.mix((self.gates(z, present) * self.feature(self.pooled(z))).sum(dim=1))
+
+# %% ../../nbs/models/45_fusion.ipynb #531e0aa4
+@FUSIONS.register("low_rank")
+class LowRankFusion(Fusion):
+    "Multiply linear maps of all modalities, and add up a few such products."
+
+    about = About(
+        paper="Liu et al. 2018 (LMF), arXiv:1806.00064",
+        formula=r"b + \sum_r w_r \bigodot_m (W_{mr} z_m + b_{mr})",
+        parameters="M*(D + 1)*rank*D + M*rank*D + rank + 2*D",
+        cost="M*rank*D**2",
+        use="two to four modalities of which products are expected",
+    )
+    options = ("rank",)
+
+    def __init__(
+        self,
+        n_modalities: int,  # Modalities
+        settings: FusionSettings | None = None,  # None takes the defaults
+        tokens: Sequence[int] | None = None,  # Tokens of each modality; None is one each
+    ):
+        settings = settings or FusionSettings()
+        super().__init__(n_modalities, settings, tokens)
+        self.factors = EachLinear(n_modalities, settings.dim, settings.rank * settings.dim)
+        nn.init.ones_(self.factors.bias)
+        self.absent = nn.Parameter(torch.ones(n_modalities, settings.rank * settings.dim))
+        self.weight = nn.Parameter(torch.randn(settings.rank) * settings.rank**-0.5)
+        self.bias = nn.Parameter(torch.zeros(settings.dim))
+
+    def combine(self, z: Tensor, present: Tensor) -> Tensor:  # [batch, token, dim] to [batch, dim]
+        "Multiply the factors of modalities."
+        factors = self.factors(self.pooled(z))
+        factors = torch.where(present.unsqueeze(-1), factors, self.absent.to(factors.dtype))
+        product = reduce(torch.mul, factors.unbind(1)).unflatten(1, (-1, self.dim))  # batch, rank, dim
+        return (product * self.weight[:, None]).sum(dim=1) + self.bias
+
+# %% ../../nbs/models/45_fusion.ipynb #06d8bcdc
+@FUSIONS.register("film")
+class FilmFusion(Fusion):
+    "Scale and shift the features of the others by what one modality says."
+
+    about = About(
+        paper="Perez et al. 2018 (FiLM), arXiv:1709.07871",
+        formula=r"\mathrm{MLP}\Big((1 + \gamma_c(z_c)) \odot \sum_{m \in P, m \ne c} W_m z_m + \beta_c(z_c)\Big)",
+        parameters="M*(D + 1)*D + M*(D + 1)*2*D + (D + 1)*2*D + (2*D + 1)*D + D",
+        cost="3*M*D**2 + 4*D**2",
+        use="where one modality, such as age and sex, decides how the others are to be read",
+    )
+    options = ("condition",)
+
+    def __init__(
+        self,
+        n_modalities: int,  # Modalities
+        settings: FusionSettings | None = None,  # None takes the defaults
+        tokens: Sequence[int] | None = None,  # Tokens of each modality; None is one each
+    ):
+        settings = settings or FusionSettings()
+        super().__init__(n_modalities, settings, tokens)
+        first, dim = settings.condition or 0, settings.dim
+        if first >= n_modalities:
+            raise ModelError("fusion.condition", f"a position below {n_modalities}", f"{first}")
+        order = [first, *(m for m in range(n_modalities) if m != first)]
+        self.register_buffer("order", torch.tensor(order), persistent=False)
+        self.register_buffer("back", self.order.argsort(), persistent=False)
+        self.feature, self.modulation = (
+            EachLinear(n_modalities, dim, dim),
+            EachLinear(n_modalities, dim, 2 * dim),
+        )
+        self.mix = mlp([dim, 2 * dim, dim], settings.dropout)
+
+
+@patch
+def conditions(
+    self: FilmFusion, present: Tensor
+) -> Tensor:  # bool [batch, modality], one True where anything is present
+    "Which modality modulates the others: the first present, `condition` being asked first."
+    ordered = present.index_select(1, self.order)
+    first = ordered & (ordered.cumsum(dim=1) == 1)
+    return first.index_select(1, self.back)
+
+
+@patch
+def combine(self: FilmFusion, z: Tensor, present: Tensor) -> Tensor:  # [batch, token, dim] to [batch, dim]
+    "Modulate the sum of the others."
+    z, first = self.pooled(z), self.conditions(present)
+    scale, shift = (self.modulation(z) * first.unsqueeze(-1)).sum(dim=1).chunk(2, dim=-1)
+    others = (self.feature(z) * (present & ~first).unsqueeze(-1)).sum(dim=1)
+    return self.mix((1 + scale) * others + shift)

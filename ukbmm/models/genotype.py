@@ -13,6 +13,7 @@ from pydantic import Field as Setting
 from torch import Tensor, nn
 
 from ..config import Settings
+from ..data.blocks import SNPBlock
 from .layers import ENCODERS, LocallyConnected
 
 # %% auto #0
@@ -35,6 +36,8 @@ class GenotypeSettings(Settings):
 class GenotypeEncoder(nn.Module):
     "A linear score over all variants, and a locally connected net over blocks of them."
 
+    settings_class, blocks, n_tokens = GenotypeSettings, (SNPBlock,), 1
+
     def __init__(
         self,
         n_variants: int,  # Variants
@@ -44,14 +47,19 @@ class GenotypeEncoder(nn.Module):
     ):
         super().__init__()
         settings = settings or GenotypeSettings()
-        self.blocks = LocallyConnected(n_variants, settings.block, settings.channels)
-        self.after = nn.Sequential(nn.LayerNorm(self.blocks.width), nn.GELU(), nn.Dropout(settings.dropout))
-        self.project, self.scale = nn.Linear(self.blocks.width, dim), settings.scale
+        self.local = LocallyConnected(n_variants, settings.block, settings.channels)
+        self.after = nn.Sequential(nn.LayerNorm(self.local.width), nn.GELU(), nn.Dropout(settings.dropout))
+        self.project, self.scale = nn.Linear(self.local.width, dim), settings.scale
         self.from_score = nn.Linear(n_outputs, dim, bias=False)
         self.linear = nn.Linear(n_variants, n_outputs)
         for start_at_zero in (self.project, self.linear):
             nn.init.zeros_(start_at_zero.weight)
             nn.init.zeros_(start_at_zero.bias)
+
+    @classmethod
+    def of(cls, block: SNPBlock, dim: int, n_outputs: int, settings: GenotypeSettings) -> GenotypeEncoder:
+        "The encoder of a fitted block."
+        return cls(block.n_variants, dim, n_outputs, settings)
 
     def additive(self, x: Tensor) -> Tensor:  # [batch, variant] to [batch, class]
         "The linear score over all variants."
@@ -59,7 +67,7 @@ class GenotypeEncoder(nn.Module):
 
     def forward(self, x: Tensor, additive: Tensor) -> Tensor:  # [batch, variant] to [batch, dim]
         "Represent genotypes: what the blocks see, plus the score."
-        return self.scale * self.project(self.after(self.blocks(x))) + self.from_score(additive)
+        return self.scale * self.project(self.after(self.local(x))) + self.from_score(additive)
 
 # %% ../../nbs/models/42_genotype.ipynb #4f619e54
 @patch

@@ -64,5 +64,5 @@ class LocallyConnected(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [batch, variant] to [batch, width]
         "Apply each block's layer to its own inputs."
         padded = nn.functional.pad(x, (0, self.padding))
-        blocks = padded.view(len(x), self.n_blocks, self.block).transpose(0, 1)  # block, batch, variant
+        blocks = padded.view(x.shape[0], self.n_blocks, self.block).transpose(0, 1)  # block, batch, variant
         return torch.bmm(blocks, self.weight).transpose(0, 1).flatten(1)

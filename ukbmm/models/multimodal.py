@@ -13,19 +13,22 @@ from fastcore.basics import patch
 from pydantic import Field as Setting
 from torch import Tensor, nn
 
+import ukbmm.models.attention
+import ukbmm.models.experts
+import ukbmm.models.genotype
+import ukbmm.models.tabular  # noqa: F401, these four register what a spec can name
 from ..config import Settings
-from ..core import ModelError, seed_everything
+from ..core import ModelError, derive_seed, seed_everything
 from ..data.batch import RESERVED, blank_absent
-from ..data.blocks import Block, PhenotypeBlock, SNPBlock
-from .fusion import FusionSettings
-from .genotype import GenotypeEncoder, GenotypeSettings
+from ..data.blocks import Block
+from .fusion import EachLinear, Fusion, FusionSettings
 from .heads import Head
-from .layers import FUSIONS
+from .layers import ENCODERS, FUSIONS, mlp
 from .ridge import LinearModel
-from .tabular import TabularEncoder, TabularSettings
 
 # %% auto #0
-__all__ = ['MultiModalModel', 'ModelSettings', 'build_encoder', 'build_model']
+__all__ = ['MASK', 'MultiModalModel', 'ModelSettings', 'build_encoder', 'build_head', 'build_model', 'hide_modalities',
+           'SingleHeads']
 
 # %% ../../nbs/models/48_multimodal.ipynb #8b4df4d7
 class MultiModalModel(nn.Module):
@@ -34,11 +37,13 @@ class MultiModalModel(nn.Module):
     def __init__(
         self,
         encoders: Mapping[str, nn.Module],  # By modality, in the order of present
-        fusion: nn.Module,  # From [batch, modality, dim] and present to [batch, dim]
+        fusion: nn.Module,  # From [batch, token, dim] and present to [batch, dim]
         head: nn.Module,  # From [batch, dim] to [batch, class]
+        single: nn.Module | None = None,  # Auxiliary heads, used while training; None has none
     ):
         super().__init__()
         self.encoders, self.fusion, self.head = nn.ModuleDict(encoders), fusion, head
+        self.single, self.answers = single, None  # [batch, modality, class], after a training step
 
     def _inputs(self, x: Mapping[str, Any]) -> tuple[list[Any], Tensor]:
         "Each modality's input with absent slots blanked, and `present`."
@@ -50,30 +55,35 @@ class MultiModalModel(nn.Module):
         present = x["present"]
         return [blank_absent(x[name], present[:, i]) for i, name in enumerate(names)], present
 
-    def additive(self, x: Mapping[str, Any]) -> Tensor:  # [batch, modality, class]
-        "Each modality's linear score, 0 where it is absent."
-        inputs, present = self._inputs(x)
-        return self._additive(x, inputs, present)
-
-    def _additive(self, x: Mapping[str, Any], inputs: list[Any], present: Tensor) -> Tensor:
-        if "additive" in x:
-            scores = x["additive"]
-        else:
-            encoders = self.encoders.values()
-            scores = torch.stack(
-                [encoder.additive(value) for encoder, value in zip(encoders, inputs, strict=True)], dim=1
-            )
-        return torch.where(
-            present.unsqueeze(-1), scores, torch.zeros((), dtype=scores.dtype, device=scores.device)
-        )
-
     def forward(self, x: Mapping[str, Any]) -> Tensor:  # [batch, class]
         "Predict raw outputs."
         inputs, present = self._inputs(x)
         additive = self._additive(x, inputs, present)
-        pairs = zip(self.encoders.values(), inputs, strict=True)
-        z = torch.stack([encoder(value, additive[:, i]) for i, (encoder, value) in enumerate(pairs)], dim=1)
+        pairs = enumerate(zip(self.encoders.values(), inputs, strict=True))
+        parts = [encoder(value, additive[:, i]) for i, (encoder, value) in pairs]
+        z = torch.cat([part if part.ndim == 3 else part.unsqueeze(1) for part in parts], dim=1)
+        if self.single is not None and self.training:
+            self.answers = self._single(z, present, additive)
         return self.head(self.fusion(z, present)) + additive.sum(dim=1)
+
+# %% ../../nbs/models/48_multimodal.ipynb #cf7bd343
+@patch
+def _additive(self: MultiModalModel, x: Mapping[str, Any], inputs: list[Any], present: Tensor) -> Tensor:
+    if "additive" in x:
+        scores = x["additive"]
+    else:
+        pairs = zip(self.encoders.values(), inputs, strict=True)
+        scores = torch.stack([encoder.additive(value) for encoder, value in pairs], dim=1)
+    return torch.where(
+        present.unsqueeze(-1), scores, torch.zeros((), dtype=scores.dtype, device=scores.device)
+    )
+
+
+@patch
+def additive(self: MultiModalModel, x: Mapping[str, Any]) -> Tensor:  # [batch, modality, class]
+    "Each modality's linear score, 0 where it is absent."
+    inputs, present = self._inputs(x)
+    return self._additive(x, inputs, present)
 
 # %% ../../nbs/models/48_multimodal.ipynb #de5324bf
 class ModelSettings(Settings):
@@ -89,19 +99,28 @@ class ModelSettings(Settings):
 def build_encoder(
     block: Block,  # A fitted block
     dim: int,  # Width of the representation
-    settings: TabularSettings
-    | GenotypeSettings
-    | None = None,  # None takes the defaults of the block's encoder
+    settings: Settings | None = None,  # None takes the defaults of the first encoder of such a block
+    n_outputs: int = 1,  # Width of the additive score
 ) -> nn.Module:
     "Make the encoder of a block; raises `ModelError` where the settings are for another kind."
-    kinds = ((PhenotypeBlock, TabularSettings), (SNPBlock, GenotypeSettings))
-    fits = next((wanted for of, wanted in kinds if isinstance(block, of)), None)
-    if fits is None or not isinstance(settings, fits | None):
-        found = type(block).__name__ if fits is None else settings.kind
+    asked = ENCODERS.entries.values() if settings is None else [ENCODERS[settings.kind]]
+    fits = [encoder for encoder in asked if isinstance(block, encoder.blocks)]
+    if not fits:
+        found = type(block).__name__ if settings is None else settings.kind
         raise ModelError(f"the encoder of modality {block.name!r}", "one for this kind of data", found)
-    if isinstance(block, SNPBlock):
-        return GenotypeEncoder(block.n_variants, dim, settings=settings)
-    return TabularEncoder(len(block.number_names), block.levels.sizes, dim, settings=settings)
+    return fits[0].of(block, dim, n_outputs, settings or fits[0].settings_class())
+
+# %% ../../nbs/models/48_multimodal.ipynb #19daf650
+def build_head(
+    fusion: nn.Module,  # What comes before
+    settings: ModelSettings,
+    n_outputs: int = 1,  # Raw outputs
+) -> Head:
+    "Make the head: a small perceptron, or a linear map where the fusion must not be mixed."
+    head = Head(settings.fusion.dim, n_outputs, settings.hidden, settings.dropout)
+    if getattr(fusion, "linear_head", False):
+        head.net = mlp([settings.fusion.dim, n_outputs], last_zero=True)
+    return head
 
 
 def build_model(
@@ -109,15 +128,17 @@ def build_model(
     settings: ModelSettings | None = None,  # None takes the defaults
     encoders: Mapping[str, Any] | None = None,  # Settings of encoders by modality; None takes the defaults
     seed: int = 0,  # Decides how weights start
+    n_outputs: int = 1,  # Raw outputs: `n_outputs` of the loss
 ) -> MultiModalModel:
     "Make a network for some blocks."
     settings, encoders = settings or ModelSettings(), encoders or {}
     seed_everything(seed, "weights")
-    parts = {
-        name: build_encoder(block, settings.fusion.dim, encoders.get(name)) for name, block in blocks.items()
-    }
-    fusion = FUSIONS[settings.fusion.kind](len(parts), settings.fusion)
-    return MultiModalModel(parts, fusion, Head(settings.fusion.dim, 1, settings.hidden, settings.dropout))
+    dim = settings.fusion.dim
+    parts = {name: build_encoder(block, dim, encoders.get(name), n_outputs) for name, block in blocks.items()}
+    tokens = [part.n_tokens for part in parts.values()]
+    fusion = FUSIONS[settings.fusion.kind](len(parts), settings.fusion, tokens)
+    single = SingleHeads(fusion, n_outputs) if settings.fusion.auxiliary else None
+    return MultiModalModel(parts, fusion, build_head(fusion, settings, n_outputs), single)
 
 # %% ../../nbs/models/48_multimodal.ipynb #7276e144
 @patch
@@ -132,11 +153,21 @@ def start_from(
             "the linear model", f"the modalities {', '.join(self.encoders)}", ", ".join(linear.weights)
         )
     for name, encoder in self.encoders.items():
+        _same_outputs(linear.weights[name], self.head.net[-1].out_features)
         encoder.load_additive(linear.weights[name], linear.offsets[name])
     self.head.start_at(linear.intercept)
+    if self.single is not None:
+        nn.init.constant_(self.single.answer.bias, linear.intercept)
     for parameter in self.additive_parameters():
         parameter.requires_grad_(learn)
     return self
+
+
+def _same_outputs(weights: Tensor, n_outputs: int) -> None:
+    "Raise `ModelError` where a linear model has not as many outputs as the network."
+    if weights.shape[1] != n_outputs:
+        found, remedy = f"{weights.shape[1]}", "Start such a network at zero."
+        raise ModelError("the linear model", f"{n_outputs} outputs, as the network", found, remedy)
 
 
 @patch
@@ -148,3 +179,54 @@ def additive_parameters(self: MultiModalModel) -> list[nn.Parameter]:
         for part in (encoder.linear, getattr(encoder, "level_scores", None))
     )
     return [parameter for part in parts if part is not None for parameter in part.parameters()]
+
+# %% ../../nbs/models/48_multimodal.ipynb #26be975d
+MASK = 0xFFFFFFFF  # 32 bits
+
+
+def _mixed(x: Tensor) -> Tensor:  # int64 in 0 ... 2**32 - 1
+    "Hash whole numbers, element by element."
+    x = (x ^ (x >> 16)) * 0x7FEB352D & MASK
+    x = (x ^ (x >> 15)) * 0x846CA68B & MASK
+    return x ^ (x >> 16)
+
+
+def hide_modalities(
+    present: Tensor,  # bool [batch, modality]
+    row: Tensor,  # int64 [batch], rows of the Biobank
+    share: float,  # Share of present modalities to hide
+    seed: int,  # Seed of the run
+    epoch: int,  # Number of the epoch
+) -> Tensor:  # bool [batch, modality]; True where present and not hidden
+    "Hide present modalities at random, but never all of a participant."
+    address = derive_seed(seed, "modality dropout", epoch) & MASK
+    modality = torch.arange(present.shape[1], device=present.device)
+    chance = _mixed(_mixed(_mixed(row & MASK) ^ address)[:, None] ^ _mixed(modality + 1))
+    chance = torch.where(present, chance, -1)
+    best = chance == chance.amax(dim=1, keepdim=True)
+    return present & ((chance >= int(share * 2**32)) | best)
+
+# %% ../../nbs/models/48_multimodal.ipynb #16701eac
+class SingleHeads(nn.Module):
+    "A linear head on each modality's own representation."
+
+    def __init__(
+        self,
+        fusion: Fusion,  # Knows which tokens belong to which modality
+        n_outputs: int = 1,  # Raw outputs
+    ):
+        super().__init__()
+        self.answer = EachLinear(fusion.n_modalities, fusion.dim, n_outputs)
+        nn.init.zeros_(self.answer.weight)
+
+    def forward(self, z: Tensor) -> Tensor:  # [batch, modality, dim] to [batch, modality, class]
+        "Answer from each modality alone."
+        return self.answer(z)
+
+
+@patch
+def _single(self: MultiModalModel, z: Tensor, present: Tensor, additive: Tensor) -> Tensor:
+    "What each modality's own head says; NaN in absent slots reaches nothing."
+    there = self.fusion.of_tokens(present).unsqueeze(-1)
+    kept = torch.where(there, z, torch.zeros((), dtype=z.dtype, device=z.device))
+    return self.single(self.fusion.pooled(kept)) + additive.detach()

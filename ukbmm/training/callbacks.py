@@ -208,6 +208,8 @@ class Strict(DirectCallback):
 class Compile(DirectCallback):
     "Compile the model, as long as a fit goes on."
 
+    order = -80  # Inside of what several processes put around the model
+
     def __init__(
         self,
         **options: Any,  # What `torch.compile` is given besides

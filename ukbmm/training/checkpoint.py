@@ -202,7 +202,7 @@ def _plan(learn: Learner) -> list:
         for at in (0.0, 0.3, 0.9)
     ]
     rates = [(hyper["lr"], hyper["wd"]) for hyper in learn.opt.hypers]
-    seeds = [(cb.seed, *cb.address) for cb in learn.cbs if isinstance(cb, SeedFit)]
+    seeds = [cb.seed for cb in learn.cbs if isinstance(cb, SeedFit)]
     groups = [cb.batches for cb in learn.cbs if isinstance(cb, Accumulate)]
     return [learn.n_epoch, points, rates, seeds, groups, [cb.name for cb in _keepers(learn)]]
 
@@ -221,7 +221,6 @@ def identity(
         "network": _digest(*shapes, type(learn.loss_func).__name__),
         "participants": _digest(*(one.tobytes() for one in rows), *targets),
         "batches": _digest(train.bs, train.seed, train.drop_last),
-        "number of processes": str(train.world),
         "plan": _digest(_plan(learn)),
     }
 
@@ -338,7 +337,11 @@ def _take_up(self: Checkpoint) -> None:
                        "Choose another folder, or remove this one to train anew.")  # fmt: skip
     if later:
         raise CancelFitException()  # this fit was done before
-    place = state["place"]
+    place, processes = state["place"], len(state["random"])
+    if processes != learn.dls.train.world:
+        get_logger().warning(
+            "the checkpoint is of %d processes: the same numbers to rounding only", processes
+        )
     get_logger().info("going on in epoch %d after %d batches", place["epoch"] + 1, place["batch"])
     learn.first_epoch, self.found = place["epoch"], state
     self._resume()
@@ -347,7 +350,8 @@ def _take_up(self: Checkpoint) -> None:
 @patch
 def _resume(self: Checkpoint) -> None:
     set_training_state(self.learn, self.found)
-    set_random_state(self.found["random"][self.learn.dls.train.rank])
+    states = self.found["random"]
+    set_random_state(states[self.learn.dls.train.rank % len(states)])
 
 
 @patch

@@ -24,7 +24,8 @@ from .batch import MultiModalBatch, move, shapes
 from .blocks import Block, OutcomeBlock
 
 # %% auto #0
-__all__ = ['epoch_batches', 'MultiModalLoader', 'MultiModalDataLoaders', 'fitted_loaders', 'MultiModalDataBlock']
+__all__ = ['epoch_batches', 'slice_sizes', 'own_slice', 'MultiModalLoader', 'MultiModalDataLoaders', 'fitted_loaders',
+           'MultiModalDataBlock']
 
 # %% ../../nbs/data/33_loaders.ipynb #b5fa2e94
 def epoch_batches(
@@ -40,6 +41,24 @@ def epoch_batches(
     order = torch.randperm(n, generator=chance) if shuffle else torch.arange(n)
     stop = n // bs * bs if drop_last else n
     return list(order[:stop].split(bs)) if stop else []
+
+# %% ../../nbs/data/33_loaders.ipynb #4a9cdadb
+def slice_sizes(
+    n: int,  # Participants of a whole batch
+    world: int,  # Processes
+) -> list[int]:  # Participants of each process
+    "Say how many participants of a batch each process takes."
+    return [n // world + (rank < n % world) for rank in range(world)]
+
+
+def own_slice(
+    batch: Tensor,  # A whole batch, in order
+    rank: int,  # Number of this process
+    world: int,  # Processes
+) -> Tensor:
+    "Cut this process's slice out of a batch; the first participant stands in where there is none for it."
+    part = batch.split(slice_sizes(len(batch), world))[rank]
+    return part if len(part) else batch[:1]
 
 # %% ../../nbs/data/33_loaders.ipynb #e12e6f06
 class _Reader:
@@ -98,13 +117,18 @@ class MultiModalLoader(DataLoader):
         num_workers: int = 0,  # Processes that read; 0 reads in this one
         additive: Tensor | None = None,  # float32 [participant, modality, class]: scores of a linear model
         device: torch.device | str | None = None,  # Where batches go; None leaves them on the processor
+        rank: int = 0,  # Number of this training process
+        world: int = 1,  # Training processes that share each batch
         **ignored,  # What fastai passes when it copies a loader
     ):
         super().__init__(dataset=np.asarray(rows), bs=bs, shuffle=shuffle, drop_last=drop_last, device=device)
         self.blocks, self.outcome, self.additive = blocks, outcome, additive
         self.seed, self.workers = seed, num_workers
         self.rows = np.ascontiguousarray(rows, dtype=np.int64)
+        self.rank, self.world = rank, world
         self.epoch = 0  # Number of the next epoch
+        self.first = 0  # Batch at which the next epoch is entered
+        self.whole = 0  # Participants of the batch that was given out last, over all processes
         self._reader = _Reader(blocks)
         self._processes: torch.utils.data.DataLoader | None = None
 
@@ -131,12 +155,17 @@ class MultiModalLoader(DataLoader):
     def __iter__(self) -> Iterator[tuple]:
         "Go through one epoch; the next call goes through the next."
         batches = epoch_batches(len(self.rows), self.bs, self.seed, self.epoch, self.shuffle, self.drop_last)
-        self.epoch += self.shuffle
+        batches = batches[self.first :]
+        self.epoch, self.first = self.epoch + self.shuffle, 0
         if batches:
-            parts = {name: value.split(self.bs) for name, value in self._small(torch.cat(batches)).items()}
+            own = [own_slice(batch, self.rank, self.world) for batch in batches]
+            sizes = [len(part) for part in own]
+            parts = {name: value.split(sizes) for name, value in self._small(torch.cat(own)).items()}
             raws = self._raw(list(parts["row"]))
-            for raw, *small in zip(raws, *parts.values(), strict=True):
-                yield self.after_batch(self.unpack(raw, dict(zip(parts, small, strict=True))))
+            for batch, raw, *small in zip(batches, raws, *parts.values(), strict=True):
+                ready = self.unpack(raw, dict(zip(parts, small, strict=True)))
+                self.whole = len(batch)
+                yield self.after_batch(ready)
 
 # %% ../../nbs/data/33_loaders.ipynb #5dda1e93
 @patch
@@ -150,6 +179,7 @@ def _from_processes(self: MultiModalLoader, batches: list[Tensor]) -> Iterator:
             collate_fn=_same,
             num_workers=self.workers,
             persistent_workers=True,
+            generator=torch.Generator(),  # or torch would draw from the generator that dropout uses
         )
     self._processes.sampler.batches = batches
     return iter(self._processes)
@@ -193,8 +223,24 @@ def one_batch(self: MultiModalLoader) -> tuple:
 def new(self: MultiModalLoader, dataset: np.ndarray | None = None, **kwargs) -> MultiModalLoader:
     "A loader like this one, with other rows or settings; fastai calls it to predict."
     same = dict(bs=self.bs, shuffle=self.shuffle, drop_last=self.drop_last, seed=self.seed, num_workers=self.workers,
-                additive=self.additive, device=self.device, outcome=self.outcome)  # fmt: skip
+                additive=self.additive, device=self.device, outcome=self.outcome, rank=self.rank, world=self.world)  # fmt: skip
     return type(self)(self.blocks, rows=self.rows if dataset is None else dataset, **{**same, **kwargs})
+
+
+@patch
+def gather(self: MultiModalLoader, values: Tensor) -> Tensor:  # [batch, ...] of the whole batch, in its order
+    "Put the slices of a batch together, on every process; gradients flow into this process's own slice."
+    if self.world == 1:
+        return values
+    sizes = slice_sizes(self.whole, self.world)
+    own = values[: sizes[self.rank]]
+    padded = own.new_zeros(sizes[0], *own.shape[1:])
+    padded[: len(own)] = own.detach()
+    parts = [torch.empty_like(padded) for _ in sizes]
+    torch.distributed.all_gather(parts, padded)
+    parts = [part[:size] for part, size in zip(parts, sizes, strict=True)]
+    parts[self.rank] = own
+    return torch.cat(parts)
 
 # %% ../../nbs/data/33_loaders.ipynb #bab3ca57
 class MultiModalDataLoaders(DataLoaders):

@@ -5,6 +5,7 @@
 # %% ../../nbs/training/61_learner.ipynb #1de89bbc
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -12,22 +13,33 @@ from typing import Any, Literal
 import fastai.callback.schedule  # noqa: F401, gives the learner fit_one_cycle and lr_find
 import numpy as np
 import torch
-from fastai.callback.progress import CSVLogger
+from fastai.callback.core import CancelEpochException
 from fastai.learner import Learner, Metric
+from fastcore.basics import patch
 from pydantic import Field as Setting
 from torch import nn
 
 from ..config import Settings
-from ..core import UkbmmError
-from ..data.loaders import MultiModalDataLoaders
+from ..core import UkbmmError, write_text
+from ..data.loaders import MultiModalDataLoaders, MultiModalLoader
 from ..evaluation.metrics import METRICS, metrics_for
 from ..models.heads import loss_for
 from ..models.multimodal import ModelSettings, build_model
 from ..models.ridge import LinearModel
-from .callbacks import BestWeights, DirectCallback, MixedPrecision, Precision, SeedFit
+from ukbmm.training.callbacks import (
+    Accumulate,
+    BestWeights,
+    Clip,
+    Compile,
+    DirectCallback,
+    MixedPrecision,
+    Precision,
+    SeedFit,
+    Strict,
+)
 
 # %% auto #0
-__all__ = ['TrainSettings', 'check_device', 'PooledMetric', 'History', 'fusion_learner', 'predict_rows']
+__all__ = ['TrainSettings', 'check_device', 'PooledMetric', 'FusionLearner', 'History', 'fusion_learner', 'predict_rows']
 
 # %% ../../nbs/training/61_learner.ipynb #8c43230f
 class TrainSettings(Settings):
@@ -41,6 +53,15 @@ class TrainSettings(Settings):
         10, ge=1, description="Epochs without a better validation loss after which training stops"
     )
     amp: Precision = Setting("no", description="Mixed precision: bf16 on any device, fp16 on CUDA")
+    accumulate: int = Setting(1, ge=1, description="Batches whose gradients make one step")
+    clip: float | None = Setting(
+        None, gt=0, description="Largest norm of a gradient; leave out to clip nothing"
+    )
+    strict: bool = Setting(False, description="Refuse operations that have no deterministic kernel")
+    compile: bool = Setting(False, description="Compile networks with torch.compile")
+    checkpoint: int | None = Setting(
+        None, ge=1, description="Batches between checkpoints, beside the one at the end of each epoch"
+    )
     start: Literal["ridge", "zero"] = Setting(
         "ridge", description="Where the linear part starts: at a ridge regression, or at zero"
     )
@@ -86,6 +107,10 @@ class PooledMetric(Metric):
         "What fastai calls it in its table."
         return self.metric.name
 
+    def __getstate__(self) -> dict:
+        "What an exported learner holds: nobody's predictions."
+        return {**vars(self), "outputs": [], "targets": []}
+
     def reset(self) -> None:
         "Forget the last epoch."
         self.outputs, self.targets = [], []
@@ -104,10 +129,62 @@ class PooledMetric(Metric):
         return self.metric(target.numpy(), output.numpy())
 
 # %% ../../nbs/training/61_learner.ipynb #e2279486
-class History(DirectCallback, CSVLogger):
-    "Write a CSV line for each epoch."
+class FusionLearner(Learner):
+    "fastai's learner, which can enter a fit at any batch, and lets callbacks surround a fit."
+
+    first_epoch = 0  # The epoch that a fit begins with; a checkpoint sets it
+
+    def _do_fit(self) -> None:
+        "Go through the epochs, inside of what callbacks put around a fit by a method `around_fit`."
+        self.first_epoch = 0
+        with contextlib.ExitStack() as around:
+            for cb in self.cbs.sorted("order"):
+                if hasattr(type(cb), "around_fit"):
+                    around.enter_context(cb.around_fit())
+            for epoch in range(self.first_epoch, self.n_epoch):
+                self.epoch = epoch
+                self._with_events(self._do_epoch, "epoch", CancelEpochException)
+
+    def all_batches(self) -> None:
+        "Go through an epoch's batches, from the one that the loader begins with."
+        self.n_iter = len(self.dl)
+        for i, batch in enumerate(self.dl, getattr(self.dl, "first", 0)):
+            self.one_batch(i, batch)
 
 # %% ../../nbs/training/61_learner.ipynb #1ad74b5e
+class History(DirectCallback):
+    "Write a CSV line for each epoch."
+
+    order = 55  # After fastai's recorder
+
+    def __init__(
+        self,
+        path: str | Path,  # Where to write
+    ):
+        self.file, self.lines = Path(path).resolve(), []
+
+    def before_epoch(self) -> None:
+        "Begin with the names of the columns."
+        if self.learn.epoch == 0:
+            self.lines = [",".join(self.learn.recorder.metric_names)]
+
+    def after_epoch(self) -> None:
+        "Add a line."
+        if hasattr(self.learn, "lr_finder"):
+            return
+        self.lines.append(",".join(map(str, self.learn.recorder.log)))
+        if self.learn.dls.train.rank == 0:
+            write_text(self.file, "\n".join([*self.lines, ""]))
+
+    def state_dict(self) -> dict:
+        "The lines so far."
+        return {"lines": self.lines}
+
+    def load_state_dict(self, state: dict) -> None:
+        "Take up the lines of an interrupted training."
+        self.lines = list(state["lines"])
+
+# %% ../../nbs/training/61_learner.ipynb #a7797692
 def fusion_learner(
     dls: MultiModalDataLoaders,  # From MultiModalDataBlock.dataloaders
     settings: ModelSettings | None = None,  # Shape of the network; None takes the defaults
@@ -119,11 +196,15 @@ def fusion_learner(
     patience: int
     | None = 10,  # Epochs without a better one before stopping; None trains on and keeps the last
     amp: Precision = "no",  # Mixed precision: "no", "bf16" or "fp16"
+    accumulate: int = 1,  # Batches whose gradients make one step
+    clip: float | None = None,  # Largest norm of a gradient; None clips nothing
+    strict: bool = False,  # Refuse operations that have no deterministic kernel?
+    compile: bool = False,  # Compile the network with torch.compile?
     seed: int = 0,  # Decides how weights start and what dropout drops
     history: str | Path | None = None,  # Write a CSV line for each epoch here; None writes none
     cbs: Any = None,  # Further callbacks
     path: str | Path = ".",  # Where fastai saves models
-) -> Learner:
+) -> FusionLearner:
     "Make a fastai learner that trains a fusion network."
     kind = dls.outcome.outcome.kind
     if model is None:
@@ -134,10 +215,14 @@ def fusion_learner(
     callbacks = [SeedFit(seed)]
     callbacks += [BestWeights(patience)] if patience is not None else []
     callbacks += [MixedPrecision(amp)] if amp != "no" else []
-    callbacks += [History(fname=str(Path(history).resolve()))] if history is not None else []
+    callbacks += [Accumulate(accumulate)] if accumulate > 1 else []
+    callbacks += [Clip(clip)] if clip is not None else []
+    callbacks += [Strict()] if strict else []
+    callbacks += [Compile()] if compile else []
+    callbacks += [History(history)] if history is not None else []
     callbacks += [] if cbs is None else cbs if isinstance(cbs, list | tuple) else [cbs]
     metric = PooledMetric(metrics_for(kind)[0].name, loss.activation)
-    return Learner(
+    return FusionLearner(
         dls,
         model.to(dls.device),
         loss_func=loss,
@@ -160,7 +245,34 @@ def predict_rows(
     loader.device = device
     learn.model.eval()
     with torch.inference_mode():
-        outputs = [learn.loss_func.activation(learn.model(x)).float().cpu() for (x,) in loader]
+        outputs = [loader.gather(learn.loss_func.activation(learn.model(x)).float()).cpu() for (x,) in loader]
     if not outputs:
         return np.zeros((0, 1))
     return learn.dls.outcome.decode(torch.cat(outputs).double().numpy())
+
+# %% ../../nbs/training/61_learner.ipynb #862f11b7
+@patch
+def show_results(
+    self: MultiModalLoader,
+    batch: tuple,  # Inputs and targets
+    predictions: Any,  # [batch, class]
+    max_n: int = 9,  # Participants
+    **ignored,  # What fastai passes besides
+) -> None:
+    "Draw predictions beside targets; fastai's `learn.show_results()` calls it."
+    import matplotlib.pyplot as plt
+
+    some = slice(0, max_n)
+    target, predicted = (value[some, 0].float().cpu() for value in (batch[-1], predictions))
+    _, axis = plt.subplots(figsize=(4, 0.25 * len(target) + 0.8))
+    axis.plot(target, range(len(target)), "o", label="had")
+    axis.plot(predicted, range(len(target)), "x", label="predicted")
+    axis.set(yticks=[], ylabel="participants", xlabel=f"{self.outcome.outcome.title}, as the network sees it")
+    axis.legend()
+
+# %% ../../nbs/training/61_learner.ipynb #0c2f5ca2
+@patch
+def new_empty(self: MultiModalDataLoaders) -> MultiModalDataLoaders:
+    "Loaders without anybody's data: what an exported learner holds."
+    empty = [MultiModalLoader({}, None, np.array([], dtype=np.int64)) for _ in range(2)]
+    return type(self)(*empty, path=self.path, device=self.device)

@@ -576,11 +576,13 @@ class ExplainMemory(DirectCallback):
         traceback.clear_frames(error.__traceback__)
         torch.cuda.empty_cache()
         most = where if where.startswith("encoder") else self.largest()
-        names = most.removeprefix("encoder ") if most and most.startswith("encoder") else "..."
-        found = f"memory ran out in {where}" + (f"; {most} keeps the most" if most and most != where else "")
+        found = f"memory ran out in {where}" + (
+            f"; {most} keeps the most of the encoders" if most and most != where else ""
+        )
+        name = (most or "...").removeprefix("encoder ")
         remedy = (
             f"Take fewer than {people} participants (`find_batch_size` finds how many, gradient accumulation makes "
-            f"up for it), bf16, Recompute([{names}]), or a narrower encoder."
+            f"up for it), bf16, Recompute([{name}]), or a narrower encoder."
         )
         return BatchMemoryError(
             f"epoch {learn.epoch + 1}, batch {learn.iter + 1} of {people} participants",
@@ -590,10 +592,10 @@ class ExplainMemory(DirectCallback):
         )
 
     def largest(self) -> str | None:
-        "The part that keeps the most for the backward pass; None where it cannot be measured."
+        "The encoder that keeps the most for the backward pass; None where it cannot be measured."
         with contextlib.suppress(Exception):
             sizes = memory_by_part(self.learn, bs=2)
-            return max(sizes, key=sizes.get)
+            return max((name for name in sizes if name.startswith("encoder")), key=sizes.get)
         return None
 
     def after_fit(self) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import math
 import os
@@ -229,12 +230,15 @@ class LearningCurve(DirectCallback):
 
     def show(self, figure: Any) -> None:
         "Show the picture, or put it in place of the last one."
-        from IPython.display import display
+        from IPython.display import Image, display
 
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png", dpi=80)
+        picture = Image(drawn.getvalue())
         if self.shown is None:
-            self.shown = display(figure, display_id=True)
+            self.shown = display(picture, display_id=True)
         else:
-            self.shown.update(figure)
+            self.shown.update(picture)
 
 # %% ../../nbs/training/64_watching.ipynb #4d779369
 TRACKERS = Registry("tracker")
@@ -333,7 +337,6 @@ class MLflow(Tracker):
     def open(self) -> Any:
         "Open a run, or the one of a checkpoint, through MLflow's client: the fluent functions would note machine and user."
         mlflow = require_extra("mlflow", "mlflow")
-        logging_of = get_logger("ukbmm.training")
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(self.folder / 'mlflow.db').resolve()}"
         client = mlflow.MlflowClient(tracking_uri=uri)
         if self.run_id is None:
@@ -344,7 +347,6 @@ class MLflow(Tracker):
             self.run_id = client.create_run(experiment, run_name=self.title).info.run_id
             for name, value in self.given.items():
                 client.log_param(self.run_id, name, value)
-            logging_of.info("MLflow run %s", self.run_id)
         return client
 
     def note(self, row: Mapping[str, float], epoch: int) -> None:

@@ -144,7 +144,7 @@ def test_best_weights_sees_the_losses_of_averages_and_keeps_the_best_of_them(mak
     follow = Follow("step", multi_avg_fn=get_ema_multi_avg_fn(0.08))
     peers = []
     follow.after_validate = lambda: peers.append(copy.deepcopy(follow.peer.module))
-    learn = fit(make(follow, EMA(0.08), patience=9), 5, 3e-2)
+    learn = fit(make(follow, EMA(0.08), BestWeights(9, margin=-1e9)), 5, 3e-2)
     keep = learn.best_weights
 
     def loss(model):

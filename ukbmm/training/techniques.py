@@ -497,8 +497,8 @@ def find_batch_size(
     "Find a batch size that fits into memory; raises `BatchMemoryError` where not even two participants do."
     limit = min(limit, len(learn.dls.train.dataset))
     with untouched(learn), _as_in_fit(learn):
-        if next(learn.model.parameters()).device.type == "cpu":
-            limit = max(2, min(limit, _free_bytes() // 2 // max(1, sum(memory_by_part(learn).values()))))
+        if _fits(learn, 2) and next(learn.model.parameters()).device.type == "cpu":
+            limit = min(limit, _room(learn))
         found, short = _tried(learn, limit)
     found = int(found / (1 + headroom)) if short else found
     if torch.distributed.is_initialized():
@@ -525,9 +525,10 @@ def _as_in_fit(learn: Learner) -> Iterator[None]:
             cb.after_fit()
 
 
-def _free_bytes() -> int:
-    "Free memory of the processor."
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _room(learn: Learner) -> int:
+    "Participants for whom there is room in half of the processor's free memory."
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(2, free // 2 // max(1, sum(memory_by_part(learn, bs=2).values())))
 
 
 SMALLER = "Take a narrower or shallower encoder, smaller inputs, bf16, or a device with more memory."

@@ -481,7 +481,7 @@ class StopOnNaN(ResumableCallback):
     "Stop a fit at the first loss or gradient that is not finite, or that has diverged, naming where."
 
     order, run_valid = 20, False  # After gradients are unscaled and clipped, before the step
-    kept = ("losses",)
+    kept = ("levels",)
 
     def __init__(
         self,
@@ -489,11 +489,11 @@ class StopOnNaN(ResumableCallback):
         times: float = 10.0,  # Of the first loss by which the loss may rise
     ):
         self.folder, self.times = Path(folder), times
-        self.losses: dict[str, list[float]] = {"first": [], "last": []}  # of 20 batches each
+        self.levels: dict[str, list[float]] = {"first": [], "last": []}  # of 20 batches each
 
     def begin(self) -> None:
         "Forget the losses of another fit."
-        self.losses = {"first": [], "last": []}
+        self.levels = {"first": [], "last": []}
 
     def before_fit(self) -> None:
         "Note which weights there are."
@@ -514,7 +514,7 @@ class StopOnNaN(ResumableCallback):
 
     def diverged(self, loss: float) -> bool:
         "Is the mean of the last 20 losses too far above the mean of the first 20?"
-        first, last = self.losses["first"], self.losses["last"]
+        first, last = self.levels["first"], self.levels["last"]
         (last if len(first) == 20 else first).append(loss)
         if len(last) < 20:
             return False
@@ -534,7 +534,7 @@ def stop(
     norms = {name: f"{norm:.3g}" for name, norm in norm_by_part(learn.model).items()}
     part = first_not_finite(learn.model, learn.xb[0], half and half.compute)
     wrong = [f"the gradient of {name}" for name, norm in norms.items() if norm in ("nan", "inf")]
-    part = part or next(iter(wrong), None) or "the loss alone"
+    part = part or next(iter(wrong if "gradient" in what else []), "the loss alone")
     place = {"epoch": learn.epoch + 1, "batch": learn.iter + 1, "what": what, "first": part}
     name = self.keep_rows({**place, "gradient_norms": norms})
     raise DivergenceError(

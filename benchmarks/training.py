@@ -55,13 +55,13 @@ def make_biobank(folder: Path, participants: int, variants: int) -> tuple[Memory
 
 
 def loaders(
-    biobank: MemoryBiobank, target: np.ndarray, batches: int, bs: int, workers: int = 0
+    biobank: MemoryBiobank, target: np.ndarray, batches: int, bs: int, workers: int = 0, memory_gib: float = 4.0
 ) -> MultiModalDataLoaders:
     "`batches` batches to train on and two to validate on, in three modalities."
     fields = np.arange(1, len(biobank.columns) + 1)
     measures = fields[NUMBERS : NUMBERS + MEASURES]
     blocks = (PhenotypeBlock(np.setdiff1d(fields, measures).tolist()), PhenotypeBlock(measures.tolist(), name="idps"),
-              SNPBlock(memory_gib=0.0 if workers else 4.0), OutcomeBlock(Outcome("regression", "y", "target", "", "y", target)))  # fmt: skip
+              SNPBlock(memory_gib=memory_gib), OutcomeBlock(Outcome("regression", "y", "target", "", "y", target)))  # fmt: skip
     rows = np.arange(len(biobank))
     train, valid = rows[: batches * bs], rows[batches * bs : (batches + 2) * bs]
     return MultiModalDataBlock(blocks).dataloaders(biobank, train, valid, bs=bs, device="cpu", num_workers=workers)
@@ -176,7 +176,7 @@ def waiting(biobank: MemoryBiobank, target: np.ndarray, batches: int, bs: int) -
     rows = []
     for workers in (0, 2):
         speed = Speed()
-        dls = loaders(biobank, target, batches, bs, workers)
+        dls = loaders(biobank, target, batches, bs, workers, memory_gib=0.0)
         learn = fusion_learner(dls, patience=None, cbs=speed)
         with learn.no_bar(), learn.no_logging():
             learn.fit(3)

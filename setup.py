@@ -30,7 +30,10 @@ setup(
     package_data={"ukbmm": ["py.typed", "biobank/schema/*", "biobank/templates/*", "workflow/templates/*"]},
     python_requires=f">={settings['min_python']}",
     install_requires=words("requirements"),
-    extras_require={extra: words(f"{extra}_requirements") for extra in ("imaging", "dev", "docs")},
+    extras_require={
+        extra: words(f"{extra}_requirements")
+        for extra in ("imaging", "tensorboard", "mlflow", "wandb", "dev", "docs")
+    },
     entry_points={
         "console_scripts": words("console_scripts"),
         "nbdev": [f"{settings['lib_name']}={settings['lib_name']}._modidx:d"],

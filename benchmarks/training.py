@@ -55,7 +55,12 @@ def make_biobank(folder: Path, participants: int, variants: int) -> tuple[Memory
 
 
 def loaders(
-    biobank: MemoryBiobank, target: np.ndarray, batches: int, bs: int, workers: int = 0, memory_gib: float = 4.0
+    biobank: MemoryBiobank,
+    target: np.ndarray,
+    batches: int,
+    bs: int,
+    workers: int = 0,
+    memory_gib: float = 4.0,
 ) -> MultiModalDataLoaders:
     "`batches` batches to train on and two to validate on, in three modalities."
     fields = np.arange(1, len(biobank.columns) + 1)
@@ -64,7 +69,9 @@ def loaders(
               SNPBlock(memory_gib=memory_gib), OutcomeBlock(Outcome("regression", "y", "target", "", "y", target)))  # fmt: skip
     rows = np.arange(len(biobank))
     train, valid = rows[: batches * bs], rows[batches * bs : (batches + 2) * bs]
-    return MultiModalDataBlock(blocks).dataloaders(biobank, train, valid, bs=bs, device="cpu", num_workers=workers)
+    return MultiModalDataBlock(blocks).dataloaders(
+        biobank, train, valid, bs=bs, device="cpu", num_workers=workers
+    )
 
 
 def bare_loop(dls: MultiModalDataLoaders, model: nn.Module, loss: nn.Module) -> None:
@@ -107,7 +114,9 @@ def lightning_run(dls: MultiModalDataLoaders, model: nn.Module, loss: nn.Module)
         def configure_optimizers(self):
             return torch.optim.Adam(self.model.parameters(), lr=LR)
 
-    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    quiet = dict(
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
+    )
     trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", num_sanity_val_steps=0, **quiet)
     trainer.fit(Module(), dls.train, dls.valid)
 

@@ -55,7 +55,9 @@ def make(biobank, tmp_path):
         outcome = read_outcome(biobank, RegressionOutcome(field=30750))
         rows = np.flatnonzero(outcome.known)
         blocks = (PhenotypeBlock([31, 21003, 21001]), SNPBlock(every=2), OutcomeBlock(outcome))
-        dls = MultiModalDataBlock(blocks).dataloaders(biobank, rows[:200], rows[200:280], bs=40, device="cuda")
+        dls = MultiModalDataBlock(blocks).dataloaders(
+            biobank, rows[:200], rows[200:280], bs=40, device="cuda"
+        )
         learn = fusion_learner(dls, patience=None, cbs=list(cbs), path=tmp_path, seed=2, amp=amp)
         if mib is not None:
             learn.model.encoders["snps"] = Wide(learn.model.encoders["snps"], mib).cuda()
@@ -77,7 +79,14 @@ def total_mib() -> float:
 
 @pytest.mark.parametrize("amp", ["no", "bf16", "fp16"])
 def test_every_technique_trains_in_every_precision(make, amp, tmp_path):
-    callbacks = [EMA(0.9), GradientModulation(0.3), Recompute(["snps"]), Speed(), StopOnNaN(tmp_path), ExplainMemory()]
+    callbacks = [
+        EMA(0.9),
+        GradientModulation(0.3),
+        Recompute(["snps"]),
+        Speed(),
+        StopOnNaN(tmp_path),
+        ExplainMemory(),
+    ]
     learn = fit(make(*callbacks, amp=amp))
     assert all(weight.isfinite().all() for weight in learn.model.parameters())
     assert learn.speed.epochs[0]["gpu_peak_gib"] > 0

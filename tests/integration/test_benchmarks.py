@@ -16,12 +16,8 @@ ROWS = {
         "limit: raw read",
         "peak, GiB",
     ],
-<<<<<<< HEAD
     "cleaning": ["limit: copying the matrix", "ours: the whole block", "ours: bits", "NumPy's scatter"],
-    "training_overhead": [
-=======
     "training": [
->>>>>>> 1dd5411474a110b37b0d9fb27e6cdd51804f7793
         "limit: a bare PyTorch loop",
         "peer: a bare fastai Learner",
         "ours: fusion_learner",

@@ -531,7 +531,9 @@ def test_the_order_of_columns_does_not_matter_to_attention():
 
 def test_too_many_inputs_for_attention_are_refused_with_a_remedy():
     FTTransformer(MOST_TOKENS, [], settings=FTSettings(width=8, layers=1))
-    with pytest.raises(ModelError, match=r"at most 1,000 inputs, found 1,001\. Take kind: tabm or tabular_resnet"):
+    with pytest.raises(
+        ModelError, match=r"at most 1,000 inputs, found 1,001\. Take kind: tabm or tabular_resnet"
+    ):
         FTTransformer(MOST_TOKENS - 1, [3, 3])
 
 
@@ -714,7 +716,9 @@ def test_what_bends_is_learned_better_piece_by_piece_and_as_waves(kind):
     noise = 0.3 * torch.randn(1500, generator=torch.Generator().manual_seed(2))
     edges = torch.quantile(x[0], torch.linspace(0, 1, 17), dim=0).T
     line = torch.linalg.lstsq(torch.cat([x[0], torch.ones(1500, 1)], 1), (truth + noise)[:, None]).solution
-    seen = 1 - ((torch.cat([fresh[0], torch.ones(1500, 1)], 1) @ line)[:, 0] - expected).var() / expected.var()
+    seen = (
+        1 - ((torch.cat([fresh[0], torch.ones(1500, 1)], 1) @ line)[:, 0] - expected).var() / expected.var()
+    )
     assert seen < 0.1  # a linear model sees next to nothing
     found = {}
     for way, numbers in {**dict.fromkeys(WAYS), "periodic": {"kind": "periodic", "scale": 0.3}}.items():

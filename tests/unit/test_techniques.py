@@ -178,7 +178,11 @@ class Snapshot(Callback):
     def after_epoch(self):
         if self.epoch == self.at:
             learn = self.learn
-            parts = {"model": learn.model.state_dict(), "opt": learn.opt.state_dict(), "rng": torch.get_rng_state()}
+            parts = {
+                "model": learn.model.state_dict(),
+                "opt": learn.opt.state_dict(),
+                "rng": torch.get_rng_state(),
+            }
             vars(self)["kept"] = copy.deepcopy(parts)
             self.kept["average"] = next(cb for cb in learn.cbs if isinstance(cb, EMA | SWA)).state_dict()
 
@@ -234,7 +238,9 @@ def test_groups_hold_every_trained_weight_once_in_the_order_of_modalities(make):
     encoders = list(learn.model.encoders.values())
     for group, encoder in zip(groups[:-1], encoders, strict=True):
         assert {id(w) for w in group} <= {id(w) for w in encoder.parameters()}
-    assert {id(w) for w in groups[-1]} == {id(w) for part in (learn.model.fusion, learn.model.head) for w in part.parameters()}
+    assert {id(w) for w in groups[-1]} == {
+        id(w) for part in (learn.model.fusion, learn.model.head) for w in part.parameters()
+    }
 
 
 def test_each_group_is_stepped_with_its_own_rate(make):
@@ -256,9 +262,15 @@ def test_freeze_and_fine_tune_work_by_modality_as_fastai_users_know_them(make):
     learn.create_opt()
     learn.freeze()
     fit(learn, 1)
-    assert torch.equal(before[0], state(learn.model.encoders)) and not torch.equal(before[1], state(learn.model.head))
+    assert torch.equal(before[0], state(learn.model.encoders)) and not torch.equal(
+        before[1], state(learn.model.head)
+    )
     learn.freeze_to(2)
-    assert [any(w.requires_grad for w in e.parameters()) for e in learn.model.encoders.values()] == [False, False, True]
+    assert [any(w.requires_grad for w in e.parameters()) for e in learn.model.encoders.values()] == [
+        False,
+        False,
+        True,
+    ]
     with learn.no_logging():
         learn.fine_tune(1)
     assert not torch.equal(before[0], state(learn.model.encoders))
@@ -292,7 +304,13 @@ def test_encoders_thaw_after_some_epochs_and_what_was_frozen_before_stays_frozen
     learn = make(Freeze(["snps"], epochs=1))
     learn.model.encoders["snps"].linear.weight.requires_grad_(False)
     states = []
-    learn.add_cb(type("Keep", (Callback,), {"after_train": lambda self: states.append(state(self.learn.model.encoders["snps"]))})())
+    learn.add_cb(
+        type(
+            "Keep",
+            (Callback,),
+            {"after_train": lambda self: states.append(state(self.learn.model.encoders["snps"]))},
+        )()
+    )
     start = state(learn.model.encoders["snps"])
     fit(learn, 2)
     assert torch.equal(start, states[0]) and not torch.equal(start, states[1])
@@ -303,9 +321,13 @@ def test_encoders_thaw_after_some_epochs_and_what_was_frozen_before_stays_frozen
 
 def test_the_coefficients_are_those_of_the_paper():
     # Peng et al. 2022, eq. 10: k = 1 - tanh(alpha * rho) for rho > 1. By hand: rho = 0.6 / 0.3 = 2, tanh(0.2) = 0.19738
-    torch.testing.assert_close(modulation(torch.tensor([0.3, 0.6]), 0.1), torch.tensor([1.0, 0.80262]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        modulation(torch.tensor([0.3, 0.6]), 0.1), torch.tensor([1.0, 0.80262]), atol=1e-5, rtol=0
+    )
     # three modalities: 0.9 against the mean of 0.3 and 0.6 is 2, 0.6 against 0.6 is 1 and not more
-    torch.testing.assert_close(modulation(torch.tensor([0.9, 0.3, 0.6]), 0.1), torch.tensor([0.80262, 1.0, 1.0]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        modulation(torch.tensor([0.9, 0.3, 0.6]), 0.1), torch.tensor([0.80262, 1.0, 1.0]), atol=1e-5, rtol=0
+    )
     nobody = torch.tensor([0.6, torch.nan, 0.3])
     torch.testing.assert_close(modulation(nobody, 0.1), torch.tensor([0.80262, 1.0, 1.0]), atol=1e-5, rtol=0)
     alone = torch.tensor([0.6, torch.nan])
@@ -320,7 +342,9 @@ class Gradients(Callback):
     def before_step(self):
         if not hasattr(type(self), "_") and "grads" not in vars(self):
             model = self.learn.model
-            vars(self)["grads"] = {n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None}
+            vars(self)["grads"] = {
+                n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None
+            }
             vars(self)["batch"] = (self.learn.xb[0], self.learn.yb[0])
             vars(self)["model"] = copy.deepcopy(model)
 
@@ -341,7 +365,10 @@ def paper_scores(model, x, y):
 def test_gradients_are_multiplied_by_the_papers_formula_and_no_others(make):
     kind = BinaryOutcome(field=30750, above=36)
     plain, slowed = Gradients(), Gradients()
-    models = [make(cb, *extra, kind=kind) for cb, extra in ((plain, []), (slowed, [GradientModulation(0.4, noise=False)]))]
+    models = [
+        make(cb, *extra, kind=kind)
+        for cb, extra in ((plain, []), (slowed, [GradientModulation(0.4, noise=False)]))
+    ]
     for learn in models:
         with torch.no_grad():  # else every modality predicts the same constant
             learn.model.head.net[-1].weight.normal_(generator=torch.Generator().manual_seed(0))
@@ -371,7 +398,9 @@ def test_noise_has_the_size_of_the_gradients_and_comes_again_with_the_seed(make)
 
 def test_modulation_leaves_the_generator_and_a_single_modality_alone(make):
     plain, modulated = fit(make(), 1), fit(make(GradientModulation(1e-9, noise=False)), 1)
-    torch.testing.assert_close(state(plain.model), state(modulated.model), rtol=0, atol=1e-6)  # the same dropout
+    torch.testing.assert_close(
+        state(plain.model), state(modulated.model), rtol=0, atol=1e-6
+    )  # the same dropout
     learn = make(GradientModulation())
     for name in ("blood", "snps"):
         del learn.model.encoders[name]
@@ -439,7 +468,13 @@ def test_no_batch_is_larger_than_the_limit_or_the_training_rows(make):
     assert find_batch_size(make(), limit=64) == 64
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
 def test_short_memory_of_a_processor_is_known_as_such(make, error):
     learn = make()
     short_above(learn, 50, error)
@@ -542,7 +577,10 @@ class Greedy(nn.Module):
 
 
 @pytest.mark.parametrize("amp", ["no", "bf16"])
-@pytest.mark.parametrize("where", ["encoder 'phenotype'", "encoder 'blood'", "the backward pass", "the step of the optimizer", "the loss"])
+@pytest.mark.parametrize(
+    "where",
+    ["encoder 'phenotype'", "encoder 'blood'", "the backward pass", "the step of the optimizer", "the loss"],
+)
 def test_an_error_of_memory_says_where_and_what_to_change(make, where, amp):
     learn = make(ExplainMemory(), amp=amp)
     plant(learn, where)

@@ -129,7 +129,13 @@ def test_unknown_trackers_and_absent_packages_are_errors_with_a_remedy(monkeypat
 
 
 def test_settings_become_one_level_without_paths():
-    nested = {"a": {"b": {"c": 1}, "file": "/home/somebody/x"}, "kind": "gated", "on": True, "no": None, "many": (1, "x")}
+    nested = {
+        "a": {"b": {"c": 1}, "file": "/home/somebody/x"},
+        "kind": "gated",
+        "on": True,
+        "no": None,
+        "many": (1, "x"),
+    }
     assert flat_settings(nested) == {"a.b.c": 1, "kind": "gated", "on": True, "many": '[1, "x"]'}
 
 
@@ -145,7 +151,9 @@ def watched(make, name, tmp_path):
 
 def machine_in(folder) -> list[str]:
     "What of this machine stands in any file of a folder: its name, or the folder's own path."
-    words = [str(folder).encode(), b"/secret/place"] + ([socket.gethostname().encode()] if len(socket.gethostname()) > 3 else [])
+    words = [str(folder).encode(), b"/secret/place"] + (
+        [socket.gethostname().encode()] if len(socket.gethostname()) > 3 else []
+    )
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     return [path.name for path in files for word in words if word in path.read_bytes()]
 
@@ -169,7 +177,9 @@ def test_mlflow_holds_what_the_recorder_has(make, tmp_path, monkeypatch):
     values = watched(make, "mlflow", tmp_path)
     with sqlite3.connect(tmp_path / "mlflow.db") as base:
         for i, name in enumerate(["train_loss", "valid_loss", "pearson_r"]):
-            found = base.execute("select step, value from metrics where key = ? order by step", [name]).fetchall()
+            found = base.execute(
+                "select step, value from metrics where key = ? order by step", [name]
+            ).fetchall()
             assert [step for step, _ in found] == [0, 1, 2]
             assert [value for _, value in found] == pytest.approx([row[i] for row in values])
         params = dict(base.execute("select key, value from params").fetchall())
@@ -225,7 +235,10 @@ def test_speed_counts_what_passes_between_batches_as_waiting(make, monkeypatch):
     monkeypatch.setattr(type(reader), "__getitem__", slow)
     learn.add_cb(Work())
     fit(learn, 2)
-    assert speed.epochs == [pytest.approx({"samples_per_s": 200 / 20, "waiting": 0.25})] * 2 or torch.cuda.is_available()
+    assert (
+        speed.epochs == [pytest.approx({"samples_per_s": 200 / 20, "waiting": 0.25})] * 2
+        or torch.cuda.is_available()
+    )
     assert fit(learn, 1) and len(speed.epochs) == 1  # a new fit, a new list
 
 
@@ -247,6 +260,7 @@ def test_a_log_has_a_line_for_each_epoch_and_none_for_each_batch(make, capsys):
         f"epoch {i + 1} of 3: train_loss {row['train_loss']:.4g}, valid_loss {row['valid_loss']:.4g}, pearson_r {row['pearson_r']:.4g}"
         for i, row in enumerate(rows)
     ]
+
 
 def test_a_log_tells_how_much_is_left(make, capsys):
     said = lines(capsys, make(TextProgress(every=0.0)), 2)
@@ -272,7 +286,9 @@ def test_progress_and_history_write_side_by_side(make, tmp_path, capsys):
 def test_the_curve_draws_what_was_recorded_and_is_replaced_whole(make, tmp_path):
     path = tmp_path / "curve.png"
     sizes = []
-    after = type("After", (Callback,), {"order": 80, "after_epoch": lambda self: sizes.append(path.stat().st_size)})
+    after = type(
+        "After", (Callback,), {"order": 80, "after_epoch": lambda self: sizes.append(path.stat().st_size)}
+    )
     learn = fit(make(LearningCurve(path), after(), patience=9), 3)
     assert len(set(sizes)) == 3 and [p.name for p in tmp_path.glob("*curve*")] == ["curve.png"]
     axis = plot_learning(epoch_rows(learn), learn.best_weights.losses[0])
@@ -310,7 +326,9 @@ def plant(learn, where):
     elif where.startswith("the input"):
         block = learn.dls.train.blocks[where.split("'")[1]]
         transform = block.transform
-        block.transform = lambda raw: tuple(part * torch.inf if part.is_floating_point() else part for part in transform(raw))
+        block.transform = lambda raw: tuple(
+            part * torch.inf if part.is_floating_point() else part for part in transform(raw)
+        )
     else:
         loss = learn.loss_func
         learn.loss_func = lambda *args: loss(*args) * torch.nan
@@ -350,7 +368,10 @@ def test_a_planted_nan_stops_the_fit_and_is_named(make, tmp_path, culprit, amp):
     with pytest.raises(DivergenceError) as raised:
         fit(learn, 4)
     text = str(raised.value)
-    assert f"epoch 2, batch 4: {'a gradient is not finite' if 'gradient' in culprit else 'the loss is nan'}" in text
+    assert (
+        f"epoch 2, batch 4: {'a gradient is not finite' if 'gradient' in culprit else 'the loss is nan'}"
+        in text
+    )
     assert f"not so first in {culprit};" in text and "Lower the learning rate" in text
     kept = json.loads((tmp_path / "run" / "stopped_batch.json").read_text())
     assert kept["rows"] == planted.rows and (kept["epoch"], kept["batch"], kept["first"]) == (2, 4, culprit)
@@ -364,7 +385,9 @@ def test_an_infinite_input_is_named_and_a_missing_one_is_not(make, tmp_path):
     plant(learn, "the input of modality 'blood'")
     with pytest.raises(DivergenceError, match="not so first in the input of modality 'blood'"):
         fit(learn, 1)
-    assert any(part.isnan().any() for x, _ in make().dls.train for part in x["blood"])  # missing values are there
+    assert any(
+        part.isnan().any() for x, _ in make().dls.train for part in x["blood"]
+    )  # missing values are there
 
 
 def test_a_nan_while_validating_does_not_stop_training(make, tmp_path):
@@ -426,7 +449,9 @@ def test_losses_so_far_are_kept_by_a_checkpoint_and_forgotten_by_a_new_fit(make,
 def test_watching_changes_no_number(make, tmp_path):
     plain = fit(make())
     seen = fit(make(StopOnNaN(tmp_path), Speed(), TextProgress(), LearningCurve(tmp_path / "x.svg"), Keep()))
-    assert all(torch.equal(a, b) for a, b in zip(plain.model.parameters(), seen.model.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(plain.model.parameters(), seen.model.parameters(), strict=True)
+    )
     assert plain.recorder.values == seen.recorder.values
 
 
@@ -435,4 +460,6 @@ def test_norms_by_part_add_up_to_the_norm_of_all(make):
     x, y = learn.dls.one_batch()
     (learn.model(x) - y).square().mean().backward()
     total = torch.nn.utils.clip_grad_norm_(learn.model.parameters(), 1e9)
-    assert sum(norm**2 for norm in norm_by_part(learn.model).values()) ** 0.5 == pytest.approx(float(total), rel=1e-5)
+    assert sum(norm**2 for norm in norm_by_part(learn.model).values()) ** 0.5 == pytest.approx(
+        float(total), rel=1e-5
+    )

@@ -406,7 +406,7 @@ def test_encoders_may_give_tokens(kind):
     torch.manual_seed(0)
     encoders = {"visits": Tokens(), "table": ENCODERS["tabular_mlp"](2, [], 16)}
     fusion = FUSIONS[kind](2, FusionSettings(kind=kind, dim=16), [3, 1])
-    model = MultiModalModel(encoders, fusion, nn.Linear(16, 1)).eval()
+    model = MultiModalModel(encoders, fusion, Head(16)).eval()
     table = (torch.randn(6, 2), torch.zeros(6, 0, dtype=torch.long))
     x = {
         "visits": torch.randn(6, 3, 3),

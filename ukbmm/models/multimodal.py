@@ -24,6 +24,7 @@ from ..data.blocks import Block
 from .fusion import EachLinear, Fusion, FusionSettings
 from .heads import Head
 from .layers import ENCODERS, FUSIONS, mlp
+from .losses import Loss
 from .ridge import LinearModel
 
 # %% auto #0
@@ -38,7 +39,7 @@ class MultiModalModel(nn.Module):
         self,
         encoders: Mapping[str, nn.Module],  # By modality, in the order of present
         fusion: nn.Module,  # From [batch, token, dim] and present to [batch, dim]
-        head: nn.Module,  # From [batch, dim] to [batch, class]
+        head: nn.Module,  # From [batch, dim], and the linear part [batch, class], to [batch, class]
         single: nn.Module | None = None,  # Auxiliary heads, used while training; None has none
     ):
         super().__init__()
@@ -64,7 +65,7 @@ class MultiModalModel(nn.Module):
         z = torch.cat([part if part.ndim == 3 else part.unsqueeze(1) for part in parts], dim=1)
         if self.single is not None and self.training:
             self.answers = self._single(z, present, additive)
-        return self.head(self.fusion(z, present)) + additive.sum(dim=1)
+        return self.head(self.fusion(z, present), additive.sum(dim=1))
 
 # %% ../../nbs/models/48_multimodal.ipynb #cf7bd343
 @patch
@@ -114,10 +115,11 @@ def build_encoder(
 def build_head(
     fusion: nn.Module,  # What comes before
     settings: ModelSettings,
-    n_outputs: int = 1,  # Raw outputs
+    loss: Loss | None = None,  # Decides how many raw outputs there are, and is kept; None gives one
 ) -> Head:
     "Make the head: a small perceptron, or a linear map where the fusion must not be mixed."
-    head = Head(settings.fusion.dim, n_outputs, settings.hidden, settings.dropout)
+    n_outputs = 1 if loss is None else loss.n_outputs
+    head = Head(settings.fusion.dim, n_outputs, settings.hidden, settings.dropout, loss)
     if getattr(fusion, "linear_head", False):
         head.net = mlp([settings.fusion.dim, n_outputs], last_zero=True)
     return head
@@ -128,17 +130,17 @@ def build_model(
     settings: ModelSettings | None = None,  # None takes the defaults
     encoders: Mapping[str, Any] | None = None,  # Settings of encoders by modality; None takes the defaults
     seed: int = 0,  # Decides how weights start
-    n_outputs: int = 1,  # Raw outputs: `n_outputs` of the loss
+    loss: Loss | None = None,  # What it will be trained with; None gives one raw output
 ) -> MultiModalModel:
     "Make a network for some blocks."
     settings, encoders = settings or ModelSettings(), encoders or {}
     seed_everything(seed, "weights")
-    dim = settings.fusion.dim
+    dim, n_outputs = settings.fusion.dim, 1 if loss is None else loss.n_outputs
     parts = {name: build_encoder(block, dim, encoders.get(name), n_outputs) for name, block in blocks.items()}
     tokens = [part.n_tokens for part in parts.values()]
     fusion = FUSIONS[settings.fusion.kind](len(parts), settings.fusion, tokens)
     single = SingleHeads(fusion, n_outputs) if settings.fusion.auxiliary else None
-    return MultiModalModel(parts, fusion, build_head(fusion, settings, n_outputs), single)
+    return MultiModalModel(parts, fusion, build_head(fusion, settings, loss), single)
 
 # %% ../../nbs/models/48_multimodal.ipynb #7276e144
 @patch

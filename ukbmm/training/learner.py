@@ -24,6 +24,7 @@ from ..core import UkbmmError, write_text
 from ..data.loaders import MultiModalDataLoaders, MultiModalLoader
 from ..evaluation.metrics import METRICS, metrics_for
 from ..models.heads import loss_for
+from ..models.losses import Loss
 from ..models.multimodal import ModelSettings, build_model
 from ..models.ridge import LinearModel
 from ukbmm.training.callbacks import (
@@ -37,6 +38,7 @@ from ukbmm.training.callbacks import (
     SeedFit,
     Strict,
 )
+from .modalities import modality_callbacks
 
 # %% auto #0
 __all__ = ['TrainSettings', 'check_device', 'PooledMetric', 'FusionLearner', 'History', 'fusion_learner', 'predict_rows']
@@ -98,9 +100,9 @@ class PooledMetric(Metric):
     def __init__(
         self,
         name: str,  # Name of a metric, such as "pearson_r"
-        activation: Any,  # From raw outputs to predictions
+        loss: Loss,  # Knows what raw outputs stand for
     ):
-        self.metric, self.activation = METRICS[name], activation
+        self.metric, self.loss = METRICS[name], loss
 
     @property
     def name(self) -> str:
@@ -117,7 +119,8 @@ class PooledMetric(Metric):
 
     def accumulate(self, learn: Learner) -> None:
         "Take a batch's predictions."
-        self.outputs.append(self.activation(learn.pred).detach().float().cpu())
+        answer = self.loss.score(self.loss.activation(learn.pred.detach()))
+        self.outputs.append(answer.float().cpu())
         self.targets.append(learn.yb[0].detach().float().cpu())
 
     @property
@@ -125,8 +128,8 @@ class PooledMetric(Metric):
         "The metric of everything taken."
         if not self.outputs:
             return None
-        target, output = torch.cat(self.targets)[:, 0], torch.cat(self.outputs)[:, 0]
-        return self.metric(target.numpy(), output.numpy())
+        target, output = (torch.cat(parts).squeeze(1).numpy() for parts in (self.targets, self.outputs))
+        return self.metric(target, output)
 
 # %% ../../nbs/training/61_learner.ipynb #e2279486
 class FusionLearner(Learner):
@@ -206,13 +209,13 @@ def fusion_learner(
     path: str | Path = ".",  # Where fastai saves models
 ) -> FusionLearner:
     "Make a fastai learner that trains a fusion network."
-    kind = dls.outcome.outcome.kind
+    settings, loss = settings or ModelSettings(), loss_for(dls.outcome)
     if model is None:
-        model = build_model(dls.blocks, settings, encoders, seed)
+        model = build_model(dls.blocks, settings, encoders, seed, loss)
+        model.head.start_at(loss.start(dls.outcome.batch(torch.from_numpy(dls.train.rows))))
     if linear is not None:
         model.start_from(linear)
-    loss = loss_for(kind)
-    callbacks = [SeedFit(seed)]
+    callbacks = [SeedFit(seed), *modality_callbacks(settings.fusion, seed)]
     callbacks += [BestWeights(patience)] if patience is not None else []
     callbacks += [MixedPrecision(amp)] if amp != "no" else []
     callbacks += [Accumulate(accumulate)] if accumulate > 1 else []
@@ -221,14 +224,14 @@ def fusion_learner(
     callbacks += [Compile()] if compile else []
     callbacks += [History(history)] if history is not None else []
     callbacks += [] if cbs is None else cbs if isinstance(cbs, list | tuple) else [cbs]
-    metric = PooledMetric(metrics_for(kind)[0].name, loss.activation)
+    metrics = [PooledMetric(metric.name, loss) for metric in metrics_for(dls.outcome.outcome.kind)[:1]]
     return FusionLearner(
         dls,
         model.to(dls.device),
         loss_func=loss,
         lr=lr,
         wd=wd,
-        metrics=[metric],
+        metrics=metrics,
         cbs=callbacks,
         path=Path(path),
     )

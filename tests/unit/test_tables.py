@@ -74,7 +74,11 @@ INPUTS = 3 * wave(4, 2, seed=5)
 # Made by the authors' packages (rtdl_num_embeddings 0.0.12, rtdl_revisiting_models 0.0.2, tabm 0.0.3) from the weights of
 # `wave`; where the packages are installed the tests below make them anew.
 GOLDEN = {
-    "piecewise": [0.0384, 0.3186, -0.7405, 0.7706, 3.5011, -1.4121, 1.3122, 2.0463],
+    "piecewise": [-0.4176, -0.4179, 0.5253, -0.7279, 0.2781, 0.6562, 0.8225, 2.5867],
+    "periodic": [0.0, 0.524, 0.2675, 0.0, 0.0, 1.0365, 0.0, 0.672],
+    "resnet": [-1.2553, 0.5337, 0.4581, -1.1464, 0.4156, 0.5179, -1.2284, 0.4932],
+    "tabm": [0.0977, 0.0686, -0.1153, 0.0776, 0.0764, -0.0973, 0.0932, 0.0715],
+    "transformer": [-1.2388, -1.6542, 0.1226, -1.2399, -1.6576, 0.1203, -1.2059, -1.5964],
 }
 
 

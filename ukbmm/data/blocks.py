@@ -518,11 +518,13 @@ EDGE_PEOPLE = 10  # Training rows that lie at or beyond an outermost edge
 
 def _edges(values: np.ndarray, n_parts: int) -> np.ndarray:  # float64 [part + 1]
     "Quantiles of the known values; 0 where there are none."
-    known = values[~np.isnan(values)]
+    known = np.sort(values)[: np.count_nonzero(~np.isnan(values))]  # the missing are sorted last
     if not len(known):
         return np.zeros(n_parts + 1)
     tail = min(EDGE_PEOPLE / len(known), 0.5 / n_parts)
-    return np.quantile(known, np.clip(np.linspace(0, 1, n_parts + 1), tail, 1 - tail))
+    place = np.clip(np.linspace(0, 1, n_parts + 1), tail, 1 - tail) * (len(known) - 1)
+    low = place.astype(np.int64)  # NumPy's own quantile takes ten times as long
+    return known[low] + (place - low) * (known[np.minimum(low + 1, len(known) - 1)] - known[low])
 
 
 @patch

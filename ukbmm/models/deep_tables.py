@@ -193,7 +193,7 @@ class TableTokens(nn.Module):
             lacks = missing[:, :q].unsqueeze(-1) > 0
             tokens.append(torch.where(lacks, self.missing, self.numbers(filled[:, :q])))
         tokens.append(self.levels[levels + self.offsets] + self.codes)
-        tokens.append(self.choices.expand(len(filled), -1, -1))
+        tokens.append(self.choices.expand(filled.shape[0], -1, -1))
         joined = torch.cat([part.float() for part in tokens], dim=1)
         said = filled[:, q:, None] * self.yes + missing[:, q:, None] * self.unknown
         return joined.index_add(1, self.place, said.to(joined.dtype))
@@ -290,7 +290,7 @@ class FTTransformer(TableEncoder):
     def represent(self, filled: Tensor, missing: Tensor, levels: Tensor, additive: Tensor) -> Tensor:
         "Let the summary tokens look at the inputs; the score is added."
         x = self.embed(filled, missing, levels)
-        x = torch.cat([self.summary.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+        x = torch.cat([self.summary.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
         for layer in self.layers[:-1]:
             x = layer(x)
         out = self.out(self.layers[-1](x, self.n_tokens)) + self.from_score(additive).unsqueeze(1)

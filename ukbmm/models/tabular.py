@@ -243,7 +243,7 @@ def additive(self: TableEncoder, x: tuple[Tensor, Tensor]) -> Tensor:  # [batch,
     "The linear part of the prediction."
     numbers, levels = x
     filled = torch.cat([numbers.nan_to_num(0.0), numbers.isnan().to(numbers.dtype)], dim=1)
-    filled = filled if self.n_numbers else filled.new_zeros(len(filled), 1)
+    filled = filled if self.n_numbers else filled.new_zeros(filled.shape[0], 1)
     return self.linear(filled) + self.level_scores(levels + self.offsets).sum(dim=1)
 
 

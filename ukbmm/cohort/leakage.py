@@ -20,7 +20,7 @@ from ..core import LeakageError
 from ..disclosure import show_count
 
 # %% auto #0
-__all__ = ['ALWAYS_KNOWN', 'AT_RECRUITMENT', 'COPY_CORRELATION', 'COPY_ROWS', 'Finding', 'audit', 'refuse_leaks']
+__all__ = ['ALWAYS_KNOWN', 'AT_RECRUITMENT', 'VISIT_DATE', 'COPY_CORRELATION', 'COPY_ROWS', 'Finding', 'audit', 'refuse_leaks']
 
 # %% ../../nbs/cohort/23_leakage.ipynb #a159e64a
 class Finding(NamedTuple):
@@ -86,6 +86,9 @@ AT_RECRUITMENT = {
     21022,
     22189,
 }  # age and deprivation "at recruitment"; no visit number, but known by visit 0
+VISIT_DATE = (
+    53  # Modalities that look back from a visit, such as health records, name its date among their columns
+)
 
 
 def _outcome(cohort: Cohort, inputs: list[str]) -> Finding:
@@ -103,7 +106,7 @@ def _outcome(cohort: Cohort, inputs: list[str]) -> Finding:
 def _when(biobank: Biobank, name: str, visit: int) -> str:
     "When an input was known: ok, later, or look."
     column, field = parse_name(name)[0], biobank.field(name)
-    if field.value_type in ("date", "time"):
+    if field.value_type in ("date", "time") and column.field_id != VISIT_DATE:
         return "look"
     if field.instance_id == 2:
         return "later" if (column.instance or 0) > visit else "ok"

@@ -517,7 +517,7 @@ def multi_hot(
 ) -> Tensor:  # float32 [batch, token - 2]: 1 where a participant has it, from token 2 on
     "Say which codes and groups a participant has."
     every = paths[tokens].flatten(1)
-    hot = torch.zeros(len(tokens), len(paths), device=tokens.device)
+    hot = torch.zeros(tokens.shape[0], paths.shape[0], device=tokens.device)
     return hot.scatter(1, every, 1.0)[:, OTHER:]
 
 

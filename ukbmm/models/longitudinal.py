@@ -129,7 +129,7 @@ class GRUDEncoder(_Visits):
     ) -> Tensor:  # [batch, dim]
         "Go through the visits; the additive score is one of the inputs."
         value, mask, elapsed, years = x
-        state, last = value.new_zeros(len(value), self.width), torch.zeros_like(value[:, 0])
+        state, last = value.new_zeros(value.shape[0], self.width), torch.zeros_like(value[:, 0])
         for step in range(value.shape[1]):
             now, known = value[:, step], mask[:, step]
             new = self.cell(now, known, elapsed[:, step], last, state)
@@ -253,7 +253,7 @@ class VisitTransformer(_Visits):
         value, mask, _, years = x
         came = ~years.isnan()
         steps = self.values(torch.cat([value, mask], dim=2)) + self.time(years.nan_to_num(0.0).unsqueeze(-1))
-        z = torch.cat([self.summary.to(steps.dtype).expand(len(value), 1, -1), steps], dim=1)
+        z = torch.cat([self.summary.to(steps.dtype).expand(value.shape[0], 1, -1), steps], dim=1)
         keys = torch.cat([torch.ones_like(came[:, :1]), came], dim=1)
         own = torch.eye(keys.shape[1], dtype=torch.bool, device=keys.device)
         z = self.body(z, (keys[:, None, :] | own)[:, None])
@@ -340,7 +340,7 @@ class EventEncoder(nn.Module):
 
     def additive(self, x: tuple[Tensor, ...]) -> Tensor:  # [batch, class]
         "The linear part of the prediction: which codes and groups a participant has."
-        return self.linear(multi_hot(x[0], self.embed.paths))
+        return self.linear(multi_hot(x[0], self.embed.paths).to(self.linear.weight.dtype))
 
 # %% ../../nbs/models/44_longitudinal.ipynb #05f911f2
 @patch

@@ -27,14 +27,20 @@ concordance = METRICS["concordance"]
 
 @pytest.fixture(scope="module")
 def flchain() -> tuple[pd.DataFrame, np.ndarray]:
-    datasets = pytest.importorskip("sksurv.datasets", reason="scikit-survival, which has the data, is not installed")
+    datasets = pytest.importorskip(
+        "sksurv.datasets", reason="scikit-survival, which has the data, is not installed"
+    )
     table, died = datasets.load_flchain()
-    table = table.assign(sex=(table["sex"] == "F") * 1, mgus=(table["mgus"] == "yes") * 1)  # not `chapter`, the cause of death
+    table = table.assign(
+        sex=(table["sex"] == "F") * 1, mgus=(table["mgus"] == "yes") * 1
+    )  # not `chapter`, the cause of death
     days = np.maximum(died["futime"], 0.5)  # who died on the first day
     return table[[*NUMBERS, "sex", "mgus"]].astype(float), np.stack([days / 365.25, died["death"]], axis=1)
 
 
-def cox_regression(table: pd.DataFrame, target: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+def cox_regression(
+    table: pd.DataFrame, target: np.ndarray, train: np.ndarray, test: np.ndarray
+) -> np.ndarray:
     "The risk of scikit-survival's Cox regression."
     from sksurv.linear_model import CoxPHSurvivalAnalysis
 
@@ -44,10 +50,14 @@ def cox_regression(table: pd.DataFrame, target: np.ndarray, train: np.ndarray, t
     return CoxPHSurvivalAnalysis(ties="efron").fit(x.iloc[train], y[train]).predict(x.iloc[test])
 
 
-def network(biobank, target: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int, loss: str | None) -> tuple:
+def network(
+    biobank, target: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int, loss: str | None
+) -> tuple:
     "The network's risk at 5 and 10 years, trained on four fifths of the training rows and stopped on the rest."
     never = np.full(len(target), np.datetime64("NaT"))
-    outcome = Outcome("survival", "death", "death", "years", "p1", target, never, horizons=(5.0, 10.0), ends=never)
+    outcome = Outcome(
+        "survival", "death", "death", "years", "p1", target, never, horizons=(5.0, 10.0), ends=never
+    )
     order = rng_for(seed, "inner").permutation(train)
     valid, fit = np.split(order, [len(order) // 5])
     blocks = (PhenotypeBlock(list(range(1, 8))), OutcomeBlock(outcome))
@@ -77,8 +87,13 @@ def compared(flchain, repository) -> pd.DataFrame:
 
     table, target = flchain
     kinds = ["continuous"] * len(NUMBERS) + ["integer", "integer"]
-    fields = {f"p{i}": Field(i, name, kind) for i, (name, kind) in enumerate(zip(table, kinds, strict=True), 1)}
-    biobank = MemoryBiobank({f"p{i}": pl.Series(table[name].to_numpy(), nan_to_null=True) for i, name in enumerate(table, 1)}, fields)
+    fields = {
+        f"p{i}": Field(i, name, kind) for i, (name, kind) in enumerate(zip(table, kinds, strict=True), 1)
+    }
+    biobank = MemoryBiobank(
+        {f"p{i}": pl.Series(table[name].to_numpy(), nan_to_null=True) for i, name in enumerate(table, 1)},
+        fields,
+    )
     fold, rows = rng_for(0, "flchain").permutation(len(target)) % FOLDS, np.arange(len(target))
     found = []
     for k in range(FOLDS):

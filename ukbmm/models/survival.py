@@ -74,8 +74,10 @@ def cox_terms(
     time: Tensor,  # [batch]
     event: Tensor,  # bool [batch]
     ties: str = "efron",  # "efron" or "breslow"
-) -> Tensor:  # [batch]: negative log-likelihood of each one's event; 0 without one
-    "Compute the terms of Cox's partial likelihood in O(n log n)."
+) -> tuple[
+    Tensor, Tensor
+]:  # [batch]: negative log-likelihood of each one's event, 0 without one; and whose it is
+    "Compute the terms of Cox's partial likelihood in O(n log n), from the longest time to the shortest."
     order = time.sort(descending=True, stable=True).indices
     risk, event = risk.index_select(0, order), event.index_select(0, order)
     group, size = _groups(time.index_select(0, order))
@@ -83,8 +85,7 @@ def cox_terms(
     terms = risk.logcumsumexp(0).index_select(0, last) - risk
     if ties == "efron":
         terms = terms + _already_gone(-terms, event, group)
-    terms = torch.where(event, terms, torch.zeros_like(terms))
-    return torch.zeros_like(terms).scatter(0, order, terms)
+    return torch.where(event, terms, torch.zeros_like(terms)), order
 
 # %% ../../nbs/models/46a_survival.ipynb #5e6a424f
 @LOSSES.register("survival")
@@ -116,9 +117,9 @@ class CoxLoss(SurvivalLoss):
         "The reduced loss; who is not known comes after everybody and is at risk of nothing."
         time = torch.where(known[:, 0], target[:, 0], torch.full_like(target[:, 0], -torch.inf))
         event = known[:, 0] & (target[:, 1] > 0)
-        terms = cox_terms(output[:, 0], time, event, self.ties)
+        terms, order = cox_terms(output[:, 0], time, event, self.ties)
         if reduction == "none":
-            return terms[:, None]
+            return torch.zeros_like(terms).scatter(0, order, terms)[:, None]
         return terms.sum() if reduction == "sum" else terms.sum() / event.sum().clamp(min=1)
 
     def activation(self, output: Tensor) -> Tensor:  # [batch, horizon]

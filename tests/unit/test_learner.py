@@ -1,0 +1,244 @@
+"""The learner as a fastai user knows it, and the techniques that change a step: against what was computed otherwise."""
+
+import pickle
+import warnings
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from fastai.callback.core import Callback
+from fastai.learner import load_learner
+from torch import nn
+
+from ukbmm.cohort.outcomes import RegressionOutcome, read_outcome
+from ukbmm.core import UkbmmError
+from ukbmm.data.blocks import OutcomeBlock, PhenotypeBlock, SNPBlock
+from ukbmm.data.loaders import MultiModalDataBlock
+from ukbmm.models.fusion import FusionSettings
+from ukbmm.models.multimodal import ModelSettings
+from ukbmm.training.learner import FusionLearner, TrainSettings, fusion_learner, predict_rows
+
+SMALL = ModelSettings(fusion=FusionSettings(dim=8), hidden=8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    "Small products are slower on many threads."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def study(biobank):
+    "Function from a batch size to loaders."
+    outcome = read_outcome(biobank, RegressionOutcome(field=30750))
+    rows = np.random.default_rng(0).permutation(np.flatnonzero(outcome.known))
+    recipe = MultiModalDataBlock(
+        (PhenotypeBlock([31, 21003, 21001, 30690, 30760]), SNPBlock(every=2), OutcomeBlock(outcome))
+    )
+
+    def loaders(bs=32, **settings):
+        return recipe.dataloaders(biobank, rows[:225], rows[225:300], bs=bs, seed=3, device="cpu", **settings)
+
+    loaders.test = rows[300:]
+    return loaders
+
+
+def without_dropout(learn):
+    for module in learn.model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return learn
+
+
+def quiet(learn, work):
+    with learn.no_bar(), learn.no_logging():
+        return work(learn)
+
+
+def weights(learn) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in learn.model.parameters()])
+
+
+@pytest.mark.parametrize(("bs", "group", "whole"), [(16, 4, 64), (32, 3, 96), (50, 2, 100)])
+def test_a_step_over_several_batches_is_one_over_a_large_batch(study, bs, group, whole):
+    "225 people: the last group is incomplete, and its last batch is smaller (of 1 person where bs is 16 or 32)."
+    parts = without_dropout(fusion_learner(study(bs), SMALL, seed=1, patience=None, accumulate=group))
+    once = without_dropout(fusion_learner(study(whole), SMALL, seed=1, patience=None))
+    for learn in (parts, once):
+        quiet(learn, lambda learn: learn.fit(2, 3e-3))
+    torch.testing.assert_close(weights(parts), weights(once), atol=2e-5, rtol=1e-4)
+
+
+def test_a_mean_of_batch_means_would_be_another_step(study):
+    class Unweighted(Callback):
+        order = 6
+
+        def before_backward(self):
+            cb = self.learn.accumulate
+            group = min(cb.batches, self.learn.n_iter - self.learn.iter // cb.batches * cb.batches)
+            self.learn.loss_grad = self.learn.loss_grad / cb.share / group
+
+    wrong = fusion_learner(study(32), SMALL, seed=1, patience=None, accumulate=3, cbs=[Unweighted()])
+    once = without_dropout(fusion_learner(study(96), SMALL, seed=1, patience=None))
+    for learn in (without_dropout(wrong), once):
+        quiet(learn, lambda learn: learn.fit(2, 3e-3))
+    assert (weights(wrong) - weights(once)).abs().max() > 1e-4
+
+
+def test_gradients_are_clipped_to_the_norm(study):
+    norms = []
+
+    class Norm(Callback):
+        order = 20
+
+        def before_step(self):
+            grads = [p.grad.flatten() for p in self.learn.model.parameters() if p.grad is not None]
+            norms.append(float(torch.cat(grads).norm()))
+
+    quiet(fusion_learner(study(), SMALL, clip=0.01, patience=None, cbs=[Norm()]), lambda learn: learn.fit(1))
+    assert len(norms) == 8 and max(norms) <= 0.01 * (1 + 1e-4)
+
+
+def test_a_strict_training_names_what_is_not_deterministic(study):
+    class Put(Callback):
+        def after_pred(self):
+            torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2))
+
+    learn = fusion_learner(study(), SMALL, strict=True, patience=None)
+    quiet(learn, lambda learn: learn.fit(1))  # nothing of ours is refused
+    with pytest.raises(UkbmmError, match="operation put_.*deterministic kernel"):
+        quiet(learn.add_cb(Put()), lambda learn: learn.fit(1))
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_compiled_training_comes_to_the_same_and_leaves_the_model_as_it_was(study):
+    compiled, plain = (
+        without_dropout(fusion_learner(study(), SMALL, seed=1, patience=3, compile=compile))
+        for compile in (True, False)
+    )
+    compiled.compile.options["backend"] = "aot_eager"  # traced and differentiated, without a compiler
+    for learn in (compiled, plain):
+        quiet(learn, lambda learn: learn.fit_one_cycle(2, 3e-3))
+    torch.testing.assert_close(weights(compiled), weights(plain), atol=1e-5, rtol=1e-4)
+    assert "forward" not in vars(compiled.model)
+
+
+def test_what_a_fastai_user_expects_works(study, tmp_path):
+    learn = fusion_learner(study(), SMALL, seed=1, patience=3, path=tmp_path)
+    assert isinstance(learn, FusionLearner)
+    quiet(learn, lambda learn: learn.lr_find(num_it=20, show_plot=False))
+    quiet(learn, lambda learn: learn.fine_tune(2, 3e-3, freeze_epochs=1))
+    assert len(learn.recorder.values) == 2 and len(learn.recorder.losses) == 16
+    preds, targets, losses = quiet(learn, lambda learn: learn.get_preds(with_loss=True))
+    torch.testing.assert_close(losses, (preds - targets).square()[:, 0], atol=1e-5, rtol=1e-4)
+    np.testing.assert_allclose(
+        learn.dls.outcome.decode(preds.double().numpy()), predict_rows(learn, learn.dls.valid.rows), rtol=1e-4
+    )
+    quiet(learn, lambda learn: learn.show_results(max_n=5))
+    saved = learn.save("weights")
+    before = weights(learn)
+    quiet(learn, lambda learn: learn.fit(1))
+    assert not torch.equal(weights(learn), before)
+    assert saved.is_file() and torch.equal(weights(learn.load("weights")), before)
+
+
+def test_an_export_predicts_and_holds_nobody(study, tmp_path):
+    dls = study()
+    learn = fusion_learner(dls, SMALL, seed=1, patience=3, history=tmp_path / "h.csv", path=tmp_path)
+    quiet(learn, lambda learn: learn.fit_one_cycle(2, 3e-3))
+    learn.validate()
+    expected = predict_rows(learn, study.test)
+    learn.export("export.pkl")
+    assert torch.equal(torch.from_numpy(expected), torch.from_numpy(predict_rows(learn, study.test)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = load_learner(tmp_path / "export.pkl")
+    counts = {
+        225,
+        75,
+        300,
+        len(dls.outcome._values),
+    }  # of those who were trained on, of those to validate, of all
+    assert sizes(loaded) & counts == set()
+    assert sizes(learn) & counts != set()  # or the search would find nothing at all
+    loaded.dls = dls
+    np.testing.assert_array_equal(predict_rows(loaded, study.test), expected)
+
+
+def sizes(learn) -> set[int]:
+    "Lengths of all tensors, arrays and lists of numbers that a pickle of a learner holds."
+    found = set()
+
+    class Sizes(pickle.Pickler):
+        def reducer_override(self, value):
+            if isinstance(value, torch.Tensor | np.ndarray):
+                found.add(len(value) if value.ndim else 0)
+            return NotImplemented
+
+    class Nowhere:
+        def write(self, data):
+            return len(data)
+
+    learn._end_cleanup()
+    opt, learn.opt = learn.opt, None
+    parts = {k: v for k, v in learn.__getstate__().items() if k not in ("logger",)}
+    for value in parts.values():
+        try:
+            Sizes(Nowhere()).dump(value)
+        except (pickle.PicklingError, AttributeError, TypeError):
+            continue
+    learn.opt = opt
+    return found
+
+
+def test_every_epoch_of_the_history_is_written_once_and_whole(study, tmp_path):
+    class GiveUp(Callback):
+        def after_pred(self):
+            if self.learn.epoch == 2:
+                raise KeyboardInterrupt
+
+    learn = fusion_learner(study(), SMALL, history=tmp_path / "h.csv", cbs=[GiveUp()])
+    with pytest.raises(KeyboardInterrupt):
+        quiet(learn, lambda learn: learn.fit(4))
+    assert pl.read_csv(tmp_path / "h.csv")["epoch"].to_list() == [0, 1]
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_settings_of_training_have_their_limits():
+    assert TrainSettings(accumulate=4, clip=1.0, strict=True, compile=True, checkpoint=100).clip == 1.0
+    for wrong in ({"accumulate": 0}, {"clip": 0.0}, {"checkpoint": 0}):
+        with pytest.raises(ValueError, match="greater than"):
+            TrainSettings(**wrong)
+
+
+def test_a_callback_surrounds_a_fit_and_no_validation(study):
+    import contextlib
+
+    seen = []
+
+    class Around(Callback):
+        @contextlib.contextmanager
+        def around_fit(self):
+            seen.append("in")
+            try:
+                yield
+            finally:
+                seen.append("out")
+
+        def after_pred(self):
+            if "fail" in seen:
+                raise KeyboardInterrupt
+
+    learn = fusion_learner(study(), SMALL, patience=None, cbs=[Around()])
+    quiet(learn, lambda learn: learn.validate())
+    assert seen == []
+    quiet(learn, lambda learn: learn.fit(1))
+    assert seen == ["in", "out"]
+    seen.append("fail")
+    with pytest.raises(KeyboardInterrupt):
+        quiet(learn, lambda learn: learn.fit(1))
+    assert seen == ["in", "out", "fail", "in", "out"]

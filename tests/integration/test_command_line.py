@@ -135,7 +135,7 @@ def negative(lines):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (duplicate, ["ukb40000.csv", "1 repeated", "line 122"]),
+        (duplicate, ["ukb40000.csv", "<5 repeated", "line 122"]),
         (ragged, ["ukb40000.csv, line 6"]),
         (text_in_a_number, ["ukb40000.csv", "line 8", "21001"]),
         (negative, ["ukb40000.csv", "--drop-negative-eids"]),

@@ -217,7 +217,7 @@ BAD = {
     "no such day": (DEATHS + "1000008,0,31/02/2004\n", "line 4: expected dates written dd/mm/yyyy as elsewhere in the file, found <5 that are none"),
     "a month first": (DEATHS + "1000008,0,12/31/2004\n", "line 4"),
     "a year of two digits": (DEATHS + "1000008,0,01/02/04\n", "column date_of_death, line 4"),
-    "a time": (DEATHS.replace("31/01/2001", "2001-01-31 00:00:00"), "column date_of_death, line 2"),
+    "a time": (DEATHS.replace("31/01/2001", "2001-01-31 10:30:00"), "column date_of_death, line 2"),
     "a word": (DEATHS.replace("1000005,0", "1000005,first"), "column ins_index, line 3: expected whole numbers, found <5 values"),
     "a short line": (DEATHS + "1000008,0\n", "line 4: expected 3 fields, as in the header, found 2"),
     "a blank line": (DEATHS + "\n1000008,0,01/02/2004\n", "line 4"),

@@ -135,7 +135,10 @@ def field(
     column: str,  # Canonical name of a column
 ) -> Field:
     "The field that a column belongs to."
-    return self.fields[parse_name(column)[0].field_id]
+    field_id = parse_name(column)[0].field_id
+    if field_id in self.fields:
+        return self.fields[field_id]
+    return load_fields(self.path / "dictionary.parquet", [field_id])[field_id]  # of a column that it has not
 
 # %% ../../nbs/biobank/18_store.ipynb #4b9a9309
 @patch

@@ -654,6 +654,8 @@ def _read_file(
             written = _parse_to(layout, header, dictionary, eids, coding, out)
     finally:
         filled.unlink(missing_ok=True)
+        for left in out.parent.glob(f".*{out.name}-*.partial"):  # polars may go on writing after an error
+            left.unlink(missing_ok=True)
     return _summary(layout.name, header, eids, [*plain.notes, *notes], *written), np.sort(eids[eids > 0])
 
 

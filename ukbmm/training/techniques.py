@@ -39,7 +39,7 @@ class AveragedWeights(ResumableCallback):
     "Validate and end with averages of the weights. What is averaged, and when, subclasses say."
 
     order = 71  # Right after BestWeights
-    kept = ("averages", "updates", "own")
+    kept, _stateattrs = ("averages", "updates", "own"), ("tensors",)  # An exported learner holds weights once
     averages: list[Tensor] | None = None  # In the order of the model's state; None until there is one
     own: list[Tensor] | None = None  # The weights of training, while the averages are in their place
     updates = 0
@@ -225,6 +225,7 @@ class GradientModulation(DirectCallback):
     "Slow down the encoder of the modality that is ahead (OGM-GE)."
 
     order, run_valid = 10.5, False  # After gradients are unscaled, before they are clipped
+    _stateattrs = ("bare", "sums", "total")
 
     def __init__(
         self,
@@ -264,7 +265,8 @@ class GradientModulation(DirectCallback):
         self.epochs.append(dict(zip(self.names, mean, strict=True)))
 
     def after_fit(self) -> None:
-        "Look no longer."
+        "Look no longer, and keep nothing of anybody."
+        self.seen.clear()
         if self.hook is not None:
             self.hook.remove()
         self.hook = None

@@ -51,6 +51,7 @@ def epoch_rows(
     return [
         {"epoch": first + i, **{n: float(v) for n, v in zip(names, row, strict=False) if v is not None}}
         for i, row in enumerate(recorder.values)
+        if len(row)  # a resumed fit skips epochs
     ]
 
 # %% ../../nbs/training/64_watching.ipynb #f960bba8
@@ -164,7 +165,9 @@ class TextProgress(DirectCallback):
             next(self.ticks, None)
 
     def write_line(self, values: list) -> None:
-        "Write the epoch that has ended; the recorder calls it."
+        "Write the epoch that has ended; the recorder calls it, for epochs that a resumed fit skips too."
+        if self.ticks is None:
+            return
         taken = duration(time.monotonic() - self.started)
         line = sentence(epoch_rows(self.learn)[-1], self.learn.n_epoch)
         get_logger("ukbmm.training").info("%s; %s so far", line, taken)
@@ -481,7 +484,7 @@ class StopOnNaN(ResumableCallback):
     "Stop a fit at the first loss or gradient that is not finite, or that has diverged, naming where."
 
     order, run_valid = 20, False  # After gradients are unscaled and clipped, before the step
-    kept = ("levels",)
+    kept, _stateattrs = ("levels",), ("weights",)  # An exported learner holds weights once
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ ROWS = {
         "peer: a bare fastai Learner",
         "ours: fusion_learner",
     ],
+    "events": ["ours: EventBlock.open", "peer: pandas", "limit: reading the files", "| histories ", "lanes full"],
 }
 
 

@@ -25,6 +25,7 @@ ROWS = {
         "2 workers",
     ],
     "losses": ["| ours, efron ", "| torchsurv, breslow ", "| limit: sort and running sum, efron "],
+    "events": ["ours: EventBlock.open", "peer: pandas", "limit: reading the files", "| histories ", "lanes full"],
 }
 PEERS = {"genotypes": "bed_reader", "losses": "torchsurv"}  # Packages without which there is nothing to compare with
 

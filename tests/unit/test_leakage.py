@@ -120,10 +120,10 @@ def visits(tmp_path_factory):
     "People with values of two visits, and a field that no visit belongs to."
     folder = tmp_path_factory.mktemp("visits")
     rng = np.random.default_rng(0)
-    lines = ["eid,31-0.0,53-0.0,53-1.0,21001-0.0,21001-1.0,30750-0.0,40008-0.0"]
+    lines = ["eid,31-0.0,53-0.0,53-1.0,191-0.0,21001-0.0,21001-1.0,30750-0.0,40008-0.0"]
     for i in range(60):
         numbers = ",".join(f"{x:.2f}" for x in rng.normal(27, 3, 4))
-        lines.append(f"{1_000_001 + i},{i % 2},2007-01-02,2012-01-02,{numbers}")
+        lines.append(f"{1_000_001 + i},{i % 2},2007-01-02,2012-01-02,2014-01-02,{numbers}")
     (folder / "extract.csv").write_text("\n".join(lines) + "\n")
     return ingest(folder / "extract.csv", folder / "visits.biobank")
 
@@ -149,11 +149,18 @@ def test_a_value_measured_after_the_outcome_is_a_leak_even_at_the_index_visit(vi
 def test_dates_and_fields_without_a_visit_are_for_a_person_to_look_at(visits):
     cohort = define_cohort(visits, read_outcome(visits, RegressionOutcome(field=30750)))
     split = split_cohort(cohort, visits, KFold(folds=3, inner=2), 0)
-    findings = audit(visits, cohort, split, ["p31", "p53_i0", "p40008_i0"])
+    findings = audit(visits, cohort, split, ["p31", "p191", "p40008_i0"])
     detail = dict(findings.select("check", "detail").iter_rows())["time"]
-    assert status(findings)["time"] == "look" and "p53_i0" in detail and "p40008_i0" in detail
+    assert status(findings)["time"] == "look" and "p191" in detail and "p40008_i0" in detail
     assert "p31" not in detail
     assert status(findings)["families"] == "look"  # no relatedness file was ingested
+
+
+def test_the_date_of_a_visit_says_how_far_a_modality_looks_back_from(visits):
+    cohort = define_cohort(visits, read_outcome(visits, RegressionOutcome(field=30750)))
+    split = split_cohort(cohort, visits, KFold(folds=3, inner=2), 0)
+    assert status(audit(visits, cohort, split, ["p31", "p53_i0"]))["time"] == "ok"
+    assert "p53_i1 measured after visit 0" in refused(audit(visits, cohort, split, ["p31", "p53_i1"]))
 
 
 def test_anything_fitted_on_a_tested_row_is_a_leak(study):

@@ -30,7 +30,9 @@ def _design(block: Block, raw: Tensor, start: int, stop: int) -> Tensor:
     "Columns `start` to `stop` of a block's design [batch, column], not centred."
     if isinstance(block, SNPBlock):
         return block.transform(raw, start, stop)
-    return tabular_design(*block.transform(raw), block.levels.sizes)[:, start:stop]
+    if isinstance(block, PhenotypeBlock):
+        return tabular_design(*block.transform(raw), block.levels.sizes)[:, start:stop]
+    return block.design(raw)[:, start:stop]
 
 
 def _parts(width: int) -> list[slice]:
@@ -46,9 +48,11 @@ def design_width(
         return block.n_variants
     if isinstance(block, PhenotypeBlock):
         return 2 * len(block.number_names) + sum(block.levels.sizes)
+    if hasattr(block, "design_width"):
+        return block.design_width
     raise DataError(
         f"the block {block.name!r}",
-        "a table or genotypes",
+        "a table, genotypes, or a block with a `design`",
         type(block).__name__,
         "Leave it out of the ridge regression.",
     )
@@ -75,7 +79,7 @@ class Columns:
             count[part] += there.sum()
         self.centre = (total / count.clamp(min=1)).float()
         spread = (squares / count.clamp(min=1) - (total / count.clamp(min=1)).square()).clamp(min=0).sqrt()
-        if isinstance(block, PhenotypeBlock):
+        if not isinstance(block, SNPBlock):
             self.scale = torch.where(spread > 1e-6, 1 / spread.clamp(min=1e-6), 0.0).float()
 
     def _raw(self, rows: np.ndarray, at_once: int) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:

@@ -57,6 +57,16 @@ def _table(block: PhenotypeBlock, rows: np.ndarray) -> tuple[np.ndarray, list[bo
     return table, [False] * numbers.shape[1] + [True] * levels.shape[1]
 
 
+def _designed(block: Block, rows: np.ndarray) -> tuple[np.ndarray, list[bool]]:
+    "What a linear model sees of a block that is no table, NaN for people without it; none of it is a category."
+    out = np.empty((len(rows), block.design_width), dtype=np.float32)
+    for start in range(0, len(rows), CHUNK_ROWS):
+        index = torch.from_numpy(np.asarray(rows[start : start + CHUNK_ROWS], dtype=np.int64))
+        part, there = block.design(block.batch(index)), block.present(index)
+        out[start : start + len(index)] = np.where(there[:, None], part, np.nan)
+    return out, [False] * block.design_width
+
+
 def _variants(block: SNPBlock, rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     "Standardised genotypes at chosen variants, NaN for people without genotypes."
     out = np.empty((len(rows), len(chosen)), dtype=np.float32)
@@ -76,7 +86,10 @@ def tree_inputs(
     "Write all modalities as one table for trees."
     parts, categories = [], []
     for name, block in blocks.items():
-        part, flags = (_variants(block, rows, chosen[name]), None) if name in chosen else _table(block, rows)
+        if name in chosen:
+            part, flags = _variants(block, rows, chosen[name]), None
+        else:
+            part, flags = (_table if isinstance(block, PhenotypeBlock) else _designed)(block, rows)
         start = sum(p.shape[1] for p in parts)
         categories += [start + i for i, flag in enumerate(flags or []) if flag]
         parts.append(part)

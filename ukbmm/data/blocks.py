@@ -449,17 +449,18 @@ def _not_sparse(self: PhenotypeBlock, kind: str, columns: list[pl.Series]) -> li
 
 @patch
 def _fit_kinds(self: PhenotypeBlock, raw: dict, n: int) -> np.ndarray:  # uint8 [participant, byte]
-    "Find which kinds of missing enough of `rows` hold of each input; pack a bit for each, after one that is always 1."
+    "Find which kinds of missing enough of `rows` hold of each input; pack a bit for each, and one that is always 1."
     kept = {"number": self.filter.keep, **self.kept}
     inputs = [raw[kind][i] for kind in kept for i in kept[kind]] if self.settings.kinds else []
     self.flags = []  # place of the input among numbers, codes and choices; place in MISSING_KINDS
     for i, kinds in enumerate(inputs):
         counts = np.bincount(kinds[self.rows], minlength=len(MISSING_KINDS))
         self.flags += [(i, k) for k in range(2, len(counts)) if counts[k] >= self.settings.min_count]
-    packed = np.zeros((n, (len(self.flags) + 8) // 8 if self.flags else 0), np.uint8)
-    packed[:, :1] = 1
-    for place, (i, kind) in enumerate(self.flags, 1):
-        packed[:, place // 8] |= (inputs[i] == kind).astype(np.uint8) << place % 8
+    packed = np.empty((n, (len(self.flags) + 8) // 8 if self.flags else 0), np.uint8)
+    for start in range(0, 8 * packed.shape[1], 8):
+        some = [inputs[i] == kind for i, kind in self.flags[start : start + 8]]
+        bits = np.stack([*some, np.ones(n, bool)][:8])
+        packed[:, start // 8] = np.packbits(bits, axis=0, bitorder="little")[0]
     return packed
 
 # %% ../../nbs/data/32_blocks.ipynb #dd1647fa
@@ -480,10 +481,11 @@ def _name_columns(self: PhenotypeBlock) -> None:
         answered += [start] * len(hot.codes)
         ones += range(start + 1, start + 1 + len(hot.codes))
         start += 8 * hot.width
-    for place, (i, kind) in enumerate(self.flags, 1):
+    for place, (i, kind) in enumerate(self.flags):
         self.number_names.append(f"{titles[i]}: {MISSING_KINDS[kind].replace('_', ' ')}")
         self.number_inputs.append(i)
-        answered, ones = [*answered, start], [*ones, start + place]
+        answered.append(start + len(self.flags))
+        ones.append(start + place)
     self._bits = torch.tensor([answered, ones], dtype=torch.long)
 
 

@@ -324,9 +324,11 @@ def run(
     problems = check_spec(document, opened)
     if problems:
         raise ConfigError(problems)
-    finished = TrainingPipeline(validate_spec(document), opened, out).run()
-    _results(finished)
-    print(finished.path)
+    pipeline = TrainingPipeline(validate_spec(document), opened, out)
+    finished = pipeline.run()
+    if pipeline.processes.first:
+        _results(finished)
+        print(finished.path)
 
 
 @app.command()
@@ -419,7 +421,7 @@ def main(
             redact(str(error)) if hasattr(error, "problems") else f"error: {redact(str(error))}",
             file=sys.stderr,
         )
-        return 2
+        return getattr(error, "exit_code", 2)
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130

@@ -134,7 +134,7 @@ def test_what_a_fastai_user_expects_works(study, tmp_path):
     quiet(learn, lambda learn: learn.fine_tune(2, 3e-3, freeze_epochs=1))
     assert len(learn.recorder.values) == 2 and len(learn.recorder.losses) == 16
     preds, targets, losses = quiet(learn, lambda learn: learn.get_preds(with_loss=True))
-    torch.testing.assert_close(losses, (preds - targets).square()[:, 0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(losses, (preds - targets).square(), atol=1e-5, rtol=1e-4)
     np.testing.assert_allclose(
         learn.dls.outcome.decode(preds.double().numpy()), predict_rows(learn, learn.dls.valid.rows), rtol=1e-4
     )

@@ -29,7 +29,6 @@ from ..core import RunError, file_sha256, get_logger
 from ukbmm.training.callbacks import (
     Accumulate,
     DirectCallback,
-    SeedFit,
     part_like,
     take_weights,
     whole,
@@ -91,7 +90,9 @@ def on_device(value: Any, device: torch.device) -> Any:
         return value.to(device)
     if isinstance(value, dict):
         return {key: on_device(part, device) for key, part in value.items()}
-    return [on_device(part, device) for part in value] if isinstance(value, list) else value
+    return (
+        type(value)(on_device(part, device) for part in value) if isinstance(value, list | tuple) else value
+    )
 
 # %% ../../nbs/training/62_checkpoint.ipynb #2e9061f7
 def _numbers(metric: Metric) -> dict:
@@ -202,9 +203,9 @@ def _plan(learn: Learner) -> list:
         for at in (0.0, 0.3, 0.9)
     ]
     rates = [(hyper["lr"], hyper["wd"]) for hyper in learn.opt.hypers]
-    seeds = [cb.seed for cb in learn.cbs if isinstance(cb, SeedFit)]
-    groups = [cb.batches for cb in learn.cbs if isinstance(cb, Accumulate)]
-    return [learn.n_epoch, points, rates, seeds, groups, [cb.name for cb in _keepers(learn)]]
+    names = ("seed", "batches", "patience", "precision", "max_norm")
+    settings = [(name, vars(cb)[name]) for cb in learn.cbs for name in names if name in vars(cb)]
+    return [learn.n_epoch, points, rates, settings, [cb.name for cb in _keepers(learn)]]
 
 
 def identity(
@@ -263,7 +264,7 @@ class Checkpoint(DirectCallback):
     ):
         self.folder, self.every, self.keep, self.of = Path(folder), every, keep, of
         self.fits = 0  # Fits that came to their end
-        self.running = self.asked = self.due = False
+        self.running = self.asked = self.agreed = self.due = False
         self.found: dict | None = None  # A state to take up
 
     def files(self) -> list[Path]:
@@ -277,7 +278,7 @@ class Checkpoint(DirectCallback):
         if hasattr(self.learn, "lr_finder"):
             yield
             return
-        self.running, self.asked, self.due = True, False, False
+        self.running, self.asked, self.agreed, self.due = True, False, False, False
         try:
             self._take_up()
             with on_sigterm(self._ask):
@@ -363,17 +364,16 @@ def before_train(self: Checkpoint) -> None:
 
 # %% ../../nbs/training/62_checkpoint.ipynb #3984c8a9
 @patch
-def _stop(self: Checkpoint) -> bool:
-    "Shall the training end here?"
-    train = self.learn.dls.train
-    if train.world == 1:
-        return self.asked
-    if self.learn.iter % 8:
-        return False
-    asked = torch.tensor([int(self.asked)])
-    torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
-    self.asked = bool(asked)
-    return self.asked
+def _agree(self: Checkpoint) -> bool:
+    "Shall the training end at the next step?"
+    learn = self.learn
+    if learn.dls.train.world == 1:
+        self.agreed = self.asked
+    elif learn.iter % 8 == 0:
+        asked = torch.tensor([int(self.asked)])
+        torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+        self.agreed = self.agreed or bool(asked)
+    return self.agreed
 
 
 @patch
@@ -381,16 +381,16 @@ def after_batch(self: Checkpoint) -> None:
     "Write a checkpoint where one is due, at the end of a step; end where that was asked."
     if not self.running:
         return
-    learn, stop = self.learn, self._stop()
-    done, accumulate = learn.iter + 1, next((cb for cb in learn.cbs if isinstance(cb, Accumulate)), None)
+    learn, stop = self.learn, self._agree()
     if learn.training:
+        done = learn.iter + 1
         regular = self.every is not None and done % self.every == 0
         self.due = self.due or stop or regular or done == learn.n_iter
-        if not self.due or (accumulate and not accumulate.stepping):
+        if not self.due or not all(cb.stepping for cb in learn.cbs if isinstance(cb, Accumulate)):
             return
         self.save()
         self.due = False
-    if stop or self.asked and learn.dls.train.world == 1:
+    if stop:
         raise self._stopped()
 
 

@@ -76,7 +76,7 @@ class Processes:
 # %% ../../nbs/training/63_distributed.ipynb #d76a2b59
 def join() -> Processes:
     "Join the processes that `accelerate launch` or `torchrun` started; one alone where they started none."
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if "LOCAL_RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return Processes()
     from accelerate import PartialState
 

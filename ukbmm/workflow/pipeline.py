@@ -5,7 +5,9 @@
 # %% ../../nbs/workflow/76_pipeline.ipynb #34b7d794
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +40,10 @@ from ..disclosure import Step, show_parts, show_share
 from ..evaluation.metrics import PREFIX, metrics_for
 from ..evaluation.uncertainty import evaluate
 from ..models.ridge import LinearModel
-from ..training.learner import check_device, fusion_learner, predict_rows
+from ..training.callbacks import whole_weights
+from ..training.checkpoint import Checkpoint, Stopped, on_sigterm
+from ..training.distributed import Distributed, Processes, join
+from ..training.learner import FusionLearner, check_device, fusion_learner, predict_rows
 from .baselines import lightgbm_predict, linear_baseline
 from .report import write_report
 from .run import Run, start_run
@@ -59,6 +64,7 @@ class TrainingPipeline:
     ):
         self.spec, self.biobank, self.out = spec, biobank, Path(out)
         self.run_directory: Run | None = None
+        self.processes = Processes()  # Alone, until `run` has joined others
 
     def prepare(self) -> TrainingPipeline:
         "Define the cohort, split it, and refuse leaks; writes nothing unless all is well."
@@ -73,21 +79,33 @@ class TrainingPipeline:
 
     def run(self) -> Run:
         "Go the whole way; takes up an unfinished run of the same spec, data and version."
+        processes = self.processes = join()
         self.prepare()
         check_device(self.spec.train)
-        run = start_run(self.out, self.spec, self.biobank)
+        run = Run(processes.told(lambda: start_run(self.out, self.spec, self.biobank).path))
         self.run_directory, started = run, time.monotonic()
-        try:
-            with run.lock():
+        with on_sigterm(_stop), run.lock() if processes.first else contextlib.nullcontext():
+            try:
                 self.fit()
-                self.evaluate()
-                run.update(seconds=run.record.get("seconds", 0.0) + time.monotonic() - started)
-                self.report()
-                run.update(status="finished")
-        except BaseException as error:
-            run.update(status="interrupted", error=type(error).__name__)
-            raise
+                processes.told(lambda: self._finish(started))
+            except BaseException as error:
+                if processes.first:
+                    run.update(status="interrupted", error=type(error).__name__)
+                raise
         return run
+
+    def _finish(self, started: float) -> None:
+        "Score and report; the first process does."
+        run = self.run_directory
+        self.evaluate()
+        run.update(seconds=run.record.get("seconds", 0.0) + time.monotonic() - started)
+        self.report()
+        run.update(status="finished")
+
+
+def _stop(*signal_and_frame) -> None:
+    "End where SIGTERM arrives; a training that goes on answers it by itself."
+    raise Stopped("the run was asked to stop (SIGTERM)", remedy="The same command goes on where it stopped.")
 
 # %% ../../nbs/workflow/76_pipeline.ipynb #53fce732
 @patch
@@ -118,22 +136,15 @@ def _networks(
     linear: LinearModel | None,
 ):
     "Train the networks of a fold; returns their mean prediction of the test rows and their history."
-    settings, spec, test = self.spec.train, self.spec, self.split.test(fold)
+    settings, test = self.spec.train, self.split.test(fold)
     additive = None
     if linear is not None and settings.start == "ridge":
         additive = torch.zeros(len(self.biobank), *linear.cross_fitted.shape[1:])
         additive[torch.from_numpy(linear.rows)] = linear.cross_fitted
-    encoders = {name: modality.encoder for name, modality in spec.modalities.items()}
-    device = None if settings.device == "auto" else settings.device
     total, history = np.zeros(len(test)), []
     for number in range(settings.networks):
-        seed, started = derive_seed(spec.seed, "network", fold, number), time.monotonic()
-        rows = self.split.train(fold, number), self.split.valid(fold, number)
-        dls = fitted_loaders(
-            blocks, target, *rows, settings.batch_size, seed, settings.num_workers, additive, device=device
-        )
-        learn = fusion_learner(dls, spec.model, encoders, linear=linear if additive is not None else None, lr=settings.lr,
-                               wd=settings.weight_decay, patience=settings.patience, amp=settings.amp, seed=seed)  # fmt: skip
+        started = time.monotonic()
+        learn = self._learner(fold, number, blocks, target, linear, additive)
         with learn.no_bar(), learn.no_logging():
             learn.fit_one_cycle(settings.epochs, settings.lr)
         history += _epochs(learn, fold, number, time.monotonic() - started)
@@ -145,6 +156,39 @@ def _networks(
         )
         self._keep(learn, fold, number)
     return total / settings.networks, history
+
+
+@patch
+def _learner(
+    self: TrainingPipeline,
+    fold: int,
+    number: int,
+    blocks: dict[str, Block],
+    target: OutcomeBlock,
+    linear: LinearModel | None,
+    additive: torch.Tensor | None,
+) -> FusionLearner:
+    "The learner of a network, which goes on from its last checkpoint."
+    settings, spec, processes = self.spec.train, self.spec, self.processes
+    seed = derive_seed(spec.seed, "network", fold, number)
+    rows = self.split.train(fold, number), self.split.valid(fold, number)
+    device = processes.device or (None if settings.device == "auto" else settings.device)
+    dls = fitted_loaders(
+        blocks, target, *rows, settings.batch_size, seed, settings.num_workers, additive, device=device
+    )
+    cbs = [Distributed(processes)] if processes.world > 1 else []
+    if self.run_directory is not None:
+        folder, mark = self._checkpoints / _network(fold, number), self.run_directory.record["fingerprint"]
+        cbs.append(Checkpoint(folder, settings.checkpoint, of=mark))
+    encoders = {name: modality.encoder for name, modality in spec.modalities.items()}
+    return fusion_learner(dls, spec.model, encoders, linear=linear if additive is not None else None, lr=settings.lr,
+                          wd=settings.weight_decay, patience=settings.patience, amp=settings.amp,
+                          accumulate=settings.accumulate, clip=settings.clip, strict=settings.strict,
+                          compile=settings.compile, seed=seed, cbs=cbs)  # fmt: skip
+
+
+def _network(fold: int, number: int) -> str:
+    return f"fold-{fold:02d}-network-{number}"
 
 
 def _epochs(learn, fold: int, number: int, seconds: float) -> list[tuple]:
@@ -160,12 +204,16 @@ def _epochs(learn, fold: int, number: int, seconds: float) -> list[tuple]:
 
 @patch
 def _keep(self: TrainingPipeline, learn, fold: int, number: int) -> None:
-    "Write a network's weights into the run."
-    if self.run_directory is not None:
-        with atomic_file(
-            self.run_directory.path / "checkpoints" / f"fold-{fold:02d}-network-{number}.pt"
-        ) as path:
-            torch.save(learn.model.state_dict(), path)
+    "Write a network's weights into the run, whole."
+    weights = whole_weights(learn.model)
+    if self.run_directory is not None and self.processes.first:
+        with atomic_file(self._checkpoints / f"{_network(fold, number)}.pt") as path:
+            torch.save(weights, path)
+
+
+@patch(as_prop=True)
+def _checkpoints(self: TrainingPipeline) -> Path:
+    return self.run_directory.path / "checkpoints"
 
 # %% ../../nbs/workflow/76_pipeline.ipynb #140180c3
 @patch
@@ -179,12 +227,14 @@ def fit_fold(
     target = OutcomeBlock(self.outcome).fit(self.biobank, rows)
     inner = [self.split.valid(fold, i) for i in range(self.split.inner)]
     linear = (
-        linear_baseline(blocks, target, rows, inner)
+        self.processes.told(lambda: linear_baseline(blocks, target, rows, inner))
         if "ridge" in wanted or self.spec.train.start == "ridge"
         else None
     )
     predictions, history = {}, []
     predictions["fusion"], history = self._networks(fold, blocks, target, linear)
+    if not self.processes.first:  # the first goes on with the baselines
+        return self._table(fold, predictions), _history_table(history)
     if "ridge" in wanted:
         predictions["ridge"] = target.decode(linear.predict(blocks, test))[:, 0]
     if "lightgbm" in wanted:
@@ -241,18 +291,37 @@ def _table(self: TrainingPipeline, fold: int, predictions: dict[str, np.ndarray]
 def fit(self: TrainingPipeline) -> None:
     "Fit and predict every fold that is not done; writes each when it is finished."
     run, folds, times = self.run_directory, self.split.folds, []
-    save_split(self.split, run.path / "split.parquet")
+    if self.processes.first:
+        save_split(self.split, run.path / "split.parquet")
+        run.update(processes=self.processes.world, seeds=self._seeds())
     parts = run.path / "parts"
+    before = self.processes.told(
+        lambda: [fold for fold in folds if (parts / f"fold-{fold:02d}.parquet").is_file()]
+    )
     for done, fold in enumerate(folds):
-        if (parts / f"fold-{fold:02d}.parquet").is_file():
+        if fold in before:
             get_logger().info("fold %d of %d: done before", done + 1, len(folds))
             continue
         started = time.monotonic()
         table, history = self.fit_fold(fold)
+        if not self.processes.first:
+            continue
         run.save_table(history, f"parts/fold-{fold:02d}.csv")
         run.save_table(table, f"parts/fold-{fold:02d}.parquet")  # last: it says that the fold is done
+        for number in range(self.spec.train.networks):
+            shutil.rmtree(self._checkpoints / _network(fold, number), ignore_errors=True)
         times.append(time.monotonic() - started)
         get_logger().info(self._progress(table, done + 1, len(folds), times))
+
+
+@patch
+def _seeds(self: TrainingPipeline) -> dict[str, int]:
+    "The seed of each network, for the record."
+    return {
+        _network(fold, number): derive_seed(self.spec.seed, "network", fold, number)
+        for fold in self.split.folds
+        for number in range(self.spec.train.networks)
+    }
 
 
 @patch

@@ -8,11 +8,13 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from ukbmm.cohort.cohort import define_cohort
-from ukbmm.cohort.outcomes import BinaryOutcome, RegressionOutcome, read_outcome
+from ukbmm.cohort.outcomes import BinaryOutcome, MulticlassOutcome, Outcome, RegressionOutcome, SeveralOutcome, read_outcome
 from ukbmm.cohort.splits import KFold, split_cohort
-from ukbmm.core import DataError
+from ukbmm.core import DataError, ModelError
 from ukbmm.data.blocks import OutcomeBlock, PhenotypeBlock, SNPBlock
-from ukbmm.models.ridge import calibrate, cross_fit, shifted_cg
+from ukbmm.models.losses import BinaryLoss, GaussianLoss, MulticlassLoss, MultilabelLoss, OrdinalLoss
+from ukbmm.models.ridge import calibrate, cross_fit, residuals, shifted_cg
+from ukbmm.models.survival import CoxLoss, HazardLoss
 
 PENALTIES = (0.3, 3.0, 30.0)
 
@@ -98,8 +100,8 @@ def test_the_penalty_is_that_of_the_smallest_error_over_the_inner_folds(study):
             scores[out] = Ridge(alpha=penalty).fit(train[inside], study.y[inside]).predict(train[out])
         errors.append(np.mean((scores - study.y) ** 2))
     model = cross_fit(study.blocks, study.target, study.rows, study.inner, PENALTIES)
-    assert model.penalty == PENALTIES[int(np.argmin(errors))]
-    np.testing.assert_allclose(model.errors, errors, rtol=0.01)  # fold means of the outcome are taken apart
+    assert model.penalties == (PENALTIES[int(np.argmin(errors))],)
+    np.testing.assert_allclose(model.errors[0], errors, rtol=0.01)  # fold means of the outcome are taken apart
 
 
 def test_streaming_gives_the_same_model(study):
@@ -107,7 +109,7 @@ def test_streaming_gives_the_same_model(study):
         cross_fit(study.blocks, study.target, study.rows, study.inner, (10.0, 100.0), method)
         for method in ("dual", "cg")
     )
-    assert one.penalty == other.penalty
+    assert one.penalties == other.penalties
     torch.testing.assert_close(one.cross_fitted, other.cross_fitted, rtol=0, atol=3e-3)
     for name in study.blocks:
         torch.testing.assert_close(one.weights[name], other.weights[name], rtol=0, atol=1e-3)
@@ -135,9 +137,9 @@ def test_somebody_without_a_modality_gets_no_score_from_it(study):
 
 def test_scores_add_up_to_the_prediction(study):
     model = cross_fit(study.blocks, study.target, study.rows, study.inner, (3.0,))
-    total = model.scores(study.blocks, study.test).sum(1).numpy() + model.intercept
+    total = model.scores(study.blocks, study.test).sum(1).numpy() + model.intercept.numpy()
     np.testing.assert_allclose(model.predict(study.blocks, study.test), total, rtol=1e-5, atol=1e-6)
-    assert model.intercept == pytest.approx(study.y.mean())
+    assert model.intercept.item() == pytest.approx(study.y.mean())
 
 
 def test_conjugate_gradients_solve_every_shift():
@@ -160,9 +162,15 @@ def test_a_yes_or_no_is_calibrated_as_a_logistic_regression_would(binary):
     raw = model.cross_fitted.sum(1).numpy()
     reference = LogisticRegression(C=1e8, tol=1e-10).fit(raw, binary.y)
     assert reference.coef_[0, 0] == pytest.approx(1, abs=0.02)  # the slope is in the score already
-    assert reference.intercept_[0] == pytest.approx(model.intercept, abs=0.02)
+    assert reference.intercept_[0] == pytest.approx(model.intercept.item(), abs=0.02)
     chance = model.predict(binary.blocks, binary.test)
     assert ((chance > 0) & (chance < 1)).all()
+
+
+def calibrated(score, case) -> tuple[float, float]:
+    "Constant and slope of a yes or no."
+    found = calibrate(BinaryLoss(), torch.from_numpy(score)[:, None], torch.from_numpy(case)[:, None])
+    return tuple(x.item() for x in found)
 
 
 def test_calibration_equals_scikit_learn_and_survives_separation():
@@ -170,13 +178,103 @@ def test_calibration_equals_scikit_learn_and_survives_separation():
     score = rng.normal(5, 0.1, 400)
     case = (rng.random(400) < 1 / (1 + np.exp(-10 * (score - 5)))).astype(float)
     reference = LogisticRegression(C=1e10, tol=1e-12, max_iter=5000).fit((score[:, None] - 5) * 10, case)
-    intercept, slope = calibrate(score, case)
+    intercept, slope = calibrated(score, case)
     assert slope == pytest.approx(reference.coef_[0, 0] * 10, rel=1e-2)
     assert intercept + 5 * slope == pytest.approx(reference.intercept_[0], abs=1e-2)
-    apart = calibrate(np.array([0.0, 0, 1, 1]), np.array([0.0, 0, 1, 1]))
+    apart = calibrated(np.array([0.0, 0, 1, 1]), np.array([0.0, 0, 1, 1]))
     assert np.isfinite(apart).all() and apart[1] > 5
-    flat = calibrate(np.full(10, 3.0), np.array([1.0] * 4 + [0] * 6))
+    flat = calibrated(np.full(10, 3.0), np.array([1.0] * 4 + [0] * 6))
     assert flat[0] + 3 * flat[1] == pytest.approx(np.log(0.4 / 0.6), abs=0.01)
+
+
+# ----------------------------------------------------------------------------------------- outcomes of other kinds
+
+
+def martingale(time, event) -> np.ndarray:
+    "Events less Nelson-Aalen's cumulative hazard, by a loop over times."
+    hazard = np.zeros(len(time))
+    for when in np.unique(time[event > 0]):
+        hazard[time >= when] += event[time == when].sum() / (time >= when).sum()
+    return event - hazard
+
+
+def test_residuals_of_times_are_martingale_residuals():
+    rng = np.random.default_rng(2)
+    time, event = rng.integers(1, 15, 80).astype(float), (rng.random(80) < 0.4).astype(float)
+    target = torch.from_numpy(np.stack([time, event], axis=1))
+    found = residuals(CoxLoss(ties="breslow"), target)[:, 0]
+    np.testing.assert_allclose(found, martingale(time, event), atol=1e-12)
+
+
+def test_residuals_of_classes_are_what_is_left_of_their_shares():
+    target = torch.tensor([[0.0], [0], [1], [2], [float("nan")]], dtype=torch.float64)
+    shares = (np.array([2.0, 1, 1]) + 0.5) / 5.5
+    expected = np.concatenate([np.eye(3)[[0, 0, 1, 2]] - shares, np.zeros((1, 3))])
+    np.testing.assert_allclose(residuals(MulticlassLoss(3), target), expected, atol=1e-7)
+    labels = torch.tensor([[1.0, 0], [0, float("nan")], [0, 1]], dtype=torch.float64)
+    shares = np.array([(1 + 0.5) / 4, (1 + 0.5) / 3])
+    expected = np.array([[1, 0], [0, shares[1]], [0, 1]]) - shares
+    np.testing.assert_allclose(residuals(MultilabelLoss(2), labels), expected, atol=1e-7)
+
+
+def test_a_grade_s_residual_is_the_chance_to_lie_below_less_that_to_lie_above():
+    "The score of cumulative logits at the constant is the chance to lie below less the chance to lie above."
+    target = torch.tensor([[0.0]] * 5 + [[1.0]] * 3 + [[2.0]] * 2, dtype=torch.float64)
+    shares = (np.array([5.0, 3, 2]) + 0.5) / 11.5
+    below, above = np.cumsum(shares) - shares, 1 - np.cumsum(shares)
+    np.testing.assert_allclose(
+        residuals(OrdinalLoss(3), target)[:, 0], (below - above)[target[:, 0].long()], atol=1e-6
+    )
+
+
+def test_each_class_gets_the_ridge_regression_of_its_residuals(biobank):
+    study = Study(biobank, MulticlassOutcome(field=20116, instance=0, classes=[0, 1, 2]))
+    train, test = study.matrix
+    model = cross_fit(study.blocks, study.target, study.rows, study.inner, (30.0,))
+    answers = study.target.batch(torch.from_numpy(study.rows)).double()
+    left = residuals(MulticlassLoss(3), answers).numpy()
+    reference = Ridge(alpha=30.0).fit(train, left).predict(test)
+    own = model.scores(study.blocks, study.test).sum(1).numpy()
+    for i in range(3):
+        assert np.corrcoef(own[:, i], reference[:, i])[0, 1] > 0.9999
+    chances = model.predict(study.blocks, study.test)
+    np.testing.assert_allclose(chances.sum(1), 1, atol=1e-6)
+    one = cross_fit(study.blocks, study.target, study.rows, study.inner, (10.0, 100.0), "dual")
+    other = cross_fit(study.blocks, study.target, study.rows, study.inner, (10.0, 100.0), "cg")
+    assert one.penalties == other.penalties and len(one.penalties) == 3
+    torch.testing.assert_close(one.cross_fitted, other.cross_fitted, rtol=0, atol=3e-3)
+
+
+def test_a_planted_hazard_is_found_and_its_risks_are_calibrated(biobank):
+    "Times are drawn from body mass index by hand; the model's risks at a horizon are the shares of those it came true for."
+    study = Study(biobank, RegressionOutcome(field=21001))
+    rng, x = np.random.default_rng(3), study.target.outcome.values
+    z = np.nan_to_num((x - np.nanmean(x)) / np.nanstd(x))
+    time = rng.exponential(10 / np.exp(0.8 * z))
+    values = np.where(np.isnan(x)[:, None], np.nan, np.stack([np.minimum(time, 12), time <= 12], axis=1))
+    outcome = Outcome("survival", "t", "an event", "years", "p21001_i0", values, horizons=(5.0, 10.0))
+    target = OutcomeBlock(outcome).fit(biobank, study.rows)
+    model = cross_fit(study.blocks, target, study.rows, study.inner)  # body mass index is among its inputs
+    risk = model.predict(study.blocks, study.test)
+    assert risk.shape == (len(study.test), 2) and (risk[:, 0] < risk[:, 1]).all()
+    assert np.corrcoef(risk[:, 1], z[study.test])[0, 1] > 0.8
+    there = ~np.isnan(values[study.test, 0])
+    for i, horizon in enumerate(outcome.horizons):
+        assert risk[there, i].mean() == pytest.approx((time[study.test][there] <= horizon).mean(), abs=0.08)
+
+
+def test_causes_that_compete_have_a_score_each_which_moves_all_intervals():
+    loss = HazardLoss([0.0, 1, 2, 5], (2.0,), causes=2)
+    shifts = loss.shifts
+    assert shifts.tolist() == [[1.0] * 3 + [0.0] * 3, [0.0] * 3 + [1.0] * 3]
+    assert GaussianLoss().shifts.tolist() == [[1.0, 0.0]] and OrdinalLoss(4).shifts.tolist() == [[1.0, 0, 0]]
+
+
+def test_several_outcomes_at_once_have_no_linear_model_of_their_own(study, biobank):
+    parts = SeveralOutcome(outcomes=[RegressionOutcome(field=30750), BinaryOutcome(field=30750, above=36)])
+    target = OutcomeBlock(read_outcome(biobank, parts)).fit(biobank, study.rows)
+    with pytest.raises(ModelError, match="a linear model: expected one outcome"):
+        cross_fit(study.blocks, target, study.rows, study.inner)
 
 
 @pytest.mark.parametrize("folds", ["missing", "twice", "foreign", "another twice"])

@@ -6,19 +6,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from inspect import signature
+from typing import Any, Literal
 
 import torch
+from pydantic import Field as Setting
+from pydantic import model_validator
 from torch import Tensor, nn
 
-from ..core import ModelError
+from ..config import Settings
+from ..core import ModelError, did_you_mean
 from ..data.blocks import OutcomeBlock
 from .layers import mlp
 from .losses import LOSSES, Loss, full_precision
 from .survival import SurvivalLoss  # noqa: F401, registers the losses of times
 
 # %% auto #0
-__all__ = ['Head', 'SeveralLoss', 'loss_for']
+__all__ = ['Head', 'SeveralLoss', 'loss_for', 'LossSettings']
 
 # %% ../../nbs/models/47_heads.ipynb #650b33fe
 class Head(nn.Module):
@@ -154,3 +158,43 @@ def loss_for(
         raise ModelError(
             f"the loss of {kind!r}", "a fitted OutcomeBlock, which knows classes and times", "its kind alone"
         ) from None
+
+# %% ../../nbs/models/47_heads.ipynb #d6d6c4b5
+class LossSettings(Settings):
+    "What a network is trained with."
+
+    kind: str = Setting(
+        description="Name of a registered loss for the kind of outcome, such as huber or deephit"
+    )
+    delta: float | None = Setting(
+        None, gt=0, description="huber: standard deviations from which errors count singly"
+    )
+    quantiles: list[float] | None = Setting(None, description="quantiles: which, between 0 and 1, ascending")
+    ties: Literal["efron", "breslow"] | None = Setting(
+        None, description="survival: how equal times are treated"
+    )
+    intervals: int | None = Setting(
+        None, ge=2, description="hazard, deephit: parts that time is cut into, at most"
+    )
+    alpha: float | None = Setting(
+        None, ge=0, le=1, description="deephit: weight of the likelihood against the ranking"
+    )
+    sigma: float | None = Setting(
+        None, gt=0, description="deephit: difference of risks that the ranking asks for"
+    )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        "What was set besides the kind."
+        return {name: value for name, value in self if name != "kind" and value is not None}
+
+    @model_validator(mode="after")
+    def _has_the_options(self) -> LossSettings:
+        if self.kind not in LOSSES:
+            raise ValueError(f"no loss {self.kind!r}. {did_you_mean(self.kind, LOSSES.names())}")
+        made = LOSSES[self.kind]
+        known = {*signature(made.__init__).parameters, *signature(made.of).parameters}
+        foreign = [name for name in self.options if name not in known]
+        if foreign:
+            raise ValueError(f"the loss {self.kind!r} has no option {foreign[0]!r}")
+        return self

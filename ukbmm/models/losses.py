@@ -48,6 +48,9 @@ class Loss(nn.Module):
     kinds: tuple[str, ...] = ()  # Kinds of outcome that it is for
     gathers = False  # Does it need the whole batch, over all processes?
     n_outputs = 1  # Raw outputs
+    n_scores: int | None = (
+        None  # Scores of a linear model, each of which moves one output; None has one for each
+    )
     n_weights = 0  # Outputs after those that are the same for everybody: see `47_heads`
     factor: float | None = (
         1.0  # Beside its weight among several outcomes; None has a variance of its own and is not weighted
@@ -106,6 +109,11 @@ class Loss(nn.Module):
     def start(self, target: Tensor) -> Tensor:  # [class]
         "The constant raw outputs that fit the targets [row, k] of the training rows."
         return torch.zeros(self.n_outputs)
+
+    @property
+    def shifts(self) -> Tensor:  # [score, class]
+        "How the scores of a linear model move raw outputs."
+        return torch.eye(self.n_outputs)[: self.n_scores]
 
     def finish(self, output: Tensor, target: Tensor) -> Loss:
         "Learn from raw outputs and targets of the training rows what can't be known before; most learn nothing."
@@ -172,7 +180,7 @@ class GaussianLoss(Loss):
     "Gaussian negative log-likelihood with a variance for everybody: Nix and Weigend 1994, doi:10.1109/ICNN.1994.374138."
 
     kinds = ("regression",)
-    n_outputs = 2
+    n_outputs, n_scores = 2, 1
     factor = None
 
     def each(self, output: Tensor, target: Tensor) -> Tensor:
@@ -212,6 +220,7 @@ class QuantileLoss(Loss):
     "Pinball loss of several quantiles: Koenker and Bassett 1978, doi:10.2307/1913643."
 
     kinds = ("regression",)
+    n_scores = 1  # All quantiles move with the first
 
     def __init__(
         self,
@@ -345,6 +354,7 @@ class OrdinalLoss(MulticlassLoss):
     "Likelihood of ordered classes, cumulative logits: McCullagh 1980, doi:10.1111/j.2517-6161.1980.tb01109.x; like CORAL, Cao et al. 2020, doi:10.1016/j.patrec.2020.11.008."
 
     kinds = ("ordinal",)
+    n_scores = 1  # All log-odds move with the first
 
     def __init__(
         self,

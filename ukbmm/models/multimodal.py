@@ -20,9 +20,9 @@ import ukbmm.models.tabular  # noqa: F401, these four register what a spec can n
 from ..config import Settings
 from ..core import ModelError, derive_seed, seed_everything
 from ..data.batch import RESERVED, blank_absent
-from ..data.blocks import Block
+from ..data.blocks import Block, OutcomeBlock
 from .fusion import EachLinear, Fusion, FusionSettings
-from .heads import Head
+from .heads import Head, LossSettings, loss_for
 from .layers import ENCODERS, FUSIONS, mlp
 from .losses import Loss
 from .ridge import LinearModel
@@ -95,6 +95,15 @@ class ModelSettings(Settings):
     dropout: float = Setting(
         0.2, ge=0, lt=1, description="Share of the head's hidden values dropped while training"
     )
+    loss: LossSettings | None = Setting(
+        None, description="What it is trained with; leave out for the usual loss of the kind of outcome"
+    )
+
+    def loss_for(self, outcome: OutcomeBlock) -> Loss:
+        "Make the loss of a fitted outcome."
+        return (
+            loss_for(outcome) if self.loss is None else loss_for(outcome, self.loss.kind, **self.loss.options)
+        )
 
 
 def build_encoder(
@@ -154,22 +163,25 @@ def start_from(
         raise ModelError(
             "the linear model", f"the modalities {', '.join(self.encoders)}", ", ".join(linear.weights)
         )
+    loss = self.head.loss or linear.loss
+    _same_scores(loss, linear, self.head.net[-1].out_features)
     for name, encoder in self.encoders.items():
-        _same_outputs(linear.weights[name], self.head.net[-1].out_features)
-        encoder.load_additive(linear.weights[name], linear.offsets[name])
-    self.head.start_at(linear.intercept)
+        encoder.load_additive(linear.weights[name] @ loss.shifts, linear.offsets[name] @ loss.shifts)
+    if type(loss) is type(linear.loss):  # another loss starts at its own constants
+        self.head.start_at(linear.intercept)
     if self.single is not None:
-        nn.init.constant_(self.single.answer.bias, linear.intercept)
+        with torch.no_grad():
+            self.single.answer.bias.copy_(self.head.net[-1].bias)
     for parameter in self.additive_parameters():
         parameter.requires_grad_(learn)
     return self
 
 
-def _same_outputs(weights: Tensor, n_outputs: int) -> None:
-    "Raise `ModelError` where a linear model has not as many outputs as the network."
-    if weights.shape[1] != n_outputs:
-        found, remedy = f"{weights.shape[1]}", "Start such a network at zero."
-        raise ModelError("the linear model", f"{n_outputs} outputs, as the network", found, remedy)
+def _same_scores(loss: Loss, linear: LinearModel, n_outputs: int) -> None:
+    "Raise `ModelError` where a linear model is not for the outcome of the network."
+    if loss.shifts.shape != (len(linear.penalties), n_outputs):
+        raise ModelError("the linear model", f"scores for {n_outputs} outputs, as the network",
+                         f"{len(linear.penalties)} scores of another outcome", "Fit it to the network's outcome.")  # fmt: skip
 
 
 @patch

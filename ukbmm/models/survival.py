@@ -181,6 +181,11 @@ class _IntervalLoss(SurvivalLoss):
         edges = event_edges(block.targets, intervals)
         return cls(edges, check_horizons(block), max(1, len(block.outcome.classes)), **options)
 
+    @property
+    def shifts(self) -> Tensor:  # [score, class]
+        "A score of each cause moves all its intervals."
+        return torch.eye(self.causes).repeat_interleave(self.intervals, dim=1)
+
     def placed(self, target: Tensor) -> tuple[Tensor, Tensor]:
         "Of targets: bool [batch, cause, interval] where the event was; bool [batch, interval] lived through."
         time, event = target[:, :1], target[:, 1:]

@@ -23,7 +23,7 @@ from ..core import UkbmmError, seed_everything
 
 # %% auto #0
 __all__ = ['Precision', 'DirectCallback', 'MixedPrecision', 'Accumulate', 'Clip', 'deterministic', 'Strict', 'Compile', 'whole',
-           'part_like', 'whole_weights', 'take_weights', 'beats', 'BestWeights', 'SeedFit']
+           'part_like', 'whole_weights', 'take_weights', 'beats', 'BestWeights', 'FinishLoss', 'SeedFit']
 
 # %% ../../nbs/training/60_callbacks.ipynb #39aa2f10
 class DirectCallback(Callback):
@@ -353,6 +353,29 @@ class BestWeights(DirectCallback):
     def load_state_dict(self, state: dict) -> None:
         "Take up what was noted."
         vars(self).update(state)
+
+# %% ../../nbs/training/60_callbacks.ipynb #91da90db
+class FinishLoss(DirectCallback):
+    "Let the loss learn what it can learn of a trained network only, such as the baseline hazard of Cox's model."
+
+    order = 75  # After the best or the averaged weights are in the model
+    trained = False
+
+    def before_train(self) -> None:
+        "This fit trains; fastai announces validations too."
+        self.trained = not hasattr(self.learn, "lr_finder")
+
+    def after_fit(self) -> None:
+        "Compute the training rows' raw outputs, and tell the loss."
+        if not self.trained:
+            return
+        self.trained = False
+        loader = self.learn.dls.train.new(shuffle=False, drop_last=False, num_workers=0)
+        self.learn.model.eval()
+        with torch.no_grad():
+            pairs = [(loader.gather(self.learn.model(x)), loader.gather(target)) for x, target in loader]
+        outputs, targets = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        self.learn.loss_func.finish(outputs, targets)
 
 # %% ../../nbs/training/60_callbacks.ipynb #6a93b3ff
 class SeedFit(DirectCallback):

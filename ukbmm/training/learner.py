@@ -23,7 +23,6 @@ from ..config import Settings
 from ..core import UkbmmError, write_text
 from ..data.loaders import MultiModalDataLoaders, MultiModalLoader
 from ..evaluation.metrics import METRICS, metrics_for
-from ..models.heads import loss_for
 from ..models.losses import Loss
 from ..models.multimodal import ModelSettings, build_model
 from ..models.ridge import LinearModel
@@ -33,6 +32,7 @@ from ukbmm.training.callbacks import (
     Clip,
     Compile,
     DirectCallback,
+    FinishLoss,
     MixedPrecision,
     Precision,
     SeedFit,
@@ -209,7 +209,8 @@ def fusion_learner(
     path: str | Path = ".",  # Where fastai saves models
 ) -> FusionLearner:
     "Make a fastai learner that trains a fusion network."
-    settings, loss = settings or ModelSettings(), loss_for(dls.outcome)
+    settings = settings or ModelSettings()
+    loss = settings.loss_for(dls.outcome)
     if model is None:
         model = build_model(dls.blocks, settings, encoders, seed, loss)
         model.head.start_at(loss.start(dls.outcome.batch(torch.from_numpy(dls.train.rows))))
@@ -222,6 +223,7 @@ def fusion_learner(
     callbacks += [Clip(clip)] if clip is not None else []
     callbacks += [Strict()] if strict else []
     callbacks += [Compile()] if compile else []
+    callbacks += [FinishLoss()] if loss.finishes else []
     callbacks += [History(history)] if history is not None else []
     callbacks += [] if cbs is None else cbs if isinstance(cbs, list | tuple) else [cbs]
     metrics = [PooledMetric(metric.name, loss) for metric in metrics_for(dls.outcome.outcome.kind)[:1]]

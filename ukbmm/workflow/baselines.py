@@ -10,12 +10,13 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from ..core import derive_seed
+from ..core import DataError, derive_seed
 from ..data.blocks import Block, OutcomeBlock, PhenotypeBlock, SNPBlock
-from ..models.ridge import CHUNK_ROWS, Columns, LinearModel, cross_fit, to_columns
+from ..models.heads import loss_for
+from ..models.ridge import CHUNK_ROWS, Columns, LinearModel, cross_fit, residuals, to_columns
 
 # %% auto #0
-__all__ = ['SCREENED', 'TREES', 'MOST_TREES', 'TREE_PATIENCE', 'linear_baseline', 'screen_variants', 'tree_inputs',
+__all__ = ['SCREENED', 'TREES', 'MOST_TREES', 'TREE_PATIENCE', 'TREE_KINDS', 'linear_baseline', 'screen_variants', 'tree_inputs',
            'lightgbm_predict']
 
 # %% ../../nbs/workflow/72_baselines.ipynb #19c6448b
@@ -42,10 +43,11 @@ def screen_variants(
     rows: np.ndarray,  # Training rows
     keep: int = SCREENED,  # How many variants
 ) -> np.ndarray:  # int64 [variant]: positions among the block's variants, ascending
-    "Choose the variants most correlated with the outcome in the training rows."
+    "Choose the variants most correlated with the outcome, or with a class of it, in the training rows."
     columns = Columns(block, rows)
-    y = target.batch(torch.from_numpy(rows))
-    strength = to_columns(columns, rows, y - y.mean())[:, 0].abs().numpy()
+    y = residuals(loss_for(target), target.batch(torch.from_numpy(rows)).double())
+    y = ((y - y.mean(0)) / y.std(0).clamp(min=1e-12)).float()
+    strength = to_columns(columns, rows, y).abs().amax(1).numpy()
     return np.sort(np.argsort(-strength, kind="stable")[:keep])
 
 # %% ../../nbs/workflow/72_baselines.ipynb #57eeef48
@@ -99,15 +101,24 @@ def tree_inputs(
 TREES = {"learning_rate": 0.05, "num_leaves": 15, "min_data_in_leaf": 20, "feature_fraction": 0.5,
          "bagging_fraction": 0.8, "bagging_freq": 1, "lambda_l2": 1.0}  # fmt: skip
 MOST_TREES, TREE_PATIENCE = 800, 50
+TREE_KINDS = {
+    "regression": "regression",
+    "binary": "binary",
+    "multiclass": "multiclass",
+    "ordinal": "multiclass",
+}
 
 
-def _fit_trees(data, inputs, categories: list[int], kind: str, seed: int):
+def _fit_trees(data, inputs, categories: list[int], target: OutcomeBlock, seed: int) -> np.ndarray:
     "Fit boosted trees, stopping on the validation rows."
     import lightgbm
 
     (x, y), (valid_x, valid_y) = data
+    kind = TREE_KINDS[target.outcome.kind]
     settings = {**TREES, "objective": kind, "seed": seed % 2**31, "deterministic": True, "force_row_wise": True,
                 "num_threads": torch.get_num_threads(), "verbose": -1}  # fmt: skip
+    if kind == "multiclass":
+        settings["num_class"] = len(target.outcome.classes)
     train = lightgbm.Dataset(x, y, categorical_feature=categories or "auto", free_raw_data=False)
     valid = lightgbm.Dataset(valid_x, valid_y, reference=train, free_raw_data=False)
     stop = lightgbm.early_stopping(TREE_PATIENCE, verbose=False)
@@ -121,9 +132,15 @@ def lightgbm_predict(
     pairs: list[tuple[np.ndarray, np.ndarray]],  # Training and validation rows of each model
     test: np.ndarray,  # Rows to predict
     seed: int,  # Decides what trees are shown
-) -> np.ndarray:  # float64 [batch]: the mean of the models, on the outcome's own scale
-    "Fit boosted trees and predict."
-    kind, total = target.outcome.kind, np.zeros(len(test))
+) -> (
+    np.ndarray
+):  # float64 [batch], or [batch, class] of classes: the mean of the models, on the outcome's own scale
+    "Fit boosted trees and predict; raises `DataError` for an outcome that they know nothing of."
+    if target.outcome.kind not in TREE_KINDS:
+        raise DataError(
+            "boosted trees", f"an outcome that is one of {', '.join(TREE_KINDS)}", target.outcome.kind
+        )
+    predictions = []
     for number, (train, valid) in enumerate(pairs):
         chosen = {
             name: screen_variants(block, target, train)
@@ -135,5 +152,7 @@ def lightgbm_predict(
             x, categories = tree_inputs(blocks, rows, chosen)
             data.append((x, target.batch(torch.from_numpy(rows))[:, 0].numpy()))
         inputs, _ = tree_inputs(blocks, test, chosen)
-        total += _fit_trees(data, inputs, categories, kind, derive_seed(seed, "lightgbm", number))
-    return target.decode((total / len(pairs))[:, None])[:, 0]
+        predictions.append(
+            _fit_trees(data, inputs, categories, target, derive_seed(seed, "lightgbm", number))
+        )
+    return target.decode(np.mean(predictions, axis=0))

@@ -37,14 +37,15 @@ from ukbmm.core import (
 from ..data.blocks import Block, OutcomeBlock, PhenotypeBlock, SNPBlock, columns_of
 from ..data.loaders import fitted_loaders
 from ..disclosure import Step, show_parts, show_share
-from ..evaluation.metrics import PREFIX, metrics_for
+from ..evaluation.metrics import PREFIX, metrics_for, numbers_of
 from ..evaluation.uncertainty import evaluate
+from ..models.losses import Loss
 from ..models.ridge import LinearModel
 from ..training.callbacks import whole_weights
 from ..training.checkpoint import Checkpoint, Stopped, on_sigterm
 from ..training.distributed import Distributed, Processes, join
 from ..training.learner import FusionLearner, check_device, fusion_learner, predict_rows
-from .baselines import lightgbm_predict, linear_baseline
+from .baselines import TREE_KINDS, lightgbm_predict, linear_baseline
 from .report import write_report
 from .run import Run, start_run
 from .spec import Spec, check_spec, validate_spec
@@ -112,8 +113,8 @@ def _stop(*signal_and_frame) -> None:
 def _cohort(self: TrainingPipeline) -> tuple[Outcome, Cohort]:
     "The outcome and the cohort, shuffled where a control asks for it."
     spec = self.spec
-    outcome = read_outcome(self.biobank, spec.outcome)
-    cohort = define_cohort(self.biobank, outcome, spec.cohort)
+    cohort = define_cohort(self.biobank, read_outcome(self.biobank, spec.outcome), spec.cohort)
+    outcome = cohort.outcome
     rows = torch.from_numpy(cohort.rows)
     known = torch.stack([block.present(rows) for block in self.blocks.values()]).any(dim=0).numpy()
     dates = None if cohort.index_date is None else cohort.index_date[known]
@@ -137,25 +138,43 @@ def _networks(
 ):
     "Train the networks of a fold; returns their mean prediction of the test rows and their history."
     settings, test = self.spec.train, self.split.test(fold)
-    additive = None
+    additive, predictions, history = None, [], []
     if linear is not None and settings.start == "ridge":
-        additive = torch.zeros(len(self.biobank), *linear.cross_fitted.shape[1:])
-        additive[torch.from_numpy(linear.rows)] = linear.cross_fitted
-    total, history = np.zeros(len(test)), []
+        additive = linear.shown(len(self.biobank), self.spec.model.loss_for(target))
     for number in range(settings.networks):
         started = time.monotonic()
         learn = self._learner(fold, number, blocks, target, linear, additive)
         with learn.no_bar(), learn.no_logging():
             learn.fit_one_cycle(settings.epochs, settings.lr)
         history += _epochs(learn, fold, number, time.monotonic() - started)
-        stayed = (
-            additive is not None and learn.best_weights.best_epoch == 0
-        )  # it is the ridge regression, to the last digit
-        total += (
-            target.decode(linear.predict(blocks, test))[:, 0] if stayed else predict_rows(learn, test)[:, 0]
-        )
+        stayed = additive is not None and learn.best_weights.best_epoch == 0
+        if stayed and type(learn.loss_func) is type(linear.loss):  # the ridge regression, to the last digit
+            predictions.append(self._scores(target, linear, blocks, test))
+        else:
+            predictions.append(_one_number(target, learn.loss_func, predict_rows(learn, test)))
         self._keep(learn, fold, number)
-    return total / settings.networks, history
+    return np.mean(predictions, axis=0), history
+
+
+def _one_number(
+    target: OutcomeBlock, loss: Loss, prediction: np.ndarray
+) -> np.ndarray:  # [batch] or [batch, class]
+    "Of a quantity and of a yes or no its one number, of other outcomes everything that is read of raw outputs."
+    if target.outcome.kind == "regression":
+        prediction = loss.score(torch.from_numpy(prediction)).numpy()
+    return prediction[:, 0] if target.outcome.kind in ("regression", "binary") else prediction
+
+
+@patch
+def _scores(
+    self: TrainingPipeline,
+    target: OutcomeBlock,
+    linear: LinearModel,
+    blocks: dict[str, Block],
+    rows: np.ndarray,
+) -> np.ndarray:
+    "What a linear model predicts, on the outcome's own scale."
+    return _one_number(target, linear.loss, target.decode(linear.predict(blocks, rows)))
 
 
 @patch
@@ -236,8 +255,8 @@ def fit_fold(
     if not self.processes.first:  # the first goes on with the baselines
         return self._table(fold, predictions), _history_table(history)
     if "ridge" in wanted:
-        predictions["ridge"] = target.decode(linear.predict(blocks, test))[:, 0]
-    if "lightgbm" in wanted:
+        predictions["ridge"] = self._scores(target, linear, blocks, test)
+    if "lightgbm" in wanted and self.outcome.kind in TREE_KINDS:
         pairs = [
             (self.split.train(fold, i), self.split.valid(fold, i)) for i in range(self.spec.train.networks)
         ]
@@ -248,7 +267,7 @@ def fit_fold(
         linear_baseline(blocks, target, rows, inner, tables_only=True) if "covariates" in wanted else None
     )
     if covariates is not None and len(covariates.weights) < len(blocks):
-        predictions["covariates"] = target.decode(covariates.predict(blocks, test))[:, 0]
+        predictions["covariates"] = self._scores(target, covariates, blocks, test)
     fitted = {name: block.rows for name, block in [*blocks.items(), ("the outcome", target)]}
     fitted |= {
         name: model.rows
@@ -328,9 +347,9 @@ def _seeds(self: TrainingPipeline) -> dict[str, int]:
 def _progress(self: TrainingPipeline, table: pl.DataFrame, done: int, total: int, times: list[float]) -> str:
     "Say how a fold went and how long the others will take."
     metric = metrics_for(self.outcome.kind)[0]
-    target = table["target"].to_numpy()
+    target = numbers_of(table["target"])
     scores = [
-        f"{name.removeprefix(PREFIX)} {metric(target, table[name].to_numpy()):.3f}"
+        f"{name.removeprefix(PREFIX)} {metric(target, numbers_of(table[name])):.3f}"
         for name in table.columns
         if name.startswith(PREFIX)
     ]
@@ -354,7 +373,8 @@ def evaluate(self: TrainingPipeline) -> dict:
 @patch
 def report(self: TrainingPipeline) -> Path:
     "Write the HTML report."
-    about = {"outcome": self.outcome.title, "units": self.outcome.units, "flow": self.cohort.flow(),
+    about = {"outcome": self.outcome.title, "units": self.outcome.units, "classes": list(self.outcome.classes),
+             "horizons": list(self.outcome.horizons), "flow": self.cohort.flow(),
              "participants": self._people(), "design": self._design(),
              "inputs": self._inputs(), "shares": self._shares(), "audit": self._audit()}  # fmt: skip
     write_text(self.run_directory.path / "report.json", json.dumps(about, indent=1))
@@ -387,6 +407,8 @@ def _design(self: TrainingPipeline) -> list[str]:
     if "covariates" in self.spec.baselines and (all(tables) or not any(tables)):
         reason = "there are only tables, and it would be ridge itself" if all(tables) else "there is no table"
         lines.append(f"No covariates model was fitted: {reason}.")
+    if "lightgbm" in self.spec.baselines and self.outcome.kind not in TREE_KINDS:
+        lines.append("No boosted trees were fitted: they know nothing of such an outcome.")
     lines.append(f"{validation.inner} inner folds choose penalties and the epoch to stop at.")
     if self.cohort.index_date is not None:
         lines.append(f"Predictions are made at visit {self.cohort.visit}.")

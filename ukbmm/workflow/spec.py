@@ -49,7 +49,9 @@ from ..data.events import EventBlock, EventSettings, event_columns
 from ..data.visits import VisitBlock, VisitSettings, visit_columns
 from ..models.fusion import FusionSettings
 from ..models.genotype import GenotypeSettings
+from ..models.heads import LossSettings
 from ..models.longitudinal import EventTransformerSettings, GRUDSettings, VisitTransformerSettings
+from ..models.losses import LOSSES
 from ..models.multimodal import ModelSettings
 from ..models.tabular import TabularSettings
 from ..training.learner import TrainSettings
@@ -176,6 +178,11 @@ class Spec(Settings):
         json_schema_extra=also(type="string"),
     )
     head: HeadSettings = Field(HeadSettings(), description="The last layers")
+    loss: LossSettings | None = Field(
+        None,
+        description="What networks are trained with, or its kind alone; leave out for the usual loss of the kind of outcome",
+        json_schema_extra=also(type="string"),
+    )
     validation: ValidationSettings = Field(KFold(), description="How it is tested")
     train: TrainSettings = Field(TrainSettings(), description="How networks are trained")
     baselines: list[Literal[BASELINES]] = Field(list(BASELINES), description="Models to compare with")
@@ -189,15 +196,17 @@ class Spec(Settings):
     def _until_the_index_visit(cls, value: Any) -> Any:
         return _with_visit(value) if isinstance(value, dict) else value
 
-    @field_validator("fusion", mode="before")
+    @field_validator("fusion", "loss", mode="before")
     @classmethod
-    def _short_fusion(cls, value: Any) -> Any:
+    def _kind_alone(cls, value: Any) -> Any:
         return {"kind": value} if isinstance(value, str) else value
 
     @property
     def model(self) -> ModelSettings:
         "The shape of the network."
-        return ModelSettings(fusion=self.fusion, hidden=self.head.hidden, dropout=self.head.dropout)
+        return ModelSettings(
+            fusion=self.fusion, hidden=self.head.hidden, dropout=self.head.dropout, loss=self.loss
+        )
 
 # %% ../../nbs/workflow/70_spec.ipynb #56760547
 @patch(cls_method=True)
@@ -214,20 +223,11 @@ def load(cls: Spec, path: str | Path, assignments: Sequence[str] = ()) -> Spec:
 # %% ../../nbs/workflow/70_spec.ipynb #1164f6df
 PLANNED = {
     "modalities.*.kind": ("image", "image_features", "longitudinal", "prs", "genes", "proteins"),
-    "outcome.kind": ("survival", "multiclass", "ordinal", "multilabel", "competing_risks"),
+    "outcome.kind": ("several",),
     "validation.kind": ("nested_cv", "temporal", "centre", "temporal_and_centre"),
-    "fusion.kind": (
-        "cross_attention",
-        "transformer",
-        "mean",
-        "low_rank",
-        "film",
-        "product_of_experts",
-        "late",
-    ),
 }
-BUILT = {"modalities.*.kind": "phenotype, snps, visits, events", "outcome.kind": "regression, binary",
-         "validation.kind": "kfold, holdout", "fusion.kind": "concat, gated"}  # fmt: skip
+BUILT = {"modalities.*.kind": "phenotype, snps, visits, events", "validation.kind": "kfold, holdout",
+         "outcome.kind": "regression, binary, multiclass, ordinal, multilabel, survival, competing_risks"}  # fmt: skip
 
 
 def _kinds(plain: dict) -> Iterator[tuple[str, tuple, Any]]:
@@ -237,10 +237,9 @@ def _kinds(plain: dict) -> Iterator[tuple[str, tuple, Any]]:
     ):
         if isinstance(modality, dict):
             yield "modalities.*.kind", ("modalities", name, "kind"), modality.get("kind")
-    for part in ("outcome", "validation", "fusion"):
+    for part in ("outcome", "validation"):
         value = plain.get(part)
-        kind = value.get("kind") if isinstance(value, dict) else value if part == "fusion" else None
-        yield f"{part}.kind", (part, "kind"), kind
+        yield f"{part}.kind", (part, "kind"), value.get("kind") if isinstance(value, dict) else None
 
 
 def _not_built(document: Document) -> list[Problem]:
@@ -289,13 +288,16 @@ def _contradictions(spec: Spec, document: Document) -> list[Problem]:
         text = f"expected at most {spec.validation.inner}, the inner folds, found {spec.train.networks}"
         problems.append(problem_at(document, "train.networks", text))
     for path, field_id in _input_fields(spec):
-        if field_id == spec.outcome.field:
+        if field_id in spec.outcome.field_ids:
             problems.append(
                 problem_at(
                     document, path, f"field {field_id} is both an input and the outcome; take it out of one"
                 )
             )
     problems += _after_the_index_visit(spec, document)
+    if spec.loss is not None and spec.outcome.kind not in LOSSES[spec.loss.kind].kinds:
+        text = f"the loss {spec.loss.kind!r} is for {' and '.join(LOSSES[spec.loss.kind].kinds)}, not for {spec.outcome.kind}"
+        problems.append(problem_at(document, "loss", text))
     reserved = [name for name in spec.modalities if name in RESERVED or hasattr(nn.ModuleDict, name)]
     problems += [
         problem_at(document, ("modalities", name), "this name is taken; choose another") for name in reserved
@@ -370,7 +372,8 @@ def _against(spec: Spec, document: Document, biobank: Biobank) -> Iterator[Probl
             yield from _try(document, ("modalities", name), look)[1]
         if isinstance(modality, SNPModality):
             yield from _try(document, ("modalities", name), lambda m=modality: _variants(m, biobank))[1]
-    yield from _try(document, ("outcome", "field"), lambda: read_outcome(biobank, spec.outcome))[1]
+    place = ("outcome", "field") if hasattr(spec.outcome, "field") else ("outcome",)
+    yield from _try(document, place, lambda: read_outcome(biobank, spec.outcome))[1]
     for part in ("include", "exclude"):
         for i, c in enumerate(getattr(spec.cohort, part)):
             yield from _try(document, ("cohort", part, i), lambda c=c: fulfilled(biobank, c))[1]

@@ -81,8 +81,7 @@ def biobank_study(folder: Path, participants: int, variants: int, seed: int) -> 
     blocks = {name: block.fit(biobank, rows) for name, block in blocks.items()}
     target = OutcomeBlock(outcome).fit(biobank, rows)
     linear = cross_fit(blocks, target, rows, [split.valid(0, i) for i in range(4)])
-    additive = torch.zeros(len(biobank), *linear.cross_fitted.shape[1:])
-    additive[torch.from_numpy(rows)] = linear.cross_fitted
+    additive = linear.shown(len(biobank))
     dls = fitted_loaders(
         blocks, target, split.train(0, 0), split.valid(0, 0), 256, seed, 0, additive, device="cpu"
     )

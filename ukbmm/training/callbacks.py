@@ -277,7 +277,7 @@ class BestWeights(DirectCallback):
     "Keep the weights of the epoch with the lowest validation loss, the untrained state counting as epoch 0."
 
     order = 70  # After everything else has seen the epoch
-    _stateattrs = ("start", "parts", "weights")  # What an exported learner does not hold
+    _stateattrs = ("start", "parts", "sums", "weights")  # What an exported learner does not hold
 
     def __init__(
         self,
@@ -296,7 +296,7 @@ class BestWeights(DirectCallback):
         "Before the first epoch, measure and keep the untrained state."
         if self.active or hasattr(self.learn, "lr_finder"):
             return
-        self.active, self.losses, self.parts = True, [], []
+        self.active, self.losses, self.parts, self.sums = True, [], [], []
         half = next((cb for cb in self.learn.cbs if isinstance(cb, MixedPrecision)), None)
         model = partial(half.compute, self.learn.model) if half else self.learn.model  # as in all epochs
         gather = getattr(self.learn.dls.valid, "gather", lambda values: values)
@@ -308,15 +308,16 @@ class BestWeights(DirectCallback):
         self._close_epoch()
 
     def _note(self, output: Tensor, target: Tensor) -> None:
-        "Keep each participant's loss of a validation batch."
+        "Keep each participant's loss of a validation batch, and what the batch adds to the mean that fastai shows."
         each = copy.copy(self.learn.loss_func)
         each.reduction = "none"
         self.parts.append(each(output, target).float().flatten(1).mean(1))
+        self.sums.append(self.learn.loss_func(output, target).double() * len(target))
 
     def _close_epoch(self) -> None:
         "Note an epoch's validation loss, and keep its weights if it is the best."
-        now, self.parts = torch.cat(self.parts), []
-        loss = float(now.double().mean())
+        now, loss = torch.cat(self.parts), float(sum(self.sums)) / sum(map(len, self.parts))
+        self.parts, self.sums = [], []
         self.losses.append(loss)
         if len(self.losses) == 1:
             self.start = now
@@ -347,7 +348,7 @@ class BestWeights(DirectCallback):
 
     def state_dict(self) -> dict:
         "Everything that was noted, and the best weights."
-        names = ("active", "losses", "parts", "start", "best_loss", "best_epoch", "weights")
+        names = ("active", "losses", "parts", "sums", "start", "best_loss", "best_epoch", "weights")
         return {name: vars(self)[name] for name in names if name in vars(self)}
 
     def load_state_dict(self, state: dict) -> None:

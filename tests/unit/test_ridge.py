@@ -8,7 +8,14 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from ukbmm.cohort.cohort import define_cohort
-from ukbmm.cohort.outcomes import BinaryOutcome, MulticlassOutcome, Outcome, RegressionOutcome, SeveralOutcome, read_outcome
+from ukbmm.cohort.outcomes import (
+    BinaryOutcome,
+    MulticlassOutcome,
+    Outcome,
+    RegressionOutcome,
+    SeveralOutcome,
+    read_outcome,
+)
 from ukbmm.cohort.splits import KFold, split_cohort
 from ukbmm.core import DataError, ModelError
 from ukbmm.data.blocks import OutcomeBlock, PhenotypeBlock, SNPBlock

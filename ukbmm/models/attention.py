@@ -5,7 +5,6 @@
 # %% ../../nbs/models/45a_attention.ipynb #f924d770
 from __future__ import annotations
 
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -86,16 +85,10 @@ class TransformerFusion(Fusion):
     )
     options = ("depth", "heads")
 
-    def __init__(
-        self,
-        n_modalities: int,  # Modalities
-        settings: FusionSettings | None = None,  # None takes the defaults
-        tokens: Sequence[int] | None = None,  # Tokens of each modality; None is one each
-    ):
-        settings = settings or FusionSettings()
-        super().__init__(n_modalities, settings, tokens)
+    def build(self, settings: FusionSettings) -> None:
+        "Make its layers."
         self.start = nn.Parameter(torch.randn(settings.dim) * settings.dim**-0.5)
-        self.modality = nn.Parameter(torch.randn(n_modalities, settings.dim) * settings.dim**-0.5)
+        self.modality = nn.Parameter(torch.randn(self.n_modalities, settings.dim) * settings.dim**-0.5)
         size = settings.dim, settings.heads, settings.dropout
         self.layers = nn.ModuleList(AttentionLayer(*size) for _ in range(settings.depth))
         self.norm = nn.LayerNorm(settings.dim)
@@ -123,19 +116,14 @@ class BottleneckFusion(Fusion):
     )
     options = ("depth", "heads", "latents")
 
-    def __init__(
-        self,
-        n_modalities: int,  # Modalities
-        settings: FusionSettings | None = None,  # None takes the defaults
-        tokens: Sequence[int] | None = None,  # Tokens of each modality; None is one each
-    ):
-        settings = settings or FusionSettings()
-        super().__init__(n_modalities, settings, tokens)
+    def build(self, settings: FusionSettings) -> None:
+        "Make its layers."
         dim, size = settings.dim, (settings.dim, settings.heads, settings.dropout)
         self.shared = nn.Parameter(torch.randn(settings.latents, dim) * dim**-0.5)
-        self.modality = nn.Parameter(torch.randn(n_modalities, dim) * dim**-0.5)
+        self.modality = nn.Parameter(torch.randn(self.n_modalities, dim) * dim**-0.5)
         self.layers = nn.ModuleList(
-            nn.ModuleList(AttentionLayer(*size) for _ in range(settings.depth)) for _ in range(n_modalities)
+            nn.ModuleList(AttentionLayer(*size) for _ in range(settings.depth))
+            for _ in range(self.n_modalities)
         )
         self.norm = nn.LayerNorm(dim)
 
@@ -166,17 +154,11 @@ class CrossAttentionFusion(Fusion):
     )
     options = ("depth", "heads", "latents")
 
-    def __init__(
-        self,
-        n_modalities: int,  # Modalities
-        settings: FusionSettings | None = None,  # None takes the defaults
-        tokens: Sequence[int] | None = None,  # Tokens of each modality; None is one each
-    ):
-        settings = settings or FusionSettings()
-        super().__init__(n_modalities, settings, tokens)
+    def build(self, settings: FusionSettings) -> None:
+        "Make its layers."
         dim, size = settings.dim, (settings.dim, settings.heads, settings.dropout)
         self.latents = nn.Parameter(torch.randn(settings.latents, dim) * dim**-0.5)
-        self.modality = nn.Parameter(torch.randn(n_modalities, dim) * dim**-0.5)
+        self.modality = nn.Parameter(torch.randn(self.n_modalities, dim) * dim**-0.5)
         self.asking = nn.ModuleList(AttentionLayer(*size) for _ in range(settings.depth))
         self.thinking = nn.ModuleList(AttentionLayer(*size) for _ in range(settings.depth))
         self.norm = nn.LayerNorm(dim)

@@ -5,7 +5,6 @@
 # %% ../../nbs/models/45b_experts.ipynb #fd78fd6b
 from __future__ import annotations
 
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,15 +28,9 @@ class ProductOfExperts(Fusion):
         use="modalities that measure the same thing with different precision, many of them missing",
     )
 
-    def __init__(
-        self,
-        n_modalities: int,  # Modalities
-        settings: FusionSettings | None = None,  # None takes the defaults
-        tokens: Sequence[int] | None = None,  # Tokens of each modality; None is one each
-    ):
-        settings = settings or FusionSettings()
-        super().__init__(n_modalities, settings, tokens)
-        self.opinion = EachLinear(n_modalities, settings.dim, 2 * settings.dim)
+    def build(self, settings: FusionSettings) -> None:
+        "Make its layers."
+        self.opinion = EachLinear(self.n_modalities, settings.dim, 2 * settings.dim)
 
     def combine(self, z: Tensor, present: Tensor) -> Tensor:  # [batch, token, dim] to [batch, dim]
         "Take the mean of the product of all opinions."
@@ -58,17 +51,11 @@ class SharedSpecificFusion(Fusion):
         use="modalities that say much the same, of which one or another is missing",
     )
 
-    def __init__(
-        self,
-        n_modalities: int,  # Modalities
-        settings: FusionSettings | None = None,  # None takes the defaults
-        tokens: Sequence[int] | None = None,  # Tokens of each modality; None is one each
-    ):
-        settings = settings or FusionSettings()
-        super().__init__(n_modalities, settings, tokens)
+    def build(self, settings: FusionSettings) -> None:
+        "Make its layers."
         dim, self.shared = settings.dim, nn.Linear(settings.dim, settings.dim)
-        self.specific = EachLinear(n_modalities, dim, dim)
-        self.project, self.out = nn.Linear(2 * dim, dim), nn.Linear(n_modalities * dim, dim)
+        self.specific = EachLinear(self.n_modalities, dim, dim)
+        self.project, self.out = nn.Linear(2 * dim, dim), nn.Linear(self.n_modalities * dim, dim)
         self.drop = nn.Dropout(settings.dropout)
 
     def combine(self, z: Tensor, present: Tensor) -> Tensor:  # [batch, token, dim] to [batch, dim]
@@ -94,19 +81,15 @@ class LateFusion(Fusion):
     )
     linear_head = True
 
-    def __init__(
-        self,
-        n_modalities: int,  # Modalities
-        settings: FusionSettings | None = None,  # None takes the defaults
-        tokens: Sequence[int] | None = None,  # Tokens of each modality; None is one each
-    ):
-        settings = settings or FusionSettings()
-        super().__init__(n_modalities, settings, tokens)
-        self.hidden = EachLinear(n_modalities, settings.dim, 2 * settings.dim)
-        self.answer = EachLinear(n_modalities, 2 * settings.dim, settings.dim)
+    def build(self, settings: FusionSettings) -> None:
+        "Make its layers."
+        self.hidden = EachLinear(self.n_modalities, settings.dim, 2 * settings.dim)
+        self.answer = EachLinear(self.n_modalities, 2 * settings.dim, settings.dim)
         self.drop = nn.Dropout(settings.dropout)
-        self.louder = nn.Parameter(torch.zeros(n_modalities, n_modalities))  # Where row is absent, column
-        self.absent = nn.Parameter(torch.zeros(n_modalities, settings.dim))
+        self.louder = nn.Parameter(
+            torch.zeros(self.n_modalities, self.n_modalities)
+        )  # Where row is absent, column
+        self.absent = nn.Parameter(torch.zeros(self.n_modalities, settings.dim))
 
     def combine(self, z: Tensor, present: Tensor) -> Tensor:  # [batch, token, dim] to [batch, dim]
         "Add up the answers."

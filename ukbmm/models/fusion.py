@@ -105,6 +105,10 @@ class Fusion(nn.Module):
         self.prior = nn.Parameter(torch.zeros(settings.dim))
         owner = torch.arange(n_modalities).repeat_interleave(torch.tensor(self.tokens))
         self.register_buffer("owner", owner, persistent=False)  # The modality of each token
+        self.build(settings)
+
+    def build(self, settings: FusionSettings) -> None:
+        "Make the layers of a subclass; this one has none."
 
 # %% ../../nbs/models/45_fusion.ipynb #5562fe3d
 @patch
@@ -180,15 +184,9 @@ class ConcatFusion(Fusion):
         use="a few modalities that most participants have, and many participants",
     )
 
-    def __init__(
-        self,
-        n_modalities: int,  # Modalities
-        settings: FusionSettings | None = None,  # None takes the defaults
-        tokens: Sequence[int] | None = None,  # Tokens of each modality; None is one each
-    ):
-        settings = settings or FusionSettings()
-        super().__init__(n_modalities, settings, tokens)
-        width = n_modalities * (settings.dim + 1)
+    def build(self, settings: FusionSettings) -> None:
+        "Make its layers."
+        width = self.n_modalities * (settings.dim + 1)
         self.net = mlp([width, 2 * settings.dim, settings.dim], settings.dropout)
 
     def combine(self, z: Tensor, present: Tensor) -> Tensor:  # [batch, token, dim] to [batch, dim]
@@ -227,17 +225,11 @@ class GatedFusion(Fusion):
         use="where a reader wants to see what a prediction rests on",
     )
 
-    def __init__(
-        self,
-        n_modalities: int,  # Modalities
-        settings: FusionSettings | None = None,  # None takes the defaults
-        tokens: Sequence[int] | None = None,  # Tokens of each modality; None is one each
-    ):
-        settings = settings or FusionSettings()
-        super().__init__(n_modalities, settings, tokens)
-        dim, width = settings.dim, n_modalities * (settings.dim + 1)
-        self.feature = EachLinear(n_modalities, dim, dim)
-        self.gate = mlp([width, dim, n_modalities * dim], settings.dropout)
+    def build(self, settings: FusionSettings) -> None:
+        "Make its layers."
+        dim, width = settings.dim, self.n_modalities * (settings.dim + 1)
+        self.feature = EachLinear(self.n_modalities, dim, dim)
+        self.gate = mlp([width, dim, self.n_modalities * dim], settings.dropout)
         self.mix = mlp([dim, 2 * dim, dim], settings.dropout)
 
 
@@ -272,17 +264,11 @@ class LowRankFusion(Fusion):
     )
     options = ("rank",)
 
-    def __init__(
-        self,
-        n_modalities: int,  # Modalities
-        settings: FusionSettings | None = None,  # None takes the defaults
-        tokens: Sequence[int] | None = None,  # Tokens of each modality; None is one each
-    ):
-        settings = settings or FusionSettings()
-        super().__init__(n_modalities, settings, tokens)
-        self.factors = EachLinear(n_modalities, settings.dim, settings.rank * settings.dim)
+    def build(self, settings: FusionSettings) -> None:
+        "Make its layers."
+        self.factors = EachLinear(self.n_modalities, settings.dim, settings.rank * settings.dim)
         nn.init.ones_(self.factors.bias)
-        self.absent = nn.Parameter(torch.ones(n_modalities, settings.rank * settings.dim))
+        self.absent = nn.Parameter(torch.ones(self.n_modalities, settings.rank * settings.dim))
         self.weight = nn.Parameter(torch.randn(settings.rank) * settings.rank**-0.5)
         self.bias = nn.Parameter(torch.zeros(settings.dim))
 
@@ -307,23 +293,17 @@ class FilmFusion(Fusion):
     )
     options = ("condition",)
 
-    def __init__(
-        self,
-        n_modalities: int,  # Modalities
-        settings: FusionSettings | None = None,  # None takes the defaults
-        tokens: Sequence[int] | None = None,  # Tokens of each modality; None is one each
-    ):
-        settings = settings or FusionSettings()
-        super().__init__(n_modalities, settings, tokens)
+    def build(self, settings: FusionSettings) -> None:
+        "Make its layers."
         first, dim = settings.condition or 0, settings.dim
-        if first >= n_modalities:
-            raise ModelError("fusion.condition", f"a position below {n_modalities}", f"{first}")
-        order = [first, *(m for m in range(n_modalities) if m != first)]
+        if first >= self.n_modalities:
+            raise ModelError("fusion.condition", f"a position below {self.n_modalities}", f"{first}")
+        order = [first, *(m for m in range(self.n_modalities) if m != first)]
         self.register_buffer("order", torch.tensor(order), persistent=False)
         self.register_buffer("back", self.order.argsort(), persistent=False)
         self.feature, self.modulation = (
-            EachLinear(n_modalities, dim, dim),
-            EachLinear(n_modalities, dim, 2 * dim),
+            EachLinear(self.n_modalities, dim, dim),
+            EachLinear(self.n_modalities, dim, 2 * dim),
         )
         self.mix = mlp([dim, 2 * dim, dim], settings.dropout)
 

@@ -90,13 +90,13 @@ def biobank_study(folder: Path, participants: int, variants: int, seed: int) -> 
         blocks, target, split.train(0, 0), split.valid(0, 0), 256, seed, 0, additive, device="cpu"
     )
     return {"dls": dls, "linear": linear, "test": test, "known": target.batch(torch.from_numpy(test))[:, 0].numpy(),
-            "target": target, "biobank": biobank, "rows": rows,
+            "target": target, "rows": rows,
             "genetic": true_score(biobank, participants, variants, seed)}  # fmt: skip
 
 
 def told(study: dict, products: bool) -> float:
     "R2 of least squares on everything that was measured and the true genetic score, with or without their products."
-    biobank, blocks, rows = study["biobank"], study["dls"].blocks, torch.arange(len(study["biobank"]))
+    blocks, rows = study["dls"].blocks, torch.arange(len(study["genetic"]))
     tables = [block for block in blocks.values() if isinstance(block, PhenotypeBlock)]
     measured = torch.cat([tabular_design(*b.transform(b.batch(rows)), b.levels.sizes) for b in tables], dim=1)
     genetic = study["genetic"] * blocks["snps"].present(rows)

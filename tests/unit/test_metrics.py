@@ -106,9 +106,9 @@ def test_a_sure_mistake_costs_what_scikit_learn_says_and_stays_finite():
 def test_every_kind_is_compared_by_its_first_metric():
     assert [m.name for m in metrics_for("regression")] == ["pearson_r", "r2", "mae", "rmse"]
     assert [m.name for m in metrics_for("binary")] == ["auc", "average_precision", "brier", "log_loss"]
-    assert [m.name for m in metrics_for("survival")] == ["concordance"]
+    assert [m.name for m in metrics_for("survival")] == ["concordance", "auc_horizon", "brier_horizon", "ipa_horizon"]
     worse = {m.name for m in METRICS.entries.values() if not m.greater_is_better}
-    assert worse == {"mae", "rmse", "brier"} | {name for name in METRICS.names() if "log_loss" in name}
+    assert worse == {"mae", "rmse"} | {name for name in METRICS.names() if "log_loss" in name or "brier" in name}
 
 
 def table(**changes) -> pl.DataFrame:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -181,6 +181,12 @@ def _add(
     return register
 
 
+def _share_draws(work: Callable[[slice], None], draws: int, at_once: int = 8) -> None:
+    "Call a function that does some draws, given as a slice, until all are done; cores share them."
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda first: work(slice(first, first + at_once)), range(0, draws, at_once)))
+
+
 def _mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:  # [draw]
     "Weighted means."
     return weights @ values / weights.sum(axis=1)
@@ -245,7 +251,8 @@ def _walk(order, fold, prediction, case, weights, won, pairs):
 def _auc(target: np.ndarray, prediction: np.ndarray, weights: np.ndarray, fold: np.ndarray) -> np.ndarray:
     won, pairs = np.zeros(len(weights)), np.zeros(len(weights))
     order = np.lexsort((prediction, fold))
-    _walk(order, fold[order], prediction[order], target[order] > 0.5, weights, won, pairs)
+    people = order, fold[order], prediction[order], target[order] > 0.5
+    _share_draws(lambda some: _walk(*people, weights[some], won[some], pairs[some]), len(weights))
     return np.where(pairs > 0, won / np.maximum(pairs, 1e-300), np.nan)
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #21d7b51b
@@ -333,23 +340,34 @@ def _quadratic_kappa(target: np.ndarray, prediction: np.ndarray, weights: np.nda
     return np.where((chance > 0) & (total > 0), 1 - observed / np.maximum(chance, 1e-300), np.nan)
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #492bba01
+def _over_labels(
+    score: Callable[..., np.ndarray],
+    target: np.ndarray,
+    prediction: np.ndarray,
+    weights: np.ndarray,
+    *more: np.ndarray,
+) -> np.ndarray:
+    "The mean over labels of a score, each of the people for whom the label is known."
+    values = []
+    for i, known in enumerate(~np.isnan(target).T):
+        if known.all():
+            values.append(score(target[:, i], prediction[:, i], weights, *more))
+        elif known.any():
+            some = [array[known] for array in more]
+            values.append(score(target[known, i], prediction[known, i], weights[:, known], *some))
+    return _mean_of_defined(values)
+
+
 @_add("auc_labels", "area under the ROC curve, mean over labels", "multilabel", True, null=0.5, within=True)
 def _auc_labels(
     target: np.ndarray, prediction: np.ndarray, weights: np.ndarray, fold: np.ndarray
 ) -> np.ndarray:
-    known = ~np.isnan(target).T
-    areas = [
-        _auc(target[k, i], prediction[k, i], weights[:, k], fold[k]) for i, k in enumerate(known) if k.any()
-    ]
-    return _mean_of_defined(areas)
+    return _over_labels(_auc, target, prediction, weights, fold)
 
 
 @_add("log_loss_labels", "log loss, mean over labels", "multilabel", False)
 def _log_loss_labels(target: np.ndarray, prediction: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    known = ~np.isnan(target).T
-    return _mean_of_defined(
-        [_log_loss(target[k, i], prediction[k, i], weights[:, k]) for i, k in enumerate(known) if k.any()]
-    )
+    return _over_labels(_log_loss, target, prediction, weights)
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #7b7047c6
 @compiled
@@ -392,22 +410,18 @@ def _pairs(group, event, rank, ranks, weights, won, pairs):
 
 
 def _concordant(
-    time: np.ndarray, event: np.ndarray, risk: np.ndarray, weights: np.ndarray, at_once: int = 8
+    time: np.ndarray, event: np.ndarray, risk: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     "Weights of concordant and of comparable pairs [draw]."
     order = np.argsort(-time, kind="stable")
     rank = np.unique(risk, return_inverse=True)[1][order] + 1
-    group, event, ranks = time[order], event[order], int(rank.max(initial=1))
+    people = time[order], event[order], rank, int(rank.max(initial=1))
     won, pairs = np.zeros(len(weights)), np.zeros(len(weights))
 
-    def count(first: int) -> None:
-        some = slice(first, first + at_once)
-        _pairs(
-            group, event, rank, ranks, np.ascontiguousarray(weights[some][:, order].T), won[some], pairs[some]
-        )
+    def count(some: slice) -> None:
+        _pairs(*people, np.ascontiguousarray(weights[some][:, order].T), won[some], pairs[some])
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(count, range(0, len(weights), at_once)))
+    _share_draws(count, len(weights))
     return won, pairs
 
 
@@ -483,7 +497,8 @@ def _at_horizon(
 ) -> tuple[np.ndarray, np.ndarray]:  # float64 [person]; float64 [draw, person]
     "Who had the first event by a horizon, and what each person counts for."
     order, counted = np.argsort(target[:, 0], kind="stable"), np.zeros_like(weights)
-    _stand_in(order, target[order, 0], target[order, 1] > 0, float(horizon), weights, counted)
+    people = order, target[order, 0], target[order, 1] > 0, float(horizon)
+    _share_draws(lambda some: _stand_in(*people, weights[some], counted[some]), len(weights))
     return ((target[:, 0] <= horizon) & (target[:, 1] == 1)).astype(np.float64), counted
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #ce1b4217

@@ -127,7 +127,8 @@ def _one_by_one(whole: Question, labels: bool) -> list[Question]:
         answer = whole.target[:, part] if labels else (whole.target == part).astype(np.float64)
         known, columns = ~np.isnan(answer), _column(whole.predictions, part)
         columns = {name: values[known] for name, values in columns.items()}
-        parts.append(Question([METRICS["auc"]], answer[known], columns, whole.fold[known], None, known, part))
+        rows = None if known.all() else known
+        parts.append(Question([METRICS["auc"]], answer[known], columns, whole.fold[known], None, rows, part))
     return parts
 
 

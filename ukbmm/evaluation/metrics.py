@@ -302,10 +302,8 @@ def _log(chance: np.ndarray) -> np.ndarray:
     return np.log(np.clip(chance, 1e-15, 1.0))
 
 
-@_add(
-    "auc_classes", "area under the ROC curve, class against rest", "multiclass", True, null=0.5, within=True
-)
-@_add("auc_grades", "area under the ROC curve, grade against rest", "ordinal", True, null=0.5, within=True)
+@_add("auc_classes", "mean area under the ROC curve of classes", "multiclass", True, null=0.5, within=True)
+@_add("auc_grades", "mean area under the ROC curve of grades", "ordinal", True, null=0.5, within=True)
 def _auc_classes(
     target: np.ndarray, prediction: np.ndarray, weights: np.ndarray, fold: np.ndarray
 ) -> np.ndarray:
@@ -358,14 +356,14 @@ def _over_labels(
     return _mean_of_defined(values)
 
 
-@_add("auc_labels", "area under the ROC curve, mean over labels", "multilabel", True, null=0.5, within=True)
+@_add("auc_labels", "mean area under the ROC curve of labels", "multilabel", True, null=0.5, within=True)
 def _auc_labels(
     target: np.ndarray, prediction: np.ndarray, weights: np.ndarray, fold: np.ndarray
 ) -> np.ndarray:
     return _over_labels(_auc, target, prediction, weights, fold)
 
 
-@_add("log_loss_labels", "log loss, mean over labels", "multilabel", False)
+@_add("log_loss_labels", "mean log loss of labels", "multilabel", False)
 def _log_loss_labels(target: np.ndarray, prediction: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return _over_labels(_log_loss, target, prediction, weights)
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from textwrap import shorten
+from textwrap import fill, shorten
 from typing import Any
 
 import numpy as np
@@ -294,8 +294,8 @@ def plot_models(
         colour = "C0" if name == "fusion" else "0.35"
         axis.plot(found["ci95"], [i, i], color=colour, lw=2)
         axis.plot(found["value"], i, "o", color=colour)
-    axis.set(yticks=range(len(names)), yticklabels=names, xlabel=METRICS[metric].title)
-    axis.invert_yaxis()
+    axis.set(yticks=range(len(names)), yticklabels=names, xlabel=fill(METRICS[metric].title, 40))
+    axis.set_ylim(len(names) - 0.5, -0.5)
     return axis
 
 
@@ -311,8 +311,9 @@ def plot_differences(
         axis.plot(found["difference"], i, "o", color="C0")
     axis.axvline(0, color="0.5", lw=1, ls="--")
     labels = [f"{c['first']} - {c['second']}" for c in shown]
-    axis.set(yticks=range(len(shown)), yticklabels=labels, xlabel=f"difference in {METRICS[metric].title}")
-    axis.invert_yaxis()
+    title = fill(f"difference in {METRICS[metric].title}", 40)
+    axis.set(yticks=range(len(shown)), yticklabels=labels, xlabel=title)
+    axis.set_ylim(max(len(shown), 1) - 0.5, -0.5)
     return axis
 
 # %% ../../nbs/evaluation/56_plots.ipynb #438d7bdc

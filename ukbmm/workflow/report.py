@@ -332,7 +332,7 @@ RISK = (
     "predicting the same overall risk for everybody, so 0 is knowing nothing.",
 )
 CLASSES = (
-    "Class against rest: the chance that somebody of a class has a higher probability of it than somebody of another, a mean over classes; 0.5 is chance. "
+    "Area under the ROC curve of a class: the chance that somebody of a class has a higher probability of it than somebody of another, a mean over classes; 0.5 is chance. "
     "The log loss weighs each class alike, however rare.",
 )
 WORDS = {

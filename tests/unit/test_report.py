@@ -100,3 +100,91 @@ def made_run(folder, kind: str, change: dict | None = None, only: tuple[str, ...
     table.write_parquet(path / "predictions.parquet")
     history.write_csv(path / "history.csv")
     return Run.open(path)
+
+
+def text_of(path) -> str:
+    "What a reader sees, without pictures and style."
+    return re.sub('(?s)base64,[^"]*|<style>.*?</style>|<pre>.*?</pre>|<[^>]*>', " ", path.read_text())
+
+
+KINDS = ("regression", "binary", "multiclass", "ordinal", "multilabel", "survival", "competing_risks")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_report_of_every_kind_has_its_figures_its_numbers_and_no_gap(kind, tmp_path):
+    run = made_run(tmp_path, kind)
+    html = write_report(run).read_text()
+    assert html.count("data:image/png") == 6
+    metrics, text = run.metrics(), text_of(run.path / "report.html")
+    for found in metrics["models"].values():
+        for metric in found.values():
+            assert f"{metric['value']:.3f}" in text
+    assert "not defined" not in text and "None" not in text and "nan" not in text.split("Training")[0]
+    assert "{" not in text and "the last horizon" not in text
+    assert ("By " in text) == ("parts" in metrics)
+    assert list(metrics["models"]) == [row["name"] for row in report_values(run)["models"]]
+
+
+def test_a_title_names_the_fields_of_every_label_and_competing_event(tmp_path):
+    titles = {kind: report_values(made_run(tmp_path, kind))["title"] for kind in ("binary", "multilabel", "competing_risks")}
+    assert titles["binary"].endswith("type 2 diabetes (field 2443)")
+    assert titles["multilabel"].endswith("(fields 6150, 2443, 131296 and 131306)")
+    assert titles["competing_risks"].endswith("(fields 130708 and 40000)")
+
+
+def test_horizons_and_events_are_named_in_words(tmp_path):
+    values = report_values(made_run(tmp_path, "competing_risks"))
+    assert "the risk of diabetes within 5 and 10 years with concordance of diabetes" in values["verdict"][0]
+    assert values["metric_titles"][2] == "Brier score of diabetes at 10 years"
+    assert [row["names"] for row in values["parts"]["rows"]][::2] == [
+        [f"{event}, {year} years", "fusion"] for event in ("diabetes", "death") for year in (5, 10)
+    ]
+    alone = report_values(made_run(tmp_path, "survival"))
+    assert "the risk of type 2 diabetes within 5 and 10 years" in alone["verdict"][0]
+    assert [row["names"][0] for row in alone["parts"]["rows"]][::2] == ["5 years", "10 years"]
+
+
+def test_counts_are_of_the_table_and_small_ones_are_hidden_with_what_would_tell_them(tmp_path):
+    run = made_run(tmp_path, "multiclass")
+    classes = np.bincount(run.predictions()["target"].to_numpy().astype(int))
+    assert classes[3] == 4 and run.metrics()["n"]["classes"] == classes.tolist()
+    said = report_values(run)["counts"]
+    assert f"never {classes[0]}, previous {classes[1]}, current" in said and "answer <5" in said
+    assert f"current {classes[2]}" not in said  # the rest of 1,200 would tell the four
+    hidden = made_run(tmp_path, "ordinal", {"participants": "1,190-1,209 participants"})
+    percent = re.findall(r"(\d+)%", report_values(hidden)["counts"])
+    assert [int(p) for p in percent] == [*(round(100 * c / N) for c in classes[:3]), 1]  # <1% of the last
+
+
+def test_three_people_with_a_label_are_neither_counted_nor_scored(tmp_path):
+    run = made_run(tmp_path, "multilabel")
+    assert run.metrics()["n"]["cases"][3] == 3
+    rows = report_values(run)["parts"]["rows"]
+    assert rows[3]["names"] == ["a rare syndrome of the eye", "100%", "<5"]
+    assert [cell["text"] for cell in rows[3]["cells"]] == ["too few", "too few"]
+    diabetes = run.predictions()["target"].to_numpy()[:, 1]
+    assert rows[1]["names"] == ["diabetes", "75%", str(int(np.nansum(diabetes)))]
+
+
+def test_events_that_compete_are_counted_by_cause(tmp_path):
+    run = made_run(tmp_path, "competing_risks")
+    events = run.predictions()["target"].to_numpy()[:, 1]
+    first, second = ((events == cause).sum() for cause in (1, 2))
+    assert f"of them {first} with diabetes and {second} with death first" in report_values(run)["counts"]
+
+
+def test_a_network_alone_has_a_report_and_no_section_of_differences(tmp_path):
+    run = made_run(tmp_path, "survival", only=("fusion",))
+    text = text_of(write_report(run))
+    assert "Is the network better?" not in text and "Observed risk and calibration" in text
+
+
+def test_a_horizon_that_nobody_reached_is_said_to_be_not_defined(tmp_path):
+    run = made_run(tmp_path, "survival")
+    table = run.predictions().with_columns(target=np.minimum(run.predictions()["target"].to_numpy(), [7.0, 1.0]))
+    table = table.with_columns(target=np.where(table["target"].to_numpy()[:, :1] >= 7, [7.0, 0.0], table["target"].to_numpy()))
+    table.write_parquet(run.path / "predictions.parquet")
+    (run.path / "metrics.json").write_text(json.dumps(evaluate(table, "survival", "fusion", 30, horizons=HORIZONS)))
+    text = text_of(write_report(run))
+    assert "not defined" in text and "not defined to" not in text
+    assert run.metrics()["parts"][0]["models"]["fusion"]["brier_horizon"]["value"] is not None  # at 5 years it is

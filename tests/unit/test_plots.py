@@ -49,9 +49,13 @@ def test_the_confusion_matrix_is_scikit_learns_and_no_small_cell_can_be_computed
 
 def test_every_cell_with_a_number_is_drawn_and_blanks_are_not():
     target, chance = classes_of(1, 300, 4)
-    drawn = plot_confusion(axis(), target, chance, ["a", "b", "c", "a class with a name that is far too long to fit"])
+    drawn = plot_confusion(
+        axis(), target, chance, ["a", "b", "c", "a class with a name that is far too long to fit"]
+    )
     percent = confusion(target, chance)
-    assert sorted(t.get_text() for t in drawn.texts) == sorted(f"{v:.0f}" for v in percent[np.isfinite(percent)])
+    assert sorted(t.get_text() for t in drawn.texts) == sorted(
+        f"{v:.0f}" for v in percent[np.isfinite(percent)]
+    )
     assert max(len(label.get_text()) for label in drawn.get_yticklabels()) <= 24
 
 
@@ -76,14 +80,20 @@ def test_dots_of_labels_are_their_areas_and_few_cases_have_none():
     metrics = evaluate(table, "multilabel", draws=50)
     drawn = plot_parts(axis(), metrics, ["a", "b", "c"])
     dots = [line.get_xdata()[0] for line in drawn.lines if len(line.get_xdata()) == 1]
-    areas = [reference.roc_auc_score(target[:, i], table[f"prediction_{name}"].to_numpy()[:, i]) for name in ("fusion", "ridge") for i in (0, 1)]
+    areas = [
+        reference.roc_auc_score(target[:, i], table[f"prediction_{name}"].to_numpy()[:, i])
+        for name in ("fusion", "ridge")
+        for i in (0, 1)
+    ]
     assert dots == pytest.approx(areas)
 
 
 def events(seed: int, n: int, rate: float = 0.05):
     rng = np.random.default_rng(seed)
     risk = rng.uniform(0.2, 2, n)
-    times = np.stack([rng.uniform(6, 14, n), rng.exponential(1 / (rate * risk)), rng.exponential(30, n)], axis=1)
+    times = np.stack(
+        [rng.uniform(6, 14, n), rng.exponential(1 / (rate * risk)), rng.exponential(30, n)], axis=1
+    )
     return np.stack([times.min(axis=1), times.argmin(axis=1)], axis=1), 1 - np.exp(-10 * rate * risk)
 
 
@@ -134,7 +144,10 @@ def test_curves_end_in_the_estimate_of_their_fifth_and_have_no_small_step(rate):
         some = target[fifths[group]]
         assert curve.height <= 40 and curve["time"][-1] == 10.0
         assert curve["risk"][-1] == pytest.approx(cumulative_incidence(some, [10.0])["risk"][0])
-        steps = [((some[:, 1] == 1) & (some[:, 0] > low) & (some[:, 0] <= high)).sum() for low, high in zip(curve["time"], curve["time"][1:], strict=False)]
+        steps = [
+            ((some[:, 1] == 1) & (some[:, 0] > low) & (some[:, 0] <= high)).sum()
+            for low, high in zip(curve["time"], curve["time"][1:], strict=False)
+        ]
         assert not any(0 < step < 5 for step in steps)
     had = [((target[part, 1] == 1) & (target[part, 0] <= 10)).sum() for part in fifths]
     assert sorted(curves["group"].unique()) == [i for i, count in enumerate(had) if not 0 < count < 5]

@@ -29,7 +29,9 @@ def followed(rng, hazards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     ends = rng.uniform(8, 14, len(hazards))
     times = np.column_stack([ends, *(rng.exponential(1 / hazard) for hazard in hazards.T)])
     total = hazards.sum(axis=1, keepdims=True)
-    risks = [hazards[:, [cause]] / total * (1 - np.exp(-total * HORIZONS)) for cause in range(hazards.shape[1])]
+    risks = [
+        hazards[:, [cause]] / total * (1 - np.exp(-total * HORIZONS)) for cause in range(hazards.shape[1])
+    ]
     return np.column_stack([times.min(axis=1), times.argmin(axis=1)]), np.concatenate(risks, axis=1)
 
 
@@ -39,9 +41,19 @@ def outcomes(kind: str) -> tuple[np.ndarray, dict[str, np.ndarray], dict, str]:
     x = rng.normal(size=N)
     noisy = x + rng.normal(size=N)
     if kind == "regression":
-        return 36 + 5 * x, {"fusion": 36 + 4 * noisy, "ridge": 36 + 3 * rng.normal(size=N)}, {}, "field: 30750"
+        return (
+            36 + 5 * x,
+            {"fusion": 36 + 4 * noisy, "ridge": 36 + 3 * rng.normal(size=N)},
+            {},
+            "field: 30750",
+        )
     if kind == "binary":
-        return (rng.random(N) < sigmoid(x - 2)) * 1.0, {"fusion": sigmoid(x - 2), "lightgbm": sigmoid(noisy - 2)}, {}, "field: 2443"
+        return (
+            (rng.random(N) < sigmoid(x - 2)) * 1.0,
+            {"fusion": sigmoid(x - 2), "lightgbm": sigmoid(noisy - 2)},
+            {},
+            "field: 2443",
+        )
     if kind in ("multiclass", "ordinal"):
         names = ["never", "previous", "current", "prefers not to answer"]
         make = lambda value: softmax(np.outer(value, [-1.5, 0, 1.5, 0]) + [0, 0, -1, -6.0])  # noqa: E731
@@ -50,19 +62,34 @@ def outcomes(kind: str) -> tuple[np.ndarray, dict[str, np.ndarray], dict, str]:
         target[4:] = np.minimum(target[4:], 2)
         return target, {"fusion": make(x), "covariates": make(noisy)}, {"classes": names}, "field: 20116"
     if kind == "multilabel":
-        names, levels = ["hypertension", "diabetes", "angina", "a rare syndrome of the eye"], np.array([0, 2, 3, 20.0])
+        names, levels = (
+            ["hypertension", "diabetes", "angina", "a rare syndrome of the eye"],
+            np.array([0, 2, 3, 20.0]),
+        )
         target = (rng.random((N, 4)) < sigmoid(x[:, None] - levels)) * 1.0
         target[7:10, 3] = 1  # three people
         target[:300, 1] = np.nan
         predictions = {"fusion": sigmoid(x[:, None] - levels), "ridge": sigmoid(noisy[:, None] - levels)}
-        return target, predictions, {"classes": names}, "labels: [{field: 6150}, {field: 2443}, {field: 131296}, {field: 131306}]"
+        return (
+            target,
+            predictions,
+            {"classes": names},
+            "labels: [{field: 6150}, {field: 2443}, {field: 131296}, {field: 131306}]",
+        )
     hazards = np.column_stack([0.02 * np.exp(x), np.full(N, 0.02)])[:, : 1 if kind == "survival" else 2]
     target, risks = followed(rng, hazards)
-    worse = followed(rng, np.column_stack([0.02 * np.exp(0.6 * noisy), hazards[:, -1]])[:, : hazards.shape[1]])[1]
+    worse = followed(
+        rng, np.column_stack([0.02 * np.exp(0.6 * noisy), hazards[:, -1]])[:, : hazards.shape[1]]
+    )[1]
     about = {"horizons": HORIZONS}
     if kind == "survival":
         return target, {"fusion": risks, "covariates": worse}, about, "field: 130708"
-    return target, {"fusion": risks, "covariates": worse}, about | {"classes": ["diabetes", "death"]}, "{field: 130708, competing: [40000]}"
+    return (
+        target,
+        {"fusion": risks, "covariates": worse},
+        about | {"classes": ["diabetes", "death"]},
+        "{field: 130708, competing: [40000]}",
+    )
 
 
 ABOUT = {"outcome": "type 2 diabetes", "units": "", "flow": [["in the Biobank", "", "1,300"], ["outcome unknown", "100", "1,200"]],
@@ -87,9 +114,19 @@ def made_run(folder, kind: str, change: dict | None = None, only: tuple[str, ...
     predictions = {name: values for name, values in predictions.items() if only is None or name in only}
     row = np.arange(N)
     columns = {f"prediction_{name}": values for name, values in predictions.items()}
-    table = pl.DataFrame({"row": row, "family": row // 2, "fold": row % 3, "split": ["test"] * N, "target": target, **columns})
-    curves = [(f, 0, e, None if e == 0 else 1.0 - 0.02 * e, 1 - 0.05 * e + 0.004 * e * e, e == 6, 0.5) for f in range(3) for e in range(10)]
-    history = pl.DataFrame(curves, schema=["fold", "network", "epoch", "train_loss", "valid_loss", "kept", "seconds"], orient="row")
+    table = pl.DataFrame(
+        {"row": row, "family": row // 2, "fold": row % 3, "split": ["test"] * N, "target": target, **columns}
+    )
+    curves = [
+        (f, 0, e, None if e == 0 else 1.0 - 0.02 * e, 1 - 0.05 * e + 0.004 * e * e, e == 6, 0.5)
+        for f in range(3)
+        for e in range(10)
+    ]
+    history = pl.DataFrame(
+        curves,
+        schema=["fold", "network", "epoch", "train_loss", "valid_loss", "kept", "seconds"],
+        orient="row",
+    )
     metrics = evaluate(table, kind, "fusion", 60, horizons=about.get("horizons"))
     path = folder / f"{kind}-001"
     path.mkdir()
@@ -126,7 +163,10 @@ def test_a_report_of_every_kind_has_its_figures_its_numbers_and_no_gap(kind, tmp
 
 
 def test_a_title_names_the_fields_of_every_label_and_competing_event(tmp_path):
-    titles = {kind: report_values(made_run(tmp_path, kind))["title"] for kind in ("binary", "multilabel", "competing_risks")}
+    titles = {
+        kind: report_values(made_run(tmp_path, kind))["title"]
+        for kind in ("binary", "multilabel", "competing_risks")
+    }
     assert titles["binary"].endswith("type 2 diabetes (field 2443)")
     assert titles["multilabel"].endswith("(fields 6150, 2443, 131296 and 131306)")
     assert titles["competing_risks"].endswith("(fields 130708 and 40000)")
@@ -181,10 +221,18 @@ def test_a_network_alone_has_a_report_and_no_section_of_differences(tmp_path):
 
 def test_a_horizon_that_nobody_reached_is_said_to_be_not_defined(tmp_path):
     run = made_run(tmp_path, "survival")
-    table = run.predictions().with_columns(target=np.minimum(run.predictions()["target"].to_numpy(), [7.0, 1.0]))
-    table = table.with_columns(target=np.where(table["target"].to_numpy()[:, :1] >= 7, [7.0, 0.0], table["target"].to_numpy()))
+    table = run.predictions().with_columns(
+        target=np.minimum(run.predictions()["target"].to_numpy(), [7.0, 1.0])
+    )
+    table = table.with_columns(
+        target=np.where(table["target"].to_numpy()[:, :1] >= 7, [7.0, 0.0], table["target"].to_numpy())
+    )
     table.write_parquet(run.path / "predictions.parquet")
-    (run.path / "metrics.json").write_text(json.dumps(evaluate(table, "survival", "fusion", 30, horizons=HORIZONS)))
+    (run.path / "metrics.json").write_text(
+        json.dumps(evaluate(table, "survival", "fusion", 30, horizons=HORIZONS))
+    )
     text = text_of(write_report(run))
     assert "not defined" in text and "not defined to" not in text
-    assert run.metrics()["parts"][0]["models"]["fusion"]["brier_horizon"]["value"] is not None  # at 5 years it is
+    assert (
+        run.metrics()["parts"][0]["models"]["fusion"]["brier_horizon"]["value"] is not None
+    )  # at 5 years it is

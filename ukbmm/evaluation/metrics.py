@@ -235,13 +235,14 @@ def _walk(order, fold, prediction, case, weights, won, pairs):
             if start > 0 and fold[start] != fold[start - 1]:
                 pairs[draw] += cases * controls
                 cases, controls = 0.0, 0.0
-            stop, tied_cases, tied = start, 0.0, 0.0
+            stop, tied_cases, tied = start + 1, 0.0, 0.0
             while stop < len(order) and prediction[stop] == prediction[start] and fold[stop] == fold[start]:
-                if case[stop]:
-                    tied_cases += weights[draw, order[stop]]
-                else:
-                    tied += weights[draw, order[stop]]
                 stop += 1
+            for k in range(start, stop):
+                if case[k]:
+                    tied_cases += weights[draw, order[k]]
+                else:
+                    tied += weights[draw, order[k]]
             won[draw] += tied_cases * (controls + 0.5 * tied)
             cases, controls, start = cases + tied_cases, controls + tied, stop
         pairs[draw] += cases * controls
@@ -379,7 +380,7 @@ def _pairs(group, event, rank, ranks, weights, won, pairs):
         0,
     )
     while start < len(group):
-        stop = start
+        stop = start + 1
         while stop < len(group) and group[stop] == group[start]:
             stop += 1
         for step in range(3):  # put in those followed without it, compare the events, put them in as well
@@ -471,15 +472,16 @@ def _stand_in(order, time, event, horizon, weights, counted):
         for i in range(len(order)):
             left += weights[draw, i]
         while start < len(order) and time[start] <= horizon:
-            stop, events, ended = start, 0.0, 0.0
+            stop, events, ended = start + 1, 0.0, 0.0
             while stop < len(order) and time[stop] == time[start]:
-                i = order[stop]
-                if event[stop]:
+                stop += 1
+            for k in range(start, stop):
+                i = order[k]
+                if event[k]:
                     events += weights[draw, i]
                     counted[draw, i] = weights[draw, i] / chance if chance > 0.0 else 0.0
                 else:
                     ended += weights[draw, i]
-                stop += 1
             if ended > 0.0:
                 chance *= 1.0 - ended / (left - events)
             left, start = left - events - ended, stop

@@ -46,7 +46,7 @@ def numbers_of(
 def _refuse(name: str, expected: str, found: str) -> None:
     raise EvaluationError(f"column {name}", expected, found)
 
-
+# %% ../../nbs/evaluation/50_metrics.ipynb #af0e2759
 def _refuse_target(values: np.ndarray, kind: str) -> None:
     "Raise `EvaluationError` for targets that can't be what a kind of outcome asks for."
     if not (np.isfinite(values) | (np.isnan(values) & (kind == "multilabel"))).all():
@@ -63,7 +63,7 @@ def _refuse_target(values: np.ndarray, kind: str) -> None:
     if kind in TIMED and (values[:, 0] < 0).any():
         _refuse("target", "times from 0", "negative ones")
 
-
+# %% ../../nbs/evaluation/50_metrics.ipynb #415cdc2c
 def _refuse_prediction(name: str, values: np.ndarray, kind: str) -> None:
     "Raise `EvaluationError` for predictions that can't be what a kind of outcome asks for."
     if not np.isfinite(values).all():
@@ -75,7 +75,7 @@ def _refuse_prediction(name: str, values: np.ndarray, kind: str) -> None:
     ):
         _refuse(name, "a probability for each class, which add up to 1", "others")
 
-# %% ../../nbs/evaluation/50_metrics.ipynb #af0e2759
+# %% ../../nbs/evaluation/50_metrics.ipynb #ed3a8f4b
 def _refuse_width(name: str, width: int, kind: str, target: np.ndarray, horizons: Sequence[float] | None):
     "Raise `EvaluationError` where a prediction has not as many numbers as its target and the horizons ask for."
     if kind in ("regression", "binary") and width != 1:
@@ -90,7 +90,7 @@ def _refuse_width(name: str, width: int, kind: str, target: np.ndarray, horizons
     if left or (kind == "survival" and causes != 1) or causes < target[:, 1].max():
         _refuse(name, f"the risk of each event at {len(horizons)} horizons", f"{width} numbers")
 
-
+# %% ../../nbs/evaluation/50_metrics.ipynb #aa5584ac
 def check_predictions(
     table: Any,  # A prediction table, pandas or polars
     kind: str,  # Of the outcome, such as "regression"
@@ -148,7 +148,7 @@ class Metric:
             more["fold"] = np.unique(fold, return_inverse=True)[1]
         return self.compute(target, prediction, np.asarray(weights, dtype=np.float64), **more)
 
-
+# %% ../../nbs/evaluation/50_metrics.ipynb #95368286
 METRICS = Registry("metric")
 
 
@@ -162,7 +162,7 @@ def metrics_for(
         raise EvaluationError(f"outcomes of kind {kind!r}", f"one of {', '.join(kinds)}", "no metric")
     return found
 
-# %% ../../nbs/evaluation/50_metrics.ipynb #95368286
+# %% ../../nbs/evaluation/50_metrics.ipynb #9a366c6b
 def _add(
     name: str,
     title: str,
@@ -186,7 +186,7 @@ def _share_draws(work: Callable[[slice], None], draws: int, at_once: int = 8) ->
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda first: work(slice(first, first + at_once)), range(0, draws, at_once)))
 
-
+# %% ../../nbs/evaluation/50_metrics.ipynb #17f3ffaf
 def _mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:  # [draw]
     "Weighted means."
     return weights @ values / weights.sum(axis=1)
@@ -215,7 +215,7 @@ def _r2(target: np.ndarray, prediction: np.ndarray, weights: np.ndarray) -> np.n
     spread = _mean(weights, y * y) - _mean(weights, y) ** 2
     return 1 - _mean(weights, (target - prediction) ** 2) / np.maximum(spread, 1e-300)
 
-
+# %% ../../nbs/evaluation/50_metrics.ipynb #3cd10d05
 @_add("mae", "mean absolute error", "regression", False)
 def _mae(target: np.ndarray, prediction: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return _mean(weights, np.abs(target - prediction))
@@ -247,7 +247,7 @@ def _walk(order, fold, prediction, case, weights, won, pairs):
             cases, controls, start = cases + tied_cases, controls + tied, stop
         pairs[draw] += cases * controls
 
-
+# %% ../../nbs/evaluation/50_metrics.ipynb #470cc8de
 @_add("auc", "area under the ROC curve", "binary", True, null=0.5, within=True)
 def _auc(target: np.ndarray, prediction: np.ndarray, weights: np.ndarray, fold: np.ndarray) -> np.ndarray:
     won, pairs = np.zeros(len(weights)), np.zeros(len(weights))
@@ -302,7 +302,7 @@ def _log(chance: np.ndarray) -> np.ndarray:
     "Logarithms of probabilities, finite for 0."
     return np.log(np.clip(chance, 1e-15, 1.0))
 
-
+# %% ../../nbs/evaluation/50_metrics.ipynb #570fe4f6
 @_add("auc_classes", "mean area under the ROC curve of classes", "multiclass", True, null=0.5, within=True)
 @_add("auc_grades", "mean area under the ROC curve of grades", "ordinal", True, null=0.5, within=True)
 def _auc_classes(
@@ -328,7 +328,7 @@ def _balanced_log_loss(target: np.ndarray, prediction: np.ndarray, weights: np.n
     losses = -(weights @ (classes * _log(prediction))) / np.where(people > 0, people, np.nan)
     return _mean_of_defined(list(losses.T))
 
-
+# %% ../../nbs/evaluation/50_metrics.ipynb #8fa54532
 @_add("quadratic_kappa", "quadratic kappa", "ordinal", True, null=0.0)
 def _quadratic_kappa(target: np.ndarray, prediction: np.ndarray, weights: np.ndarray) -> np.ndarray:
     given, total = prediction.argmax(axis=1).astype(np.float64), weights.sum(axis=1)
@@ -363,7 +363,7 @@ def _auc_labels(
 ) -> np.ndarray:
     return _over_labels(_auc, target, prediction, weights, fold)
 
-
+# %% ../../nbs/evaluation/50_metrics.ipynb #0fa97dfe
 @_add("log_loss_labels", "mean log loss of labels", "multilabel", False)
 def _log_loss_labels(target: np.ndarray, prediction: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return _over_labels(_log_loss, target, prediction, weights)
@@ -407,7 +407,7 @@ def _pairs(group, event, rank, ranks, weights, won, pairs):
                         place += place & -place
         start = stop
 
-
+# %% ../../nbs/evaluation/50_metrics.ipynb #10415e97
 def _concordant(
     time: np.ndarray, event: np.ndarray, risk: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -423,7 +423,7 @@ def _concordant(
     _share_draws(count, len(weights))
     return won, pairs
 
-
+# %% ../../nbs/evaluation/50_metrics.ipynb #bc95d16f
 def _concordance(
     target: np.ndarray, risk: np.ndarray, weights: np.ndarray, fold: np.ndarray
 ) -> np.ndarray:  # [draw]
@@ -491,7 +491,7 @@ def _stand_in(order, time, event, horizon, weights, counted):
         if chance <= 0.0:
             counted[draw] = np.nan
 
-
+# %% ../../nbs/evaluation/50_metrics.ipynb #ce1b4217
 def _at_horizon(
     target: np.ndarray, weights: np.ndarray, horizon: float
 ) -> tuple[np.ndarray, np.ndarray]:  # float64 [person]; float64 [draw, person]
@@ -501,7 +501,7 @@ def _at_horizon(
     _share_draws(lambda some: _stand_in(*people, weights[some], counted[some]), len(weights))
     return ((target[:, 0] <= horizon) & (target[:, 1] == 1)).astype(np.float64), counted
 
-# %% ../../nbs/evaluation/50_metrics.ipynb #ce1b4217
+# %% ../../nbs/evaluation/50_metrics.ipynb #9153df60
 @_add("auc_horizon", "area under the ROC curve at the last horizon", "survival", True, 0.5, True, True)
 @_add(
     "auc_first",
@@ -522,7 +522,7 @@ def _auc_horizon(
     case, counted = _at_horizon(target, weights, horizons[-1])
     return _auc(case, _first_risk(prediction, horizons), counted, fold)
 
-
+# %% ../../nbs/evaluation/50_metrics.ipynb #120561fd
 @_add("brier_horizon", "Brier score at the last horizon", "survival", False, at_horizon=True)
 @_add(
     "brier_first",
@@ -537,7 +537,7 @@ def _brier_horizon(
     case, counted = _at_horizon(target, weights, horizons[-1])
     return counted @ (case - _first_risk(prediction, horizons)) ** 2 / weights.sum(axis=1)
 
-
+# %% ../../nbs/evaluation/50_metrics.ipynb #f76dc3c8
 @_add(
     "ipa_horizon", "index of prediction accuracy at the last horizon", "survival", True, 0.0, at_horizon=True
 )

@@ -68,7 +68,7 @@ def plot_calibration(
     axis.set(xlabel=f"predicted{what}", ylabel=f"observed{what}", title=f"slope {slope:.2f}")
     return axis
 
-
+# %% ../../nbs/evaluation/56_plots.ipynb #8f3bce18
 def plot_roc(
     axis: Any,  # A matplotlib axis
     target: np.ndarray,  # [batch], 0 and 1
@@ -107,7 +107,7 @@ def confusion(
     shown = np.stack([_may_show(row) for row in counts]) & (people >= MIN_COUNT)
     return np.where(shown, 100 * counts / np.maximum(people, 1), np.nan)
 
-
+# %% ../../nbs/evaluation/56_plots.ipynb #c6e06616
 def plot_confusion(
     axis: Any,  # A matplotlib axis
     target: np.ndarray,  # [person]: number of the class
@@ -225,7 +225,7 @@ def plot_incidence(
         axis.legend(handles[::-1], shown[::-1], frameon=False, fontsize=8, loc="upper left")
     return axis
 
-
+# %% ../../nbs/evaluation/56_plots.ipynb #ef8e7051
 def plot_horizon_calibration(
     axis: Any,  # A matplotlib axis
     target: np.ndarray,  # [person, 2]: years, and the number of the event or 0
@@ -298,7 +298,7 @@ def plot_models(
     axis.set_ylim(len(names) - 0.5, -0.5)
     return axis
 
-
+# %% ../../nbs/evaluation/56_plots.ipynb #fb4f7873
 def plot_differences(
     axis: Any,  # A matplotlib axis
     metrics: dict,  # From evaluate

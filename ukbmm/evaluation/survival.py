@@ -44,7 +44,7 @@ def _interval(risk: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.nd
     width = 1.96 * np.sqrt(np.maximum(variance, 0)) / (safe * -np.log(safe))
     return tuple(np.where(inside, safe ** np.exp(sign * width), risk) for sign in (1, -1))
 
-
+# %% ../../nbs/evaluation/51_survival.ipynb #6f36b867
 def cumulative_incidence(
     target: np.ndarray,  # [person, 2]: years, and the number of the event or 0
     times: Sequence[float],  # Years at which the risk is wanted
@@ -77,7 +77,7 @@ def _shown(counts: np.ndarray) -> list[int]:
         kept.pop()
     return kept if kept[-1] == last else [*kept, last]
 
-
+# %% ../../nbs/evaluation/51_survival.ipynb #1c68a513
 def incidence_by_risk(
     target: np.ndarray,  # [person, 2]: years, and the number of the event or 0
     risk: np.ndarray,  # [person]: predicted risk

@@ -119,7 +119,7 @@ def _at_horizons(whole: Question) -> list[Question]:
         parts.append(Question(metrics, target, columns, whole.fold, [horizons[at]], None, part))
     return parts
 
-
+# %% ../../nbs/evaluation/53_uncertainty.ipynb #d47e6b38
 def _one_by_one(whole: Question, labels: bool) -> list[Question]:
     "Each label, or each class against the rest."
     parts = []
@@ -184,7 +184,7 @@ def _draw(questions: list[Question], family: np.ndarray, draws: int, seed: int) 
     return [{metric: {name: np.concatenate(parts) for name, parts in by_model.items()} for metric, by_model in found.items()}
             for found in values]  # fmt: skip
 
-
+# %% ../../nbs/evaluation/53_uncertainty.ipynb #589c28b6
 def _of_part(question: Question, drawn: Drawn) -> dict:
     "The scores of a part, and how many people are cases of it: an event counts if it was seen by the horizon."
     case = question.target if question.target.ndim == 1 else (question.target[:, 1] == 1) & (question.target[:, 0] <= question.horizons[0])  # fmt: skip
@@ -201,7 +201,7 @@ def _of_part(question: Question, drawn: Drawn) -> dict:
     horizon = question.horizons[0] if question.horizons else None
     return {"part": question.part, "horizon": horizon, "cases": int(case.sum()), "others": int(len(case) - case.sum()), "models": models}  # fmt: skip
 
-
+# %% ../../nbs/evaluation/53_uncertainty.ipynb #e84c88bb
 def _counts(kind: str, table: pl.DataFrame, target: np.ndarray, parts: int) -> dict:
     "Who was tested: people, families, folds, and the people of each class, label or event."
     counts: dict[str, Any] = {
@@ -222,7 +222,7 @@ def _counts(kind: str, table: pl.DataFrame, target: np.ndarray, parts: int) -> d
         counts["events"] = np.bincount(target[:, 1].astype(int), minlength=parts + 1)[1:].tolist()
     return counts
 
-# %% ../../nbs/evaluation/53_uncertainty.ipynb #589c28b6
+# %% ../../nbs/evaluation/53_uncertainty.ipynb #91ba8940
 def _of_model(question: Question, metric: Metric, name: str, value: float, drawn: np.ndarray) -> dict:
     "A metric of a model, as metrics.json holds it."
     found = {"value": _defined(value), "ci95": interval(drawn), "per_fold": _per_fold(metric, question, name)}
@@ -230,7 +230,7 @@ def _of_model(question: Question, metric: Metric, name: str, value: float, drawn
         {"pooled": _defined(question.score(metric, name, within=False))} if metric.within_folds else {}
     )
 
-
+# %% ../../nbs/evaluation/53_uncertainty.ipynb #75f78451
 def evaluate(
     table: Any,  # A prediction table, pandas or polars
     kind: str,  # Of the outcome: "regression", "binary", "multiclass", "ordinal", "multilabel", "survival" or "competing_risks"

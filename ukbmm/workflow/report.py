@@ -63,7 +63,7 @@ def compare(
     text = f"difference in {metric} {number(comparison['difference'])} ({number(low)} to {number(high)})"
     return f"The data cannot tell {first} and {second} apart: {text}."
 
-
+# %% ../../nbs/workflow/75_report.ipynb #dc16e79f
 def verdict(
     metrics: dict,  # metrics.json
     outcome: str,  # What was predicted
@@ -120,7 +120,7 @@ def _of_risks(target: np.ndarray, fusion: np.ndarray, names: list[str], about: d
         "calibration": picture(lambda axis: plot_horizon_calibration(axis, target, fusion, horizons, events), "observed against predicted risk at the last horizon"),
     }  # fmt: skip
 
-
+# %% ../../nbs/workflow/75_report.ipynb #61fadd26
 def _of_classes(target: np.ndarray, fusion: np.ndarray, names: list[str]) -> dict[str, str]:
     "The figures of classes."
     height = 2.4 + 0.28 * len(names)
@@ -138,7 +138,7 @@ def _of_labels(target: np.ndarray, fusion: np.ndarray, names: list[str], metrics
         "calibration": picture(lambda axis: plot_calibration(axis, target[known], fusion[known], "binary"), "calibration over all labels"),
     }  # fmt: skip
 
-# %% ../../nbs/workflow/75_report.ipynb #61fadd26
+# %% ../../nbs/workflow/75_report.ipynb #c9cc98ed
 def _of_kind(metrics: dict, table: pl.DataFrame, about: dict) -> dict[str, str]:
     "The figures that depend on the kind of the outcome."
     kind, units, names = metrics["task"], about["units"], _names(about, metrics)
@@ -161,7 +161,7 @@ def _of_kind(metrics: dict, table: pl.DataFrame, about: dict) -> dict[str, str]:
         )
     return {"predictions": shown, "calibration": calibration}
 
-
+# %% ../../nbs/workflow/75_report.ipynb #72b8fd53
 def draw_figures(
     metrics: dict,  # metrics.json
     table: pl.DataFrame,  # The prediction table
@@ -200,7 +200,7 @@ def _differences(metrics: dict, names: list[str]) -> list[dict]:
         by_model.setdefault(comparison["second"], {})[comparison["metric"]] = comparison
     return [{"name": name, "cells": _cells(found, names, "difference")} for name, found in by_model.items()]
 
-
+# %% ../../nbs/workflow/75_report.ipynb #e3ab266f
 def _training(history: pl.DataFrame, plan: dict) -> list[str]:
     "Say how training went."
     best = history.filter(pl.col("kept"))
@@ -223,7 +223,7 @@ def _training(history: pl.DataFrame, plan: dict) -> list[str]:
     )
     return lines
 
-
+# %% ../../nbs/workflow/75_report.ipynb #aa3a6640
 def _used(run: Run) -> list[tuple[str, str]]:
     "What the run used, as names and values."
     record, machine = run.record, run.record["environment"]
@@ -263,7 +263,7 @@ def _who(metrics: dict, names: list[str], exactly: bool) -> str:
         return f": {', '.join(f'{name} {share}' for name, share in zip(names, shares, strict=False))}"
     return ""
 
-
+# %% ../../nbs/workflow/75_report.ipynb #07f01c01
 def _tested(plan: dict, about: dict, metrics: dict) -> str:
     "Who was tested."
     n, names = metrics["n"], _names(about, metrics)
@@ -298,7 +298,7 @@ def _by_horizon(metrics: dict, names: list[str]) -> dict:
     ]
     return {"heading": "By horizon", "titles": ["within", "model"], "columns": columns, "rows": rows}
 
-
+# %% ../../nbs/workflow/75_report.ipynb #2d9c48ac
 def _by_part(metrics: dict, names: list[str]) -> dict | None:
     "The table of scores of parts; None where there are none."
     if not metrics.get("parts"):
@@ -388,7 +388,7 @@ def _asked(about: dict, metrics: dict) -> str:
         else about["outcome"]
     )
 
-
+# %% ../../nbs/workflow/75_report.ipynb #e4ecdba6
 def _said(text: str, about: dict, metrics: dict) -> str:
     "A text that names the horizon and the event."
     if metrics["task"] not in TIMED:

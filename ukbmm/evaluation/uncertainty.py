@@ -244,22 +244,22 @@ def evaluate(
     horizons = None if horizons is None or not len(horizons) else [float(year) for year in horizons]
     metrics = [metric for metric in metrics_for(kind) if horizons or not metric.at_horizon]
     table = check_predictions(table, kind, horizons).sort("fold", "row")
-    target, predictions = (
-        numbers_of(table["target"]),
-        {name: numbers_of(table[PREFIX + name]) for name in model_names(table)},
-    )
+    target = numbers_of(table["target"])
+    predictions = {name: numbers_of(table[PREFIX + name]) for name in model_names(table)}
     whole = Question(metrics, target, predictions, table["fold"].to_numpy(), horizons)
     parts = parts_of(kind, whole)
+    points = {one.name: {name: float(whole.score(one, name)) for name in predictions} for one in metrics}
     drawn, *of_parts = _draw([whole, *parts], table["family"].to_numpy(), draws, seed)
     models: dict[str, dict] = {name: {} for name in predictions}
     comparisons = []
     for metric in metrics:
-        point, found = {name: float(whole.score(metric, name)) for name in predictions}, drawn[metric.name]
+        point, found = points[metric.name], drawn[metric.name]
         for name in predictions:
             models[name][metric.name] = _of_model(whole, metric, name, point[name], found[name])
         others = [name for name in predictions if name != reference] if reference is not None else []
         comparisons += [_difference(metric, reference, name, point, found) for name in others]
-    result = {"task": kind, "n": _counts(kind, table, target, max((one.part + 1 for one in parts), default=1)), "models": models, "comparisons": comparisons}  # fmt: skip
+    counts = _counts(kind, table, target, max((one.part + 1 for one in parts), default=1))
+    result = {"task": kind, "n": counts, "models": models, "comparisons": comparisons}
     if parts:
         result["parts"] = [_of_part(one, values) for one, values in zip(parts, of_parts, strict=True)]
     return result

@@ -14,6 +14,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from ukbmm.evaluation.calibration import calibration_groups, calibration_line, roc_points
 from ukbmm.evaluation.metrics import METRICS, EvaluationError, check_predictions, metrics_for
+from ukbmm.evaluation.survival import cumulative_incidence
 from ukbmm.evaluation.uncertainty import evaluate
 
 BINARY = {
@@ -106,9 +107,16 @@ def test_a_sure_mistake_costs_what_scikit_learn_says_and_stays_finite():
 def test_every_kind_is_compared_by_its_first_metric():
     assert [m.name for m in metrics_for("regression")] == ["pearson_r", "r2", "mae", "rmse"]
     assert [m.name for m in metrics_for("binary")] == ["auc", "average_precision", "brier", "log_loss"]
-    assert [m.name for m in metrics_for("survival")] == ["concordance"]
+    assert [m.name for m in metrics_for("survival")] == [
+        "concordance",
+        "auc_horizon",
+        "brier_horizon",
+        "ipa_horizon",
+    ]
     worse = {m.name for m in METRICS.entries.values() if not m.greater_is_better}
-    assert worse == {"mae", "rmse", "brier"} | {name for name in METRICS.names() if "log_loss" in name}
+    assert worse == {"mae", "rmse"} | {
+        name for name in METRICS.names() if "log_loss" in name or "brier" in name
+    }
 
 
 def table(**changes) -> pl.DataFrame:
@@ -354,3 +362,194 @@ def test_a_table_of_classes_or_times_is_scored_with_intervals_from_pandas_too():
         check_predictions(classes, "survival")
     with pytest.raises(EvaluationError, match="prediction_net: expected probabilities"):
         check_predictions(timed.with_columns(prediction_net=pl.lit(1.5)), "survival")
+
+
+@pytest.mark.parametrize("name", ["auc", "concordance", "auc_horizon"])
+def test_predictions_or_times_that_are_not_numbers_do_not_hang(name):
+    target = (
+        np.array([1.0, 0, 1, 0]) if name == "auc" else np.array([[np.nan, 1], [2, 0], [np.nan, 1], [4, 0.0]])
+    )
+    METRICS[name](target, np.array([np.nan, 0.1, np.nan, 0.4]), horizons=[3.0])
+
+
+# scikit-survival 0.28: y = Surv.from_arrays(event, time); brier_score(y, y, 1 - risk, [3, 7])[1]; cumulative_dynamic_auc(y, y, risk[:, i], [horizon])[0]
+SKSURV = [
+    (0, [0.119915456868, 0.262854566564], [0.695532981165, 0.594733340009]),
+    (1, [0.160321257802, 0.264882898242], [0.575550082009, 0.622918422615]),
+    (2, [0.152546962384, 0.267761039203], [0.551307786233, 0.604049330793]),
+]
+
+
+@pytest.mark.parametrize(("seed", "briers", "areas"), SKSURV)
+def test_risks_at_a_horizon_are_scored_as_scikit_survival_does(seed, briers, areas):
+    rng, n = np.random.default_rng(seed), 300
+    event = rng.random(n) < 0.5
+    time = np.where(
+        event, rng.integers(1, 40, n) / 4.0, rng.integers(1, 40, n) / 4.0 + 0.1
+    )  # ties, but not of events with ends
+    risk = np.round(np.clip(rng.random((n, 2)) * [0.5, 0.9] * np.where(event, 1.0, 0.7)[:, None], 0, 1), 2)
+    target = np.stack([time, event], axis=1)
+    for i, horizon in enumerate([3.0, 7.0]):
+        assert METRICS["brier_horizon"](target, risk[:, i], horizons=[horizon]) == pytest.approx(
+            briers[i], abs=1e-11
+        )
+        assert METRICS["auc_horizon"](target, risk[:, i], horizons=[horizon]) == pytest.approx(
+            areas[i], abs=1e-11
+        )
+    assert METRICS["brier_horizon"](target, risk, horizons=[3.0, 7.0]) == pytest.approx(briers[1])
+
+
+def by_definition(target, risk, horizon, copies):
+    "Area, Brier score and index of prediction accuracy, person by person, of a sample in which people are copied."
+    target, risk = np.repeat(target, copies, axis=0), np.repeat(risk, copies)
+    time, event = target.T
+
+    def followed(until: float, including: bool) -> float:
+        chance = 1.0
+        for when in sorted(set(time[event == 0])):
+            if when < until or (including and when == until):
+                still = (time > when).sum() + ((time == when) & (event == 0)).sum()  # events come first
+                chance *= 1 - ((time == when) & (event == 0)).sum() / still
+        return chance
+
+    weight = np.zeros(len(time))
+    for i in range(len(time)):
+        if time[i] > horizon:
+            weight[i] = 1 / followed(horizon, True)
+        elif event[i] > 0:
+            weight[i] = 1 / followed(time[i], False)
+    case = (time <= horizon) & (event == 1)
+    pairs = weight[case][:, None] * weight[~case][None]
+    above = (risk[case][:, None] > risk[~case][None]) + 0.5 * (risk[case][:, None] == risk[~case][None])
+    brier = (weight * (case - risk) ** 2).sum() / len(time)
+    overall = (weight * case).sum() / weight.sum()
+    null = (weight * (case - overall) ** 2).sum() / len(time)
+    return (pairs * above).sum() / pairs.sum(), brier, 1 - brier / null
+
+
+@pytest.mark.parametrize("kind", ["survival", "competing_risks"])
+@pytest.mark.parametrize("seed", range(6))
+def test_scores_at_a_horizon_equal_their_definition_with_ties_copies_and_other_events(kind, seed):
+    rng, n = np.random.default_rng(seed), 70
+    target = np.stack(
+        [rng.integers(1, 13, n) / 1.0, rng.integers(0, 2 if kind == "survival" else 3, n)], axis=1
+    )
+    target[:3] = [20, 0]  # somebody is followed past every horizon, in each draw
+    risks, copies = np.round(rng.random((n, 4)), 1), rng.integers(0, 3, (2, n))
+    copies[:, :3] = 1
+    end = "horizon" if kind == "survival" else "first"
+    used = risks[:, :2] if kind == "survival" else risks
+    expected = [by_definition(target, risks[:, 1], 8.0, copy) for copy in copies]
+    for name, values in zip(("auc", "brier", "ipa"), zip(*expected, strict=True), strict=True):
+        found = METRICS[f"{name}_{end}"](target, used, copies.astype(float), horizons=[4.0, 8.0])
+        assert found == pytest.approx(values, rel=1e-9)
+
+
+def test_the_weights_sum_to_everybody_and_the_overall_risk_is_aalen_and_johansens():
+    rng = np.random.default_rng(0)
+    target = np.stack([rng.integers(1, 60, 500) / 4, rng.integers(0, 3, 500)], axis=1)
+    brier = METRICS["brier_first"](target, np.zeros(500), horizons=[9.0])  # predicts 0: the mean of the cases
+    assert brier == pytest.approx(cumulative_incidence(target, [9.0])["risk"][0])
+    everybody = METRICS["brier_first"](target, np.ones(500), horizons=[9.0]) + brier
+    assert everybody == pytest.approx(1.0)
+
+
+def test_predicting_the_overall_risk_has_no_index_and_the_truth_has_a_positive_one():
+    rng = np.random.default_rng(2)
+    hazard = rng.gamma(1, 0.1, 4000)
+    ends, years = rng.uniform(3, 12, 4000), rng.exponential(1 / hazard)
+    target, risk = np.stack([np.minimum(ends, years), years <= ends], axis=1), 1 - np.exp(-8 * hazard)
+    overall = cumulative_incidence(target, [8.0])["risk"][0]
+    assert METRICS["ipa_horizon"](target, np.full(4000, overall), horizons=[8.0]) == pytest.approx(
+        0, abs=1e-9
+    )
+    attainable = risk.var() / (risk.mean() * (1 - risk.mean()))
+    assert METRICS["ipa_horizon"](target, risk, horizons=[8.0]) == pytest.approx(attainable, abs=0.04)
+
+
+def test_nobody_followed_to_the_horizon_has_no_score_and_no_warning(recwarn):
+    target, risk = np.array([[1.0, 1], [2, 0], [3, 1], [4, 0]]), np.array([0.4, 0.3, 0.2, 0.1])
+    for name in ("auc_horizon", "brier_horizon", "ipa_horizon"):
+        assert np.isnan(METRICS[name](target, risk, horizons=[4.0]))
+        assert np.isfinite(METRICS[name](target, risk, horizons=[3.5]))
+    assert np.isnan(METRICS["ipa_horizon"](target, risk, horizons=[0.5]))  # no event yet
+    assert not recwarn.list
+
+
+def test_concordance_is_of_the_last_horizon_where_horizons_are_known():
+    rng = np.random.default_rng(0)
+    target = np.stack([rng.integers(1, 30, 80), rng.integers(0, 3, 80)], axis=1).astype(float)
+    risks = rng.random((80, 4))
+    for column, horizons in ((0, None), (1, [5.0, 10.0])):
+        expected = METRICS["concordance_first"](target, risks[:, column])
+        assert METRICS["concordance_first"](target, risks, horizons=horizons) == pytest.approx(expected)
+
+
+def kinds_table(target, prediction) -> pl.DataFrame:
+    n = len(target)
+    return pl.DataFrame(
+        {
+            "row": np.arange(n),
+            "family": np.arange(n),
+            "fold": np.arange(n) % 2,
+            "target": target,
+            "prediction_net": prediction,
+        }
+    )
+
+
+TIMES = np.array([[1.0, 1], [2, 0], [3, 2], [4, 0]])
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "prediction", "horizons", "message"),
+    [
+        (
+            "multiclass",
+            [0.0, 1, 2, 0.5],
+            np.full((4, 3), 1 / 3),
+            None,
+            "target: expected numbers of classes or events, from 0",
+        ),
+        ("multiclass", [0.0, 1, 2, 3], np.full((4, 3), 1 / 3), None, "expected 4 classes or more, found 3"),
+        ("ordinal", [0.0, 1, 2, 1], np.full((4, 3), 0.5), None, "which add up to 1"),
+        ("ordinal", [0.0, 1, 0, 1], np.full(4, 0.5), None, "a probability for each class"),
+        (
+            "multiclass",
+            np.zeros((4, 2)),
+            np.full((4, 2), 0.5),
+            None,
+            "target: expected one number for everybody, found 2",
+        ),
+        (
+            "binary",
+            [0.0, 1, 0, 1],
+            np.full((4, 2), 0.5),
+            None,
+            "prediction_net: expected one number for everybody, found 2",
+        ),
+        ("multilabel", np.array([[0, 2.0]] * 4), np.full((4, 2), 0.5), None, "target: expected 0 and 1"),
+        (
+            "multilabel",
+            np.array([[0, np.nan]] * 4),
+            np.full((4, 3), 0.5),
+            None,
+            "a probability for each label of the target, found 3",
+        ),
+        ("survival", TIMES, np.full((4, 2), 0.5), [5, 10], "target: expected numbers of classes or events"),
+        ("survival", TIMES - [2, 0], np.full((4, 2), 0.5), [5, 10], "target"),
+        ("competing_risks", TIMES - [2, 0], np.full((4, 4), 0.5), [5, 10], "times from 0, found negative"),
+        (
+            "competing_risks",
+            TIMES,
+            np.full((4, 3), 0.5),
+            [5, 10],
+            "the risk of each event at 2 horizons, found 3 numbers",
+        ),
+        ("competing_risks", TIMES, np.full((4, 2), 0.5), [5, 10], "the risk of each event at 2 horizons"),
+        ("several", [1.0, 2, 3, 4], np.full(4, 0.5), None, "outcomes of kind 'several'"),
+    ],
+)
+def test_a_table_that_is_not_of_its_kind_is_refused(kind, target, prediction, horizons, message):
+    with pytest.raises(EvaluationError, match=message):
+        evaluate(kinds_table(np.asarray(target, dtype=float), prediction), kind, draws=10, horizons=horizons)

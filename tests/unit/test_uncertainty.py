@@ -121,3 +121,96 @@ def test_the_order_of_rows_does_not_matter_and_the_seed_does():
         evaluate(t, "regression", draws=100, seed=s) for t, s in ((table, 0), (shuffled, 0), (table, 1))
     )
     assert one == same and one != other
+
+
+def followed(n: int = 240) -> pl.DataFrame:
+    "Two competing events with risks at two horizons, and somebody who was followed long."
+    rng = np.random.default_rng(4)
+    target = np.stack([rng.integers(1, 60, n) / 4, rng.integers(0, 3, n)], axis=1)
+    target[:6] = [20, 0]
+    base = {"row": np.arange(n), "family": np.arange(n) // 2, "fold": np.arange(n) % 3, "target": target}
+    return pl.DataFrame(
+        {**base, "prediction_fusion": rng.random((n, 4)), "prediction_ridge": rng.random((n, 4))}
+    )
+
+
+def test_parts_are_each_event_at_each_horizon_scored_like_a_table_of_its_own():
+    table = followed()
+    found = evaluate(table, "competing_risks", "fusion", 60, 3, horizons=[5, 10])
+    assert [(part["part"], part["horizon"]) for part in found["parts"]] == [(0, 5), (0, 10), (1, 5), (1, 10)]
+    target = table["target"].to_numpy()
+    for number, part in enumerate(found["parts"]):
+        turned = np.where(target[:, 1] == part["part"] + 1, 1, np.where(target[:, 1] > 0, 2, 0))
+        own = table.with_columns(target=np.stack([target[:, 0], turned], axis=1),
+                                 **{f"prediction_{name}": table[f"prediction_{name}"].to_numpy()[:, [number, number]] for name in ("fusion", "ridge")})  # fmt: skip
+        alone = evaluate(own, "competing_risks", "fusion", 60, 3, horizons=[part["horizon"]])["models"][
+            "ridge"
+        ]
+        for name in ("auc", "brier", "ipa"):
+            same = {key: alone[f"{name}_first"][key] for key in ("value", "ci95")}
+            assert part["models"]["ridge"][f"{name}_horizon"] == same
+        seen = ((turned == 1) & (target[:, 0] <= part["horizon"])).sum()
+        assert (part["cases"], part["others"]) == (seen, 240 - seen)
+    assert found["n"]["events"] == [(target[:, 1] == cause).sum() for cause in (1, 2)]
+    assert {entry["metric"] for entry in found["comparisons"]} == {
+        "concordance_first",
+        "auc_first",
+        "brier_first",
+        "ipa_first",
+    }
+
+
+def test_values_of_folds_know_the_horizons_and_the_pooled_value_knows_no_fold():
+    table = followed()
+    found = evaluate(table, "competing_risks", draws=20, horizons=[5, 10])["models"]["fusion"]
+    target, risk, fold = (table[name].to_numpy() for name in ("target", "prediction_fusion", "fold"))
+    for name in ("brier_first", "auc_first"):
+        each = [METRICS[name](target[fold == i], risk[fold == i], horizons=[5, 10]) for i in range(3)]
+        assert found[name]["per_fold"] == pytest.approx(each)
+    assert found["auc_first"]["pooled"] == pytest.approx(METRICS["auc_first"](target, risk, horizons=[5, 10]))
+    assert found["auc_first"]["value"] == pytest.approx(
+        METRICS["auc_first"](target, risk, None, fold, [5, 10])
+    )
+    assert (
+        found["auc_first"]["pooled"] != found["auc_first"]["value"] and "pooled" not in found["brier_first"]
+    )
+
+
+def test_without_horizons_what_needs_them_is_left_out():
+    found = evaluate(followed(), "competing_risks", draws=20)
+    assert list(found["models"]["fusion"]) == ["concordance_first"] and "parts" not in found
+
+
+def test_labels_that_are_not_known_are_left_out_of_draws_too_and_counted():
+    rng = np.random.default_rng(0)
+    target = (rng.random((200, 2)) < 0.4) * 1.0
+    target[:80, 1] = np.nan
+    base = {"row": np.arange(200), "family": np.arange(200) // 2, "fold": np.arange(200) % 2}
+    chance = rng.random((200, 2))
+    table = pl.DataFrame({**base, "target": target, "prediction_net": chance})
+    found = evaluate(table, "multilabel", draws=40)
+    assert found["n"]["known"] == [200, 120] and found["n"]["cases"] == np.nansum(target, axis=0).tolist()
+    whole = table.sort("fold", "row")["family"].to_numpy()
+    kept = table.sort("fold", "row").with_columns(
+        target=pl.col("target").arr.get(1), prediction_net=pl.col("prediction_net").arr.get(1)
+    )
+    known = kept["target"].is_not_nan().to_numpy()
+    weights = np.concatenate(list(family_draws(whole, 40, 0)))[:, known]
+    kept = kept.filter(pl.Series(known))
+    drawn = METRICS["auc"](
+        kept["target"].to_numpy(), kept["prediction_net"].to_numpy(), weights, kept["fold"].to_numpy()
+    )
+    assert found["parts"][1]["models"]["net"]["auc"]["ci95"] == pytest.approx(interval(drawn))
+
+
+def test_classes_are_counted_and_scored_against_the_rest():
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 3, 150).astype(float)
+    chance = rng.dirichlet(np.ones(4), 150)
+    base = {"row": np.arange(150), "family": np.arange(150), "fold": np.zeros(150)}
+    found = evaluate(pl.DataFrame({**base, "target": target, "prediction_net": chance}), "ordinal", draws=30)
+    assert found["n"]["classes"] == [*np.bincount(target.astype(int)), 0]  # nobody is of the last
+    values = [part["models"]["net"]["auc"]["value"] for part in found["parts"]]
+    assert values[3] is None and found["parts"][3]["models"]["net"]["auc"]["ci95"] == [None, None]
+    assert np.mean(values[:3]) == pytest.approx(found["models"]["net"]["auc_grades"]["value"])
+    assert values[0] == pytest.approx(METRICS["auc"](target == 0, chance[:, 0]))

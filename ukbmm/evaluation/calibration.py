@@ -10,9 +10,10 @@ import polars as pl
 
 from ..disclosure import MIN_COUNT, is_small
 from .metrics import EvaluationError
+from .survival import cumulative_incidence
 
 # %% auto #0
-__all__ = ['calibration_groups', 'calibration_line', 'roc_points']
+__all__ = ['GROUPS', 'calibration_groups', 'horizon_groups', 'calibration_line', 'roc_points']
 
 # %% ../../nbs/evaluation/52_calibration.ipynb #3d46f61e
 def _tells(case: np.ndarray) -> bool:
@@ -31,26 +32,47 @@ def _join_small(parts: list[np.ndarray], case: np.ndarray) -> list[np.ndarray]:
     return [part for part in joined if not _tells(case[part])]
 
 # %% ../../nbs/evaluation/52_calibration.ipynb #a7183f43
+GROUPS = dict.fromkeys(("predicted", "observed", "low", "high"), pl.Float64) | {"n": pl.Int64}
+
+
+def _in_order(prediction: np.ndarray, groups: int) -> list[np.ndarray]:
+    "Row numbers in ascending order of prediction, cut into groups of equal size; raises `EvaluationError` for too few."
+    if len(prediction) < 2 * MIN_COUNT:
+        raise EvaluationError("calibration", f"at least {2 * MIN_COUNT} people", "fewer")
+    order = np.argsort(prediction, kind="stable")
+    return np.array_split(order, max(1, len(order) // max(MIN_COUNT, len(order) // groups)))
+
+
 def calibration_groups(
     target: np.ndarray,  # [batch]: value, or 0 and 1
     prediction: np.ndarray,  # [batch]: value, or probability
     groups: int = 10,  # Groups of equal size
 ) -> pl.DataFrame:  # predicted, observed, low, high, n: one row a group
     "Compare mean prediction and mean outcome in groups of similar prediction, with 95% intervals."
-    if len(target) < 2 * MIN_COUNT:
-        raise EvaluationError("calibration", f"at least {2 * MIN_COUNT} people", "fewer")
-    order = np.argsort(prediction, kind="stable")
-    size = max(MIN_COUNT, len(order) // groups)
-    parts = np.array_split(order, max(1, len(order) // size))
-    binary = bool(np.isin(target, (0, 1)).all())
+    parts, binary = _in_order(prediction, groups), bool(np.isin(target, (0, 1)).all())
     rows = []
     for part in _join_small(parts, target) if binary else parts:
         observed, spread = target[part].mean(), target[part].std(ddof=1) / np.sqrt(len(part))
         rows.append(
             (prediction[part].mean(), observed, observed - 1.96 * spread, observed + 1.96 * spread, len(part))
         )
-    types = dict.fromkeys(("predicted", "observed", "low", "high"), pl.Float64) | {"n": pl.Int64}
-    return pl.DataFrame(rows, schema=types, orient="row")
+    return pl.DataFrame(rows, schema=GROUPS, orient="row")
+
+# %% ../../nbs/evaluation/52_calibration.ipynb #7b75d9f3
+def horizon_groups(
+    target: np.ndarray,  # [person, 2]: years, and the number of the event or 0
+    risk: np.ndarray,  # [person]: predicted risk of the event by the horizon
+    horizon: float,  # Years
+    cause: int = 1,  # Number of the event
+    groups: int = 10,  # Groups of equal size
+) -> pl.DataFrame:  # predicted, observed, low, high, n: one row a group
+    "Compare mean predicted risk with the Aalen-Johansen estimate in groups of similar risk, with 95% intervals."
+    had = ((target[:, 1] == cause) & (target[:, 0] <= horizon)).astype(np.float64)
+    rows = []
+    for part in _join_small(_in_order(risk, groups), had):
+        found = cumulative_incidence(target[part], [horizon], cause).row(0)[1:]
+        rows.append((risk[part].mean(), *found, len(part)))
+    return pl.DataFrame(rows, schema=GROUPS, orient="row").filter(pl.col("observed").is_finite())
 
 # %% ../../nbs/evaluation/52_calibration.ipynb #f51e51d9
 def calibration_line(

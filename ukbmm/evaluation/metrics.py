@@ -5,6 +5,9 @@
 # %% ../../nbs/evaluation/50_metrics.ipynb #8242109a
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,27 +43,59 @@ def numbers_of(
     return column.to_numpy().astype(np.float64)
 
 
-def _refuse_values(name: str, values: np.ndarray, kind: str) -> None:
-    "Raise `EvaluationError` for numbers that can't be what a kind of outcome asks for."
-    target = name == "target"
-    usable = np.isfinite(values) | (np.isnan(values) if target and kind == "multilabel" else False)
-    if not usable.all():
-        raise EvaluationError(
-            f"column {name}", "a number for everybody", "missing or infinite ones", "Leave those rows out."
-        )
-    if target and kind == "binary" and not np.isin(values, [0.0, 1.0]).all():
-        raise EvaluationError("column target", "0 and 1", "other values")
-    if target and kind in TIMED and (values.ndim != 2 or values.shape[1] != 2):
-        raise EvaluationError(
-            "column target", "a time and an event for everybody", f"{values.shape[1:] or 'one number'}"
-        )
-    if not target and kind != "regression" and ((values < -1e-6) | (values > 1 + 1e-6)).any():
-        raise EvaluationError(f"column {name}", "probabilities, 0 to 1", "values outside")
+def _refuse(name: str, expected: str, found: str) -> None:
+    raise EvaluationError(f"column {name}", expected, found)
 
+# %% ../../nbs/evaluation/50_metrics.ipynb #af0e2759
+def _refuse_target(values: np.ndarray, kind: str) -> None:
+    "Raise `EvaluationError` for targets that can't be what a kind of outcome asks for."
+    if not (np.isfinite(values) | (np.isnan(values) & (kind == "multilabel"))).all():
+        _refuse("target", "a number for everybody", "missing or infinite ones; leave those rows out")
+    if kind in TIMED and (values.ndim != 2 or values.shape[1] != 2):
+        _refuse("target", "a time and an event for everybody", f"{values.shape[1:] or 'one number'}")
+    if kind not in (*TIMED, "multilabel") and values.ndim != 1:
+        _refuse("target", "one number for everybody", f"{values.shape[1]}")
+    if kind in ("binary", "multilabel") and not (np.isin(values, [0.0, 1.0]) | np.isnan(values)).all():
+        _refuse("target", "0 and 1", "other values")
+    numbers = values[:, 1] if kind in TIMED else values if kind in ("multiclass", "ordinal") else np.zeros(1)
+    if (numbers % 1 != 0).any() or (numbers < 0).any() or (kind == "survival" and (numbers > 1).any()):
+        _refuse("target", "numbers of classes or events, from 0", "other values")
+    if kind in TIMED and (values[:, 0] < 0).any():
+        _refuse("target", "times from 0", "negative ones")
 
+# %% ../../nbs/evaluation/50_metrics.ipynb #415cdc2c
+def _refuse_prediction(name: str, values: np.ndarray, kind: str) -> None:
+    "Raise `EvaluationError` for predictions that can't be what a kind of outcome asks for."
+    if not np.isfinite(values).all():
+        _refuse(name, "a number for everybody", "missing or infinite ones; leave those rows out")
+    if kind != "regression" and ((values < -1e-6) | (values > 1 + 1e-6)).any():
+        _refuse(name, "probabilities, 0 to 1", "values outside")
+    if kind in ("multiclass", "ordinal") and (
+        values.ndim != 2 or np.abs(values.sum(axis=1) - 1).max() > 1e-3
+    ):
+        _refuse(name, "a probability for each class, which add up to 1", "others")
+
+# %% ../../nbs/evaluation/50_metrics.ipynb #ed3a8f4b
+def _refuse_width(name: str, width: int, kind: str, target: np.ndarray, horizons: Sequence[float] | None):
+    "Raise `EvaluationError` where a prediction has not as many numbers as its target and the horizons ask for."
+    if kind in ("regression", "binary") and width != 1:
+        _refuse(name, "one number for everybody", f"{width}")
+    if kind in ("multiclass", "ordinal") and width <= target.max():
+        _refuse(name, f"{int(target.max()) + 1} classes or more", f"{width}")
+    if kind == "multilabel" and (target.ndim != 2 or width != target.shape[1]):
+        _refuse(name, "a probability for each label of the target", f"{width}")
+    if not horizons:
+        return
+    causes, left = divmod(width, len(horizons))
+    if left or (kind == "survival" and causes != 1) or causes < target[:, 1].max():
+        _refuse(name, f"the risk of each event at {len(horizons)} horizons", f"{width} numbers")
+
+# %% ../../nbs/evaluation/50_metrics.ipynb #aa5584ac
 def check_predictions(
     table: Any,  # A prediction table, pandas or polars
     kind: str,  # Of the outcome, such as "regression"
+    horizons: Sequence[float]
+    | None = None,  # Years of the risks, ascending; None where there are none, or they are not known
 ) -> pl.DataFrame:  # The table as polars
     "Check a prediction table; raises `EvaluationError` where it cannot be scored."
     table = table if isinstance(table, pl.DataFrame) else pl.from_pandas(table)
@@ -71,7 +106,12 @@ def check_predictions(
     for name in ["target", *[PREFIX + name for name in model_names(table)]]:
         if table[name].dtype == pl.List:  # as pandas has it
             table = table.with_columns(pl.col(name).list.to_array(table[name].list.len().max() or 1))
-        _refuse_values(name, numbers_of(table[name]), kind)
+    target = numbers_of(table["target"])
+    _refuse_target(target, kind)
+    for name in model_names(table):
+        values = numbers_of(table[PREFIX + name])
+        _refuse_prediction(PREFIX + name, values, kind)
+        _refuse_width(PREFIX + name, int(np.prod(values.shape[1:])), kind, target, horizons)
     return table
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #cd1b6c67
@@ -83,11 +123,10 @@ class Metric:
     title: str  # What reports call it
     kind: str  # Of outcome, such as "regression"
     greater_is_better: bool  # Is a larger value a better one?
-    compute: (
-        Any  # From target [person], prediction [person], weights [draw, person] (and fold [person]) to [draw]
-    )
+    compute: Any  # From target [person], prediction [person], weights [draw, person] (fold [person], horizons) to [draw]
     null: float | None = None  # Value of a prediction that knows nothing; None where it depends on the data
     within_folds: bool = False  # Does it compare people, and so those of one fold only?
+    at_horizon: bool = False  # Does it score risks at the last horizon, and so need to know the horizons?
 
     def __call__(
         self,
@@ -95,38 +134,59 @@ class Metric:
         prediction: np.ndarray,
         weights: np.ndarray | None = None,  # [draw, person]; None computes one number
         fold: np.ndarray | None = None,  # [person]; None takes everybody as one fold
+        horizons: Sequence[float] | None = None,  # Years of the risks, ascending; None where there are none
     ) -> float | np.ndarray:
-        "Compute it: one number, or one for each row of `weights`."
+        "Compute it: one number, or one for each row of `weights`; raises `EvaluationError` where horizons are wanting."
         target, prediction = np.asarray(target, dtype=np.float64), np.asarray(prediction, dtype=np.float64)
         if weights is None:
-            return float(self(target, prediction, np.ones((1, len(target))), fold)[0])
-        weights = np.asarray(weights, dtype=np.float64)
-        if not self.within_folds:
-            return self.compute(target, prediction, weights)
-        fold = np.zeros(len(target)) if fold is None else np.asarray(fold)
-        return self.compute(target, prediction, weights, np.unique(fold, return_inverse=True)[1])
+            return float(self(target, prediction, np.ones((1, len(target))), fold, horizons)[0])
+        if self.at_horizon and not horizons:
+            raise EvaluationError(f"the {self.title}", "the horizons of the risks, in years", "none")
+        more: dict[str, Any] = {"horizons": horizons} if self.kind in TIMED else {}
+        if self.within_folds:
+            fold = np.zeros(len(target)) if fold is None else np.asarray(fold)
+            more["fold"] = np.unique(fold, return_inverse=True)[1]
+        return self.compute(target, prediction, np.asarray(weights, dtype=np.float64), **more)
 
-
+# %% ../../nbs/evaluation/50_metrics.ipynb #95368286
 METRICS = Registry("metric")
 
 
 def metrics_for(
     kind: str,  # Of outcome, such as "regression"
 ) -> list[Metric]:  # The first is the one that models are compared by
-    "List the metrics of a kind of outcome."
-    return [metric for metric in METRICS.entries.values() if metric.kind == kind]
+    "List the metrics of a kind of outcome; raises `EvaluationError` for a kind that has none."
+    found = [metric for metric in METRICS.entries.values() if metric.kind == kind]
+    if not found:
+        kinds = sorted({metric.kind for metric in METRICS.entries.values()})
+        raise EvaluationError(f"outcomes of kind {kind!r}", f"one of {', '.join(kinds)}", "no metric")
+    return found
 
-# %% ../../nbs/evaluation/50_metrics.ipynb #95368286
-def _add(name: str, title: str, kind: str, greater: bool, null: float | None = None, within: bool = False):
+# %% ../../nbs/evaluation/50_metrics.ipynb #9a366c6b
+def _add(
+    name: str,
+    title: str,
+    kind: str,
+    greater: bool,
+    null: float | None = None,
+    within: bool = False,
+    at_horizon: bool = False,
+):
     "Register a function as a metric."
 
     def register(compute):
-        METRICS.entries[name] = Metric(name, title, kind, greater, compute, null, within)
+        METRICS.entries[name] = Metric(name, title, kind, greater, compute, null, within, at_horizon)
         return compute
 
     return register
 
 
+def _share_draws(work: Callable[[slice], None], draws: int, at_once: int = 8) -> None:
+    "Call a function that does some draws, given as a slice, until all are done; cores share them."
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda first: work(slice(first, first + at_once)), range(0, draws, at_once)))
+
+# %% ../../nbs/evaluation/50_metrics.ipynb #17f3ffaf
 def _mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:  # [draw]
     "Weighted means."
     return weights @ values / weights.sum(axis=1)
@@ -155,7 +215,7 @@ def _r2(target: np.ndarray, prediction: np.ndarray, weights: np.ndarray) -> np.n
     spread = _mean(weights, y * y) - _mean(weights, y) ** 2
     return 1 - _mean(weights, (target - prediction) ** 2) / np.maximum(spread, 1e-300)
 
-
+# %% ../../nbs/evaluation/50_metrics.ipynb #3cd10d05
 @_add("mae", "mean absolute error", "regression", False)
 def _mae(target: np.ndarray, prediction: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return _mean(weights, np.abs(target - prediction))
@@ -166,23 +226,42 @@ def _rmse(target: np.ndarray, prediction: np.ndarray, weights: np.ndarray) -> np
     return np.sqrt(_mean(weights, (target - prediction) ** 2))
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #ebae1716
+@compiled
+def _walk(order, fold, prediction, case, weights, won, pairs):
+    "Add up weights of pairs of a case and a control that are put right, and of all, in each draw; people are sorted by fold and prediction."
+    for draw in range(weights.shape[0]):
+        start, cases, controls = 0, 0.0, 0.0
+        while start < len(order):
+            if start > 0 and fold[start] != fold[start - 1]:
+                pairs[draw] += cases * controls
+                cases, controls = 0.0, 0.0
+            stop, tied_cases, tied = start + 1, 0.0, 0.0
+            while stop < len(order) and prediction[stop] == prediction[start] and fold[stop] == fold[start]:
+                stop += 1
+            for k in range(start, stop):
+                if case[k]:
+                    tied_cases += weights[draw, order[k]]
+                else:
+                    tied += weights[draw, order[k]]
+            won[draw] += tied_cases * (controls + 0.5 * tied)
+            cases, controls, start = cases + tied_cases, controls + tied, stop
+        pairs[draw] += cases * controls
+
+# %% ../../nbs/evaluation/50_metrics.ipynb #470cc8de
+@_add("auc", "area under the ROC curve", "binary", True, null=0.5, within=True)
+def _auc(target: np.ndarray, prediction: np.ndarray, weights: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    won, pairs = np.zeros(len(weights)), np.zeros(len(weights))
+    order = np.lexsort((prediction, fold))
+    people = order, fold[order], prediction[order], target[order] > 0.5
+    _share_draws(lambda some: _walk(*people, weights[some], won[some], pairs[some]), len(weights))
+    return np.where(pairs > 0, won / np.maximum(pairs, 1e-300), np.nan)
+
+# %% ../../nbs/evaluation/50_metrics.ipynb #21d7b51b
 def _tied_sums(prediction: np.ndarray, *columns: np.ndarray) -> list[np.ndarray]:
     "Sum each of `columns` [draw, person] over people with the same prediction, in ascending order of it."
     order = np.argsort(prediction, kind="stable")
     starts = np.flatnonzero(np.concatenate([[True], np.diff(prediction[order]) > 0]))
     return [np.add.reduceat(column[:, order], starts, axis=1) for column in columns]
-
-
-@_add("auc", "area under the ROC curve", "binary", True, null=0.5, within=True)
-def _auc(target: np.ndarray, prediction: np.ndarray, weights: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    won, pairs = np.zeros(len(weights)), np.zeros(len(weights))
-    for number in range(fold.max() + 1):
-        there = fold == number
-        w, y = weights[:, there], target[there]
-        cases, controls = _tied_sums(prediction[there], w * y, w * (1 - y))
-        won += (cases * (np.cumsum(controls, axis=1) - controls / 2)).sum(axis=1)
-        pairs += cases.sum(axis=1) * controls.sum(axis=1)
-    return np.where(pairs > 0, won / np.maximum(pairs, 1e-300), np.nan)
 
 
 @_add("average_precision", "average precision", "binary", True)
@@ -223,11 +302,9 @@ def _log(chance: np.ndarray) -> np.ndarray:
     "Logarithms of probabilities, finite for 0."
     return np.log(np.clip(chance, 1e-15, 1.0))
 
-
-@_add(
-    "auc_classes", "area under the ROC curve, class against rest", "multiclass", True, null=0.5, within=True
-)
-@_add("auc_grades", "area under the ROC curve, grade against rest", "ordinal", True, null=0.5, within=True)
+# %% ../../nbs/evaluation/50_metrics.ipynb #570fe4f6
+@_add("auc_classes", "mean area under the ROC curve of classes", "multiclass", True, null=0.5, within=True)
+@_add("auc_grades", "mean area under the ROC curve of grades", "ordinal", True, null=0.5, within=True)
 def _auc_classes(
     target: np.ndarray, prediction: np.ndarray, weights: np.ndarray, fold: np.ndarray
 ) -> np.ndarray:
@@ -251,7 +328,7 @@ def _balanced_log_loss(target: np.ndarray, prediction: np.ndarray, weights: np.n
     losses = -(weights @ (classes * _log(prediction))) / np.where(people > 0, people, np.nan)
     return _mean_of_defined(list(losses.T))
 
-
+# %% ../../nbs/evaluation/50_metrics.ipynb #8fa54532
 @_add("quadratic_kappa", "quadratic kappa", "ordinal", True, null=0.0)
 def _quadratic_kappa(target: np.ndarray, prediction: np.ndarray, weights: np.ndarray) -> np.ndarray:
     given, total = prediction.argmax(axis=1).astype(np.float64), weights.sum(axis=1)
@@ -262,74 +339,91 @@ def _quadratic_kappa(target: np.ndarray, prediction: np.ndarray, weights: np.nda
     return np.where((chance > 0) & (total > 0), 1 - observed / np.maximum(chance, 1e-300), np.nan)
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #492bba01
-@_add("auc_labels", "area under the ROC curve, mean over labels", "multilabel", True, null=0.5, within=True)
+def _over_labels(
+    score: Callable[..., np.ndarray],
+    target: np.ndarray,
+    prediction: np.ndarray,
+    weights: np.ndarray,
+    *more: np.ndarray,
+) -> np.ndarray:
+    "The mean over labels of a score, each of the people for whom the label is known."
+    values = []
+    for i, known in enumerate(~np.isnan(target).T):
+        if known.all():
+            values.append(score(target[:, i], prediction[:, i], weights, *more))
+        elif known.any():
+            some = [array[known] for array in more]
+            values.append(score(target[known, i], prediction[known, i], weights[:, known], *some))
+    return _mean_of_defined(values)
+
+
+@_add("auc_labels", "mean area under the ROC curve of labels", "multilabel", True, null=0.5, within=True)
 def _auc_labels(
     target: np.ndarray, prediction: np.ndarray, weights: np.ndarray, fold: np.ndarray
 ) -> np.ndarray:
-    known = ~np.isnan(target).T
-    areas = [
-        _auc(target[k, i], prediction[k, i], weights[:, k], fold[k]) for i, k in enumerate(known) if k.any()
-    ]
-    return _mean_of_defined(areas)
+    return _over_labels(_auc, target, prediction, weights, fold)
 
-
-@_add("log_loss_labels", "log loss, mean over labels", "multilabel", False)
+# %% ../../nbs/evaluation/50_metrics.ipynb #0fa97dfe
+@_add("log_loss_labels", "mean log loss of labels", "multilabel", False)
 def _log_loss_labels(target: np.ndarray, prediction: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    known = ~np.isnan(target).T
-    return _mean_of_defined(
-        [_log_loss(target[k, i], prediction[k, i], weights[:, k]) for i, k in enumerate(known) if k.any()]
-    )
+    return _over_labels(_log_loss, target, prediction, weights)
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #7b7047c6
 @compiled
-def _pairs(order, group, event, rank, ranks, weights, won, pairs):
-    "Add up weights of concordant and of comparable pairs of each draw; `order` goes from the longest time to the shortest."
-    for draw in range(weights.shape[0]):
-        tree, total, start = np.zeros(ranks + 1), 0.0, 0
-        while start < len(order):
-            stop = start
-            while stop < len(order) and group[stop] == group[start]:
-                stop += 1
-            for after in range(
-                3
-            ):  # those followed without it, then compare the events, then put them in as well
-                for k in range(start, stop):
-                    i = order[k]
-                    if (after == 0) == event[i]:
-                        continue
-                    weight, j = weights[draw, i], rank[i]
-                    if after == 1:
-                        lower, equal, place = 0.0, 0.0, j
-                        while place > 0:
-                            equal += tree[place]
-                            place -= place & -place
-                        place = j - 1
-                        while place > 0:
-                            lower += tree[place]
-                            place -= place & -place
-                        won[draw] += weight * (lower + 0.5 * (equal - lower))
-                        pairs[draw] += weight * total
-                    else:
-                        place, total = j, total + weight
-                        while place <= ranks:
-                            tree[place] += weight
-                            place += place & -place
-            start = stop
+def _pairs(group, event, rank, ranks, weights, won, pairs):
+    "Add up weights [person, draw] of concordant and of comparable pairs; people go from the longest time to the shortest."
+    draws = range(weights.shape[1])
+    tree, total, below, start = (
+        np.zeros((ranks + 1, len(draws))),
+        np.zeros(len(draws)),
+        np.zeros(len(draws)),
+        0,
+    )
+    while start < len(group):
+        stop = start + 1
+        while stop < len(group) and group[stop] == group[start]:
+            stop += 1
+        for step in range(3):  # put in those followed without it, compare the events, put them in as well
+            for i in range(start, stop):
+                if (step == 0) == event[i]:
+                    continue
+                place = rank[i]
+                if step == 1:
+                    below[:] = 0.0
+                    for last in (place, place - 1):  # a tie counts a half
+                        while last > 0:
+                            for draw in draws:
+                                below[draw] += tree[last, draw]
+                            last -= last & -last
+                    for draw in draws:
+                        won[draw] += 0.5 * weights[i, draw] * below[draw]
+                        pairs[draw] += weights[i, draw] * total[draw]
+                else:
+                    for draw in draws:
+                        total[draw] += weights[i, draw]
+                    while place <= ranks:
+                        for draw in draws:
+                            tree[place, draw] += weights[i, draw]
+                        place += place & -place
+        start = stop
 
-
+# %% ../../nbs/evaluation/50_metrics.ipynb #10415e97
 def _concordant(
     time: np.ndarray, event: np.ndarray, risk: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     "Weights of concordant and of comparable pairs [draw]."
     order = np.argsort(-time, kind="stable")
-    rank = np.unique(risk, return_inverse=True)[1] + 1
+    rank = np.unique(risk, return_inverse=True)[1][order] + 1
+    people = time[order], event[order], rank, int(rank.max(initial=1))
     won, pairs = np.zeros(len(weights)), np.zeros(len(weights))
-    _pairs(
-        order, time[order], event, rank, int(rank.max(initial=1)), np.ascontiguousarray(weights), won, pairs
-    )
+
+    def count(some: slice) -> None:
+        _pairs(*people, np.ascontiguousarray(weights[some][:, order].T), won[some], pairs[some])
+
+    _share_draws(count, len(weights))
     return won, pairs
 
-
+# %% ../../nbs/evaluation/50_metrics.ipynb #bc95d16f
 def _concordance(
     target: np.ndarray, risk: np.ndarray, weights: np.ndarray, fold: np.ndarray
 ) -> np.ndarray:  # [draw]
@@ -342,19 +436,127 @@ def _concordance(
         won, pairs = won + more[0], pairs + more[1]
     return np.where(pairs > 0, won / np.maximum(pairs, 1e-300), np.nan)
 
+# %% ../../nbs/evaluation/50_metrics.ipynb #ec5ba2f2
+def _first_risk(prediction: np.ndarray, horizons: Sequence[float] | None) -> np.ndarray:  # [person]
+    "The risk of the first event at the last horizon, or at the first one where horizons are not known."
+    return prediction if prediction.ndim == 1 else prediction[:, len(horizons or [0.0]) - 1]
+
 
 @_add("concordance", "Harrell's concordance", "survival", True, null=0.5, within=True)
 def _survival_concordance(
-    target: np.ndarray, prediction: np.ndarray, weights: np.ndarray, fold: np.ndarray
+    target: np.ndarray,
+    prediction: np.ndarray,
+    weights: np.ndarray,
+    fold: np.ndarray,
+    horizons: Sequence[float] | None,
 ) -> np.ndarray:
     return _concordance(target, prediction if prediction.ndim == 1 else prediction[:, -1], weights, fold)
 
 
 @_add("concordance_first", "concordance of the first event", "competing_risks", True, null=0.5, within=True)
 def _first_concordance(
-    target: np.ndarray, prediction: np.ndarray, weights: np.ndarray, fold: np.ndarray
+    target: np.ndarray,
+    prediction: np.ndarray,
+    weights: np.ndarray,
+    fold: np.ndarray,
+    horizons: Sequence[float] | None,
 ) -> np.ndarray:
-    return _concordance(target, prediction if prediction.ndim == 1 else prediction[:, 0], weights, fold)
+    return _concordance(target, _first_risk(prediction, horizons), weights, fold)
+
+# %% ../../nbs/evaluation/50_metrics.ipynb #09102051
+@compiled
+def _stand_in(order, time, event, horizon, weights, counted):
+    "Weigh people, in ascending order of time, by one over the chance of having been followed; NaN where nobody was up to the horizon."
+    for draw in range(weights.shape[0]):
+        chance, start, left = 1.0, 0, 0.0
+        for i in range(len(order)):
+            left += weights[draw, i]
+        while start < len(order) and time[start] <= horizon:
+            stop, events, ended = start + 1, 0.0, 0.0
+            while stop < len(order) and time[stop] == time[start]:
+                stop += 1
+            for k in range(start, stop):
+                i = order[k]
+                if event[k]:
+                    events += weights[draw, i]
+                    counted[draw, i] = weights[draw, i] / chance if chance > 0.0 else 0.0
+                else:
+                    ended += weights[draw, i]
+            if ended > 0.0:
+                chance *= 1.0 - ended / (left - events)
+            left, start = left - events - ended, stop
+        for k in range(start, len(order)):
+            i = order[k]
+            counted[draw, i] = weights[draw, i] / chance if chance > 0.0 else 0.0
+        if chance <= 0.0:
+            counted[draw] = np.nan
+
+# %% ../../nbs/evaluation/50_metrics.ipynb #ce1b4217
+def _at_horizon(
+    target: np.ndarray, weights: np.ndarray, horizon: float
+) -> tuple[np.ndarray, np.ndarray]:  # float64 [person]; float64 [draw, person]
+    "Who had the first event by a horizon, and what each person counts for."
+    order, counted = np.argsort(target[:, 0], kind="stable"), np.zeros_like(weights)
+    people = order, target[order, 0], target[order, 1] > 0, float(horizon)
+    _share_draws(lambda some: _stand_in(*people, weights[some], counted[some]), len(weights))
+    return ((target[:, 0] <= horizon) & (target[:, 1] == 1)).astype(np.float64), counted
+
+# %% ../../nbs/evaluation/50_metrics.ipynb #9153df60
+@_add("auc_horizon", "area under the ROC curve at the last horizon", "survival", True, 0.5, True, True)
+@_add(
+    "auc_first",
+    "area under the ROC curve of the first event at the last horizon",
+    "competing_risks",
+    True,
+    0.5,
+    True,
+    True,
+)
+def _auc_horizon(
+    target: np.ndarray,
+    prediction: np.ndarray,
+    weights: np.ndarray,
+    fold: np.ndarray,
+    horizons: Sequence[float],
+) -> np.ndarray:
+    case, counted = _at_horizon(target, weights, horizons[-1])
+    return _auc(case, _first_risk(prediction, horizons), counted, fold)
+
+# %% ../../nbs/evaluation/50_metrics.ipynb #120561fd
+@_add("brier_horizon", "Brier score at the last horizon", "survival", False, at_horizon=True)
+@_add(
+    "brier_first",
+    "Brier score of the first event at the last horizon",
+    "competing_risks",
+    False,
+    at_horizon=True,
+)
+def _brier_horizon(
+    target: np.ndarray, prediction: np.ndarray, weights: np.ndarray, horizons: Sequence[float]
+) -> np.ndarray:
+    case, counted = _at_horizon(target, weights, horizons[-1])
+    return counted @ (case - _first_risk(prediction, horizons)) ** 2 / weights.sum(axis=1)
+
+# %% ../../nbs/evaluation/50_metrics.ipynb #f76dc3c8
+@_add(
+    "ipa_horizon", "index of prediction accuracy at the last horizon", "survival", True, 0.0, at_horizon=True
+)
+@_add(
+    "ipa_first",
+    "index of prediction accuracy of the first event at the last horizon",
+    "competing_risks",
+    True,
+    0.0,
+    at_horizon=True,
+)
+def _ipa_horizon(
+    target: np.ndarray, prediction: np.ndarray, weights: np.ndarray, horizons: Sequence[float]
+) -> np.ndarray:
+    case, counted = _at_horizon(target, weights, horizons[-1])
+    people = counted.sum(axis=1)
+    overall = counted @ case / np.where(people > 0, people, np.nan)
+    error, null = counted @ (case - _first_risk(prediction, horizons)) ** 2, people * overall * (1 - overall)
+    return np.where(null > 0, 1 - error / np.where(null > 0, null, 1.0), np.nan)
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #c0c2d51d
 def number(

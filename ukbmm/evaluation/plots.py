@@ -5,17 +5,27 @@
 # %% ../../nbs/evaluation/56_plots.ipynb #6341d529
 from __future__ import annotations
 
+from collections.abc import Sequence
+from textwrap import fill, shorten
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from ..disclosure import MIN_COUNT
-from .calibration import calibration_groups, calibration_line, roc_points
+from ..disclosure import MIN_COUNT, is_small, show_count, show_parts
+from ukbmm.evaluation.calibration import (
+    calibration_groups,
+    calibration_line,
+    horizon_groups,
+    roc_points,
+)
 from .metrics import METRICS
+from .survival import cumulative_incidence, incidence_by_risk
 
 # %% auto #0
-__all__ = ['plot_predictions', 'plot_calibration', 'plot_roc', 'plot_learning', 'plot_models', 'plot_differences', 'plot_missing']
+__all__ = ['plot_predictions', 'plot_calibration', 'plot_roc', 'confusion', 'plot_confusion', 'plot_class_calibration',
+           'plot_parts', 'plot_incidence', 'plot_horizon_calibration', 'plot_learning', 'plot_models',
+           'plot_differences', 'plot_missing']
 
 # %% ../../nbs/evaluation/56_plots.ipynb #2f21ae11
 def plot_predictions(
@@ -58,7 +68,7 @@ def plot_calibration(
     axis.set(xlabel=f"predicted{what}", ylabel=f"observed{what}", title=f"slope {slope:.2f}")
     return axis
 
-
+# %% ../../nbs/evaluation/56_plots.ipynb #8f3bce18
 def plot_roc(
     axis: Any,  # A matplotlib axis
     target: np.ndarray,  # [batch], 0 and 1
@@ -71,6 +81,184 @@ def plot_roc(
     axis.plot([0, 1], [0, 1], color="0.5", lw=1, ls="--")
     axis.set(xlabel="false alarms (1 - specificity)", ylabel="cases found (sensitivity)", aspect="equal")
     axis.legend(frameon=False, fontsize=8, loc="lower right")
+    return axis
+
+# %% ../../nbs/evaluation/56_plots.ipynb #34d94559
+def _short(names: Sequence[str], width: int = 24) -> list[str]:
+    "Names that fit beside an axis."
+    return [shorten(name, width, placeholder=" ...") for name in names]
+
+
+def _may_show(counts: np.ndarray) -> np.ndarray:  # bool
+    "Which parts of a total can be shown without giving away one of one to four."
+    shown = show_parts([int(count) for count in counts])
+    return np.array([not is_small(int(count)) and text == show_count(count) for count, text in zip(counts, shown, strict=True)])  # fmt: skip
+
+
+def confusion(
+    target: np.ndarray,  # [person]: number of the class
+    prediction: np.ndarray,  # [person, class]: probabilities
+) -> np.ndarray:  # float64 [true class, given class]: percent; NaN where it may not be shown
+    "Count which class people were given, in percent of their true class."
+    classes = prediction.shape[1]
+    both = target.astype(int) * classes + prediction.argmax(axis=1)
+    counts = np.bincount(both, minlength=classes**2).reshape(classes, classes)
+    people = counts.sum(axis=1, keepdims=True)
+    shown = np.stack([_may_show(row) for row in counts]) & (people >= MIN_COUNT)
+    return np.where(shown, 100 * counts / np.maximum(people, 1), np.nan)
+
+# %% ../../nbs/evaluation/56_plots.ipynb #c6e06616
+def plot_confusion(
+    axis: Any,  # A matplotlib axis
+    target: np.ndarray,  # [person]: number of the class
+    prediction: np.ndarray,  # [person, class]: probabilities
+    classes: Sequence[str],  # Names of the classes
+) -> Any:
+    "Draw which class people were given, in percent of their true class."
+    percent = confusion(target, prediction)
+    axis.imshow(percent, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    for row, column in zip(*np.nonzero(np.isfinite(percent)), strict=True):
+        value = percent[row, column]
+        axis.text(
+            column,
+            row,
+            f"{value:.0f}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if value > 55 else "0.2",
+        )
+    names, places = _short(classes), range(len(classes))
+    axis.set(xticks=places, yticks=places, yticklabels=names, xlabel="predicted class", ylabel="true class")
+    axis.set_xticks(
+        places, names, rotation=30 if len(classes) > 2 else 0, ha="right" if len(classes) > 2 else "center"
+    )
+    return axis
+
+# %% ../../nbs/evaluation/56_plots.ipynb #90f462c9
+def plot_class_calibration(
+    axis: Any,  # A matplotlib axis
+    target: np.ndarray,  # [person]: number of the class
+    prediction: np.ndarray,  # [person, class]: probabilities
+    classes: Sequence[str],  # Names of the classes
+    at_most: int = 6,  # Classes to draw, the most frequent ones
+) -> Any:
+    "Draw the share of people of a class against its mean probability in ten groups, a line for each class."
+    people, top = np.bincount(target.astype(int), minlength=len(classes)), 0.0
+    for number in sorted(np.argsort(-people, kind="stable")[:at_most]):
+        groups = calibration_groups((target == number).astype(np.float64), prediction[:, number])
+        if groups.height > 1:
+            axis.plot(
+                groups["predicted"],
+                groups["observed"],
+                "o-",
+                ms=3,
+                lw=1.2,
+                label=_short([classes[number]])[0],
+            )
+            top = max(top, groups["predicted"].max(), groups["observed"].max())
+    axis.plot([0, top], [0, top], color="0.5", lw=1, ls="--")
+    axis.set(
+        xlabel="predicted probability", ylabel="observed share", title="" if top else "too few people to show"
+    )
+    if top:
+        axis.legend(frameon=False, fontsize=8)
+    return axis
+
+# %% ../../nbs/evaluation/56_plots.ipynb #3b3e0356
+def plot_parts(
+    axis: Any,  # A matplotlib axis
+    metrics: dict,  # From evaluate
+    names: Sequence[str],  # What the labels or classes are called
+) -> Any:
+    "Draw the area under the ROC curve of every label or class, of every model, with 95% intervals."
+    models = list(metrics["models"])
+    for number, model in enumerate(models):
+        colour, off = (
+            "C0" if model == "fusion" else f"{0.35 + 0.2 * (number - 1):.2f}",
+            0.5 * (number / len(models) - 0.25),
+        )
+        axis.plot([], [], "o-", ms=4, lw=1.5, color=colour, label=model)
+        for part in metrics["parts"]:
+            found = part["models"][model]["auc"]
+            if found["value"] is not None and not (is_small(part["cases"]) or is_small(part["others"])):
+                axis.plot(found["ci95"], [part["part"] + off] * 2, color=colour, lw=1.5)
+                axis.plot(found["value"], part["part"] + off, "o", ms=4, color=colour)
+    axis.axvline(0.5, color="0.5", lw=1, ls="--")
+    axis.set(
+        yticks=range(len(names)),
+        yticklabels=_short(names, 30),
+        xlabel=METRICS["auc"].title,
+        ylim=(-0.6, len(names) - 0.4),
+    )
+    axis.invert_yaxis()
+    axis.legend(frameon=False, fontsize=8)
+    return axis
+
+# %% ../../nbs/evaluation/56_plots.ipynb #a67cbbdf
+def plot_incidence(
+    axis: Any,  # A matplotlib axis
+    target: np.ndarray,  # [person, 2]: years, and the number of the event or 0
+    risk: np.ndarray,  # [person]: predicted risk of the first event by the horizon
+    horizon: float,  # Years
+) -> Any:
+    "Draw the observed risk of the first event over time, by fifth of predicted risk."
+    curves = incidence_by_risk(target, risk, horizon)
+    words = ("lowest risk", "second", "third", "fourth", "highest risk")
+    for (group,), curve in curves.group_by("group", maintain_order=True):
+        shade = 0.15 + 0.2 * group
+        axis.plot(
+            curve["time"],
+            100 * curve["risk"],
+            color=(0.12, 0.44, 0.7, 0.2 + 0.8 * shade),
+            lw=1 + shade,
+            label=words[group],
+        )
+    axis.set(
+        xlabel="years",
+        ylabel="had the event (%)",
+        xlim=(0, horizon),
+        title="" if curves.height else "too few events to show",
+    )
+    if curves.height:
+        handles, shown = axis.get_legend_handles_labels()
+        axis.legend(handles[::-1], shown[::-1], frameon=False, fontsize=8, loc="upper left")
+    return axis
+
+# %% ../../nbs/evaluation/56_plots.ipynb #ef8e7051
+def plot_horizon_calibration(
+    axis: Any,  # A matplotlib axis
+    target: np.ndarray,  # [person, 2]: years, and the number of the event or 0
+    prediction: np.ndarray,  # [person, event * horizon]: risks
+    horizons: Sequence[float],  # Years, ascending
+    events: Sequence[str] = ("",),  # What competing events are called; at most four are drawn
+) -> Any:
+    "Draw the observed against the mean predicted risk at the last horizon in ten groups, and say observed over expected."
+    top, horizon = 0.0, horizons[-1]
+    for number, name in enumerate(events[:4]):
+        risk = prediction.reshape(len(prediction), -1)[:, (number + 1) * len(horizons) - 1]
+        groups = horizon_groups(target, risk, horizon, number + 1)
+        if groups.is_empty():
+            continue
+        ratio = cumulative_incidence(target, [horizon], number + 1)["risk"][0] / risk.mean()
+        error = np.abs([groups["observed"] - groups["low"], groups["high"] - groups["observed"]])
+        label = f"{_short([name])[0]}: {ratio:.2f}" if name else f"observed over expected {ratio:.2f}"
+        axis.errorbar(
+            100 * groups["predicted"], 100 * groups["observed"], 100 * error, fmt="o", ms=4, lw=1, label=label
+        )
+        top = 100 * max(top / 100, groups["predicted"].max(), groups["high"].max())
+    axis.plot([0, top], [0, top], color="0.5", lw=1, ls="--")
+    by = f"within {horizon:g} years (%)"
+    axis.set(
+        xlabel=f"predicted risk {by}", ylabel=f"observed {by}", title="" if top else "too few events to show"
+    )
+    if top:
+        axis.legend(
+            frameon=False,
+            fontsize=8,
+            title="observed over expected" if len(events) > 1 else None,
+            title_fontsize=8,
+        )
     return axis
 
 # %% ../../nbs/evaluation/56_plots.ipynb #a183a256
@@ -106,11 +294,11 @@ def plot_models(
         colour = "C0" if name == "fusion" else "0.35"
         axis.plot(found["ci95"], [i, i], color=colour, lw=2)
         axis.plot(found["value"], i, "o", color=colour)
-    axis.set(yticks=range(len(names)), yticklabels=names, xlabel=METRICS[metric].title)
-    axis.invert_yaxis()
+    axis.set(yticks=range(len(names)), yticklabels=names, xlabel=fill(METRICS[metric].title, 40))
+    axis.set_ylim(len(names) - 0.5, -0.5)
     return axis
 
-
+# %% ../../nbs/evaluation/56_plots.ipynb #fb4f7873
 def plot_differences(
     axis: Any,  # A matplotlib axis
     metrics: dict,  # From evaluate
@@ -123,8 +311,9 @@ def plot_differences(
         axis.plot(found["difference"], i, "o", color="C0")
     axis.axvline(0, color="0.5", lw=1, ls="--")
     labels = [f"{c['first']} - {c['second']}" for c in shown]
-    axis.set(yticks=range(len(shown)), yticklabels=labels, xlabel=f"difference in {METRICS[metric].title}")
-    axis.invert_yaxis()
+    title = fill(f"difference in {METRICS[metric].title}", 40)
+    axis.set(yticks=range(len(shown)), yticklabels=labels, xlabel=title)
+    axis.set_ylim(max(len(shown), 1) - 0.5, -0.5)
     return axis
 
 # %% ../../nbs/evaluation/56_plots.ipynb #438d7bdc

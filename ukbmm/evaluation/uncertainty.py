@@ -5,28 +5,43 @@
 # %% ../../nbs/evaluation/53_uncertainty.ipynb #cc6b16ce
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from ..core import rng_for
-from .metrics import PREFIX, Metric, check_predictions, metrics_for, model_names
+from ..core import progress, rng_for
+from ukbmm.evaluation.metrics import (
+    METRICS,
+    PREFIX,
+    TIMED,
+    Metric,
+    check_predictions,
+    metrics_for,
+    model_names,
+    numbers_of,
+)
 
 # %% auto #0
-__all__ = ['family_draws', 'bootstrap', 'interval', 'evaluate']
+__all__ = ['Drawn', 'family_draws', 'bootstrap', 'interval', 'Question', 'parts_of', 'evaluate']
 
 # %% ../../nbs/evaluation/53_uncertainty.ipynb #10b42e29
+def _at_once(people: int, draws: int) -> int:
+    "How many draws fit into 100 MB."
+    return max(1, min(draws, int(1e8 // (8 * people))))
+
+
 def family_draws(
     family: np.ndarray,  # [person]: family of each person
     draws: int,  # How many
     seed: int,  # Decides the draws
-    at_once: int | None = None,  # Draws in memory; None takes as many as fit into 400 MB
+    at_once: int | None = None,  # Draws in memory; None takes as many as fit into 100 MB
 ) -> Iterator[np.ndarray]:  # float64 [draw, person]: copies of each person
     "Draw families with replacement."
     names, member = np.unique(family, return_inverse=True)
-    at_once = at_once or max(1, min(draws, int(4e8 // (8 * len(member)))))
+    at_once = at_once or _at_once(len(member), draws)
     rng = rng_for(seed, "bootstrap")
     for start in range(0, draws, at_once):
         count = min(at_once, draws - start)
@@ -61,17 +76,84 @@ def interval(
     return [float(edge) for edge in np.percentile(values, [2.5, 97.5])] if len(values) else [None, None]
 
 # %% ../../nbs/evaluation/53_uncertainty.ipynb #1df96390
+@dataclass(frozen=True, repr=False)
+class Question:
+    "What models are scored on: an outcome, or a part of it."
+
+    metrics: list[Metric]
+    target: np.ndarray  # float64 [person] or [person, k]
+    predictions: dict[str, np.ndarray]  # float64 [person] or [person, k] by model
+    fold: np.ndarray  # [person]
+    horizons: list[float] | None = None  # Years of the risks
+    known: np.ndarray | None = None  # bool: for whom of the table the target is known; None: for all
+    part: int = 0  # Number of the class, the label or the event, from 0
+
+    def score(
+        self, metric: Metric, model: str, weights: np.ndarray | None = None, within: bool = True
+    ) -> Any:
+        "A metric of a model: a number, or one for each row of `weights`; of people of the same fold or of all."
+        fold = self.fold if within else None
+        return metric(self.target, self.predictions[model], weights, fold, self.horizons)
+
+    def of(self, rows: np.ndarray) -> Question:
+        "The same question about some people."
+        predictions = {name: values[rows] for name, values in self.predictions.items()}
+        return Question(self.metrics, self.target[rows], predictions, self.fold[rows], self.horizons)
+
+# %% ../../nbs/evaluation/53_uncertainty.ipynb #eebe7330
+def _column(predictions: dict[str, np.ndarray], column: int) -> dict[str, np.ndarray]:
+    return {name: values.reshape(len(values), -1)[:, column] for name, values in predictions.items()}
+
+
+def _at_horizons(whole: Question) -> list[Question]:
+    "Each event at each horizon."
+    horizons, width = whole.horizons, min(values[0].size for values in whole.predictions.values())
+    metrics = [metric for metric in metrics_for("survival") if metric.at_horizon]
+    parts = []
+    for number in range(width):
+        part, at = divmod(number, len(horizons))
+        event = whole.target[:, 1]
+        event = np.where(event == part + 1, 1.0, np.where(event > 0, 2.0, 0.0))
+        target = np.stack([whole.target[:, 0], event], axis=1)
+        columns = _column(whole.predictions, number)
+        parts.append(Question(metrics, target, columns, whole.fold, [horizons[at]], None, part))
+    return parts
+
+# %% ../../nbs/evaluation/53_uncertainty.ipynb #d47e6b38
+def _one_by_one(whole: Question, labels: bool) -> list[Question]:
+    "Each label, or each class against the rest."
+    parts = []
+    for part in range(min(values.shape[1] for values in whole.predictions.values())):
+        answer = whole.target[:, part] if labels else (whole.target == part).astype(np.float64)
+        known, columns = ~np.isnan(answer), _column(whole.predictions, part)
+        columns = {name: values[known] for name, values in columns.items()}
+        rows = None if known.all() else known
+        parts.append(Question([METRICS["auc"]], answer[known], columns, whole.fold[known], None, rows, part))
+    return parts
+
+
+def parts_of(
+    kind: str,  # Of the outcome, such as "survival"
+    whole: Question,  # About all of it
+) -> list[Question]:  # Empty where there is one part only, the whole
+    "Ask about the parts of an outcome: its classes, its labels, or its events at each horizon."
+    parts = []
+    if kind in ("multiclass", "ordinal", "multilabel"):
+        parts = _one_by_one(whole, labels=kind == "multilabel")
+    if kind in TIMED and whole.horizons:
+        parts = _at_horizons(whole)
+    return parts if len(parts) > 1 else []
+
+# %% ../../nbs/evaluation/53_uncertainty.ipynb #e7348274
 def _defined(value: float) -> float | None:
     "A metric's value, None where it is not defined: JSON knows no NaN."
     return float(value) if np.isfinite(value) else None
 
 
-def _per_fold(metric: Metric, table: pl.DataFrame, name: str) -> list[float | None]:
+def _per_fold(metric: Metric, question: Question, name: str) -> list[float | None]:
     "The metric in each fold; None in a fold where it is not defined, such as an AUC without cases."
-    values = []
-    for _, part in table.group_by("fold", maintain_order=True):
-        values.append(_defined(metric(part["target"].to_numpy(), part[PREFIX + name].to_numpy())))
-    return values
+    folds = [question.of(question.fold == number) for number in np.unique(question.fold)]
+    return [_defined(fold.score(metric, name)) for fold in folds]
 
 
 def _difference(
@@ -83,42 +165,101 @@ def _difference(
     return {"metric": metric.name, "first": first, "second": second,
             "difference": _defined(sign * (point[first] - point[second])), "ci95": [low, high]}  # fmt: skip
 
-# %% ../../nbs/evaluation/53_uncertainty.ipynb #eebe7330
-def evaluate(
-    table: Any,  # A prediction table, pandas or polars
-    kind: str,  # "regression" or "binary"
-    reference: str | None = None,  # Model that all others are compared with; None compares none
-    draws: int = 1000,  # Bootstrap draws
-    seed: int = 0,  # Decides the draws
-) -> dict:  # {"task", "n", "models", "comparisons"}
-    "Score every model of a prediction table, with intervals drawn by family and paired differences."
-    table = check_predictions(table, kind).sort("fold", "row")
-    target, family = table["target"].to_numpy().astype(np.float64), table["family"].to_numpy()
-    predictions = {name: table[PREFIX + name].to_numpy() for name in model_names(table)}
-    fold = table["fold"].to_numpy()
-    models: dict[str, dict] = {name: {} for name in predictions}
-    comparisons = []
-    for metric in metrics_for(kind):
-        point = {
-            name: float(metric(target, prediction, fold=fold)) for name, prediction in predictions.items()
-        }
-        drawn = bootstrap(metric, target, predictions, family, draws, seed, fold)
-        for name in predictions:
-            models[name][metric.name] = {
-                "value": _defined(point[name]),
-                "ci95": interval(drawn[name]),
-                "per_fold": _per_fold(metric, table, name),
+# %% ../../nbs/evaluation/53_uncertainty.ipynb #e28e9123
+Drawn = dict[str, dict[str, np.ndarray]]  # [draw] by metric and model
+
+
+def _draw(questions: list[Question], family: np.ndarray, draws: int, seed: int) -> list[Drawn]:
+    "Every metric of every model in the same draws of families, for each question."
+    values = [
+        {metric.name: {name: [] for name in one.predictions} for metric in one.metrics} for one in questions
+    ]
+    batches = -(-draws // _at_once(len(family), draws))
+    for weights in progress(family_draws(family, draws, seed), "draws of families", batches):
+        for one, found in zip(questions, values, strict=True):
+            some = weights if one.known is None else weights[:, one.known]
+            for metric in one.metrics:
+                for name in one.predictions:
+                    found[metric.name][name].append(one.score(metric, name, some))
+    return [{metric: {name: np.concatenate(parts) for name, parts in by_model.items()} for metric, by_model in found.items()}
+            for found in values]  # fmt: skip
+
+# %% ../../nbs/evaluation/53_uncertainty.ipynb #589c28b6
+def _of_part(question: Question, drawn: Drawn) -> dict:
+    "The scores of a part, and how many people are cases of it: an event counts if it was seen by the horizon."
+    case = question.target if question.target.ndim == 1 else (question.target[:, 1] == 1) & (question.target[:, 0] <= question.horizons[0])  # fmt: skip
+    models = {
+        name: {
+            metric.name: {
+                "value": _defined(question.score(metric, name)),
+                "ci95": interval(drawn[metric.name][name]),
             }
-            if metric.within_folds:
-                models[name][metric.name]["pooled"] = _defined(metric(target, predictions[name]))
-        if reference is not None:
-            others = [name for name in predictions if name != reference]
-            comparisons += [_difference(metric, reference, name, point, drawn) for name in others]
-    counts = {
+            for metric in question.metrics
+        }
+        for name in question.predictions
+    }
+    horizon = question.horizons[0] if question.horizons else None
+    return {"part": question.part, "horizon": horizon, "cases": int(case.sum()), "others": int(len(case) - case.sum()), "models": models}  # fmt: skip
+
+# %% ../../nbs/evaluation/53_uncertainty.ipynb #e84c88bb
+def _counts(kind: str, table: pl.DataFrame, target: np.ndarray, parts: int) -> dict:
+    "Who was tested: people, families, folds, and the people of each class, label or event."
+    counts: dict[str, Any] = {
         "participants": table.height,
         "families": int(table["family"].n_unique()),
         "folds": int(table["fold"].n_unique()),
     }
     if kind == "binary":
         counts["cases"] = int(target.sum())
-    return {"task": kind, "n": counts, "models": models, "comparisons": comparisons}
+    if kind in ("multiclass", "ordinal"):
+        counts["classes"] = np.bincount(target.astype(int), minlength=parts).tolist()
+    if kind == "multilabel":
+        counts["cases"], counts["known"] = (
+            np.nansum(target, axis=0).astype(int).tolist(),
+            (~np.isnan(target)).sum(axis=0).tolist(),
+        )
+    if kind in TIMED:
+        counts["events"] = np.bincount(target[:, 1].astype(int), minlength=parts + 1)[1:].tolist()
+    return counts
+
+# %% ../../nbs/evaluation/53_uncertainty.ipynb #91ba8940
+def _of_model(question: Question, metric: Metric, name: str, value: float, drawn: np.ndarray) -> dict:
+    "A metric of a model, as metrics.json holds it."
+    found = {"value": _defined(value), "ci95": interval(drawn), "per_fold": _per_fold(metric, question, name)}
+    return found | (
+        {"pooled": _defined(question.score(metric, name, within=False))} if metric.within_folds else {}
+    )
+
+# %% ../../nbs/evaluation/53_uncertainty.ipynb #75f78451
+def evaluate(
+    table: Any,  # A prediction table, pandas or polars
+    kind: str,  # Of the outcome: "regression", "binary", "multiclass", "ordinal", "multilabel", "survival" or "competing_risks"
+    reference: str | None = None,  # Model that all others are compared with; None compares none
+    draws: int = 1000,  # Bootstrap draws
+    seed: int = 0,  # Decides the draws
+    horizons: Sequence[float]
+    | None = None,  # Years of the risks, ascending; None leaves out the metrics that need them
+) -> dict:  # {"task", "n", "models", "comparisons", "parts"}
+    "Score every model of a prediction table, with intervals drawn by family and paired differences."
+    horizons = None if horizons is None or not len(horizons) else [float(year) for year in horizons]
+    metrics = [metric for metric in metrics_for(kind) if horizons or not metric.at_horizon]
+    table = check_predictions(table, kind, horizons).sort("fold", "row")
+    target = numbers_of(table["target"])
+    predictions = {name: numbers_of(table[PREFIX + name]) for name in model_names(table)}
+    whole = Question(metrics, target, predictions, table["fold"].to_numpy(), horizons)
+    parts = parts_of(kind, whole)
+    points = {one.name: {name: float(whole.score(one, name)) for name in predictions} for one in metrics}
+    drawn, *of_parts = _draw([whole, *parts], table["family"].to_numpy(), draws, seed)
+    models: dict[str, dict] = {name: {} for name in predictions}
+    comparisons = []
+    for metric in metrics:
+        point, found = points[metric.name], drawn[metric.name]
+        for name in predictions:
+            models[name][metric.name] = _of_model(whole, metric, name, point[name], found[name])
+        others = [name for name in predictions if name != reference] if reference is not None else []
+        comparisons += [_difference(metric, reference, name, point, found) for name in others]
+    counts = _counts(kind, table, target, max((one.part + 1 for one in parts), default=1))
+    result = {"task": kind, "n": counts, "models": models, "comparisons": comparisons}
+    if parts:
+        result["parts"] = [_of_part(one, values) for one, values in zip(parts, of_parts, strict=True)]
+    return result

@@ -11,29 +11,37 @@ import io
 import json
 from importlib.resources import files
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
+import numpy as np
 import polars as pl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from .. import __version__
 from ..core import EID_PATTERN, duration, write_text
-from ..disclosure import assert_publishable, show_parts
-from ..evaluation.metrics import METRICS, PREFIX, metrics_for, model_names, number
+from ..disclosure import assert_publishable, is_small, show_parts, show_share
+from ..evaluation.metrics import METRICS, PREFIX, TIMED, metrics_for, model_names, number, numbers_of
 from ukbmm.evaluation.plots import (
     plot_calibration,
+    plot_class_calibration,
+    plot_confusion,
     plot_differences,
+    plot_horizon_calibration,
+    plot_incidence,
     plot_learning,
     plot_missing,
     plot_models,
+    plot_parts,
     plot_predictions,
     plot_roc,
 )
 from .run import Run
 
 # %% auto #0
-__all__ = ['compare', 'verdict', 'picture', 'draw_figures', 'report_values', 'write_report']
+__all__ = ['RISK', 'CLASSES', 'WORDS', 'GROUPS', 'SECTIONS', 'compare', 'verdict', 'picture', 'draw_figures', 'report_values',
+           'write_report']
 
 # %% ../../nbs/workflow/75_report.ipynb #5db130b9
 def compare(
@@ -55,7 +63,7 @@ def compare(
     text = f"difference in {metric} {number(comparison['difference'])} ({number(low)} to {number(high)})"
     return f"The data cannot tell {first} and {second} apart: {text}."
 
-
+# %% ../../nbs/workflow/75_report.ipynb #dc16e79f
 def verdict(
     metrics: dict,  # metrics.json
     outcome: str,  # What was predicted
@@ -66,9 +74,12 @@ def verdict(
     low, high = found["ci95"]
     first = f"The fusion network predicts {outcome} with {main.title} {number(found['value'])} ({number(low)} to {number(high)})."
     if found["value"] is None:
-        return [
-            f"The {main.title} of the fusion network is not defined: everybody who was tested is of one class."
-        ]
+        why = (
+            "no two people can be compared"
+            if metrics["task"] in TIMED
+            else "everybody who was tested is of one class"
+        )
+        return [f"The {main.title} of the fusion network is not defined: {why}."]
     if main.null is not None and low <= main.null <= high:
         first += f" That is within noise of {main.null:g}, which is what knowing nothing gives."
     return [first, *[compare(c) for c in metrics["comparisons"] if c["metric"] == main.name]]
@@ -89,6 +100,68 @@ def picture(
     return f'<figure><img src="data:image/png;base64,{data}" alt="{html.escape(alt)}"></figure>'
 
 # %% ../../nbs/workflow/75_report.ipynb #03632711
+def _names(about: dict, metrics: dict) -> list[str]:
+    "What the classes, the labels or the events are called; numbers where the pipeline noted no names."
+    count = max((part["part"] + 1 for part in metrics.get("parts", [])), default=1)
+    names = list(about.get("classes") or [])
+    if metrics["task"] == "survival":
+        return [about["outcome"]]
+    word = "event" if metrics["task"] in TIMED else "label" if metrics["task"] == "multilabel" else "class"
+    return names if len(names) >= count else [f"{word} {i + 1}" for i in range(count)]
+
+
+def _of_risks(target: np.ndarray, fusion: np.ndarray, names: list[str], about: dict) -> dict[str, str]:
+    "The figures of a time to an event."
+    horizons = about["horizons"]
+    risk = fusion.reshape(len(fusion), -1)[:, len(horizons) - 1]
+    events = names if len(names) > 1 else [""]
+    return {
+        "predictions": picture(lambda axis: plot_incidence(axis, target, risk, horizons[-1]), "observed risk over time by fifth of predicted risk"),
+        "calibration": picture(lambda axis: plot_horizon_calibration(axis, target, fusion, horizons, events), "observed against predicted risk at the last horizon"),
+    }  # fmt: skip
+
+# %% ../../nbs/workflow/75_report.ipynb #61fadd26
+def _of_classes(target: np.ndarray, fusion: np.ndarray, names: list[str]) -> dict[str, str]:
+    "The figures of classes."
+    height = 2.4 + 0.28 * len(names)
+    return {
+        "predictions": picture(lambda axis: plot_confusion(axis, target, fusion, names), "predicted by true class, in percent of the true class", (4.8, height)),
+        "calibration": picture(lambda axis: plot_class_calibration(axis, target, fusion, names), "calibration of each class", (4.6, height)),
+    }  # fmt: skip
+
+
+def _of_labels(target: np.ndarray, fusion: np.ndarray, names: list[str], metrics: dict) -> dict[str, str]:
+    "The figures of labels."
+    known = ~np.isnan(target)
+    return {
+        "predictions": picture(lambda axis: plot_parts(axis, metrics, names), "area under the ROC curve of each label", (4.8, 1.4 + 0.32 * len(names))),
+        "calibration": picture(lambda axis: plot_calibration(axis, target[known], fusion[known], "binary"), "calibration over all labels"),
+    }  # fmt: skip
+
+# %% ../../nbs/workflow/75_report.ipynb #c9cc98ed
+def _of_kind(metrics: dict, table: pl.DataFrame, about: dict) -> dict[str, str]:
+    "The figures that depend on the kind of the outcome."
+    kind, units, names = metrics["task"], about["units"], _names(about, metrics)
+    target, fusion = numbers_of(table["target"]), numbers_of(table[PREFIX + "fusion"])
+    if kind in TIMED:
+        return _of_risks(target, fusion, names, about)
+    if kind in ("multiclass", "ordinal"):
+        return _of_classes(target, fusion, names)
+    if kind == "multilabel":
+        return _of_labels(target, fusion, names, metrics)
+    calibration = picture(
+        lambda axis: plot_calibration(axis, target, fusion, kind, units), "calibration of the network"
+    )
+    if kind == "binary":
+        predictions = {name: table[PREFIX + name].to_numpy() for name in model_names(table)}
+        shown = picture(lambda axis: plot_roc(axis, target, predictions), "ROC curves of every model")
+    else:
+        shown = picture(
+            lambda axis: plot_predictions(axis, target, fusion, units), "predicted against measured values"
+        )
+    return {"predictions": shown, "calibration": calibration}
+
+# %% ../../nbs/workflow/75_report.ipynb #72b8fd53
 def draw_figures(
     metrics: dict,  # metrics.json
     table: pl.DataFrame,  # The prediction table
@@ -96,13 +169,9 @@ def draw_figures(
     about: dict,  # What the pipeline noted for the report
 ) -> dict[str, str]:
     "Draw every figure of a report."
-    main, kind, units = metrics_for(metrics["task"])[0].name, metrics["task"], about["units"]
-    target, fusion = table["target"].to_numpy(), table[PREFIX + "fusion"].to_numpy()
-    predictions = {name: table[PREFIX + name].to_numpy() for name in model_names(table)}
-    rows = 0.5 + 0.35 * max(2, len(predictions))
+    main, rows = metrics_for(metrics["task"])[0].name, 0.5 + 0.35 * max(2, len(metrics["models"]))
     figures = {
         "models": picture(lambda axis: plot_models(axis, metrics, main), f"{main} of every model with its interval", (4.6, rows)),
-        "calibration": picture(lambda axis: plot_calibration(axis, target, fusion, kind, units), "calibration of the network"),
         "learning": picture(lambda axis: plot_learning(axis, history), "training and validation loss by epoch"),
         "missing": picture(lambda axis: plot_missing(axis, about["shares"]), "share of participants who have each input",
                            (7.2, 0.6 + 0.24 * len(about["shares"]))),
@@ -111,26 +180,17 @@ def draw_figures(
         figures["differences"] = picture(
             lambda axis: plot_differences(axis, metrics, main), "paired differences", (4.6, rows)
         )
-    if kind == "binary":
-        figures["predictions"] = picture(
-            lambda axis: plot_roc(axis, target, predictions), "ROC curves of every model"
-        )
-    else:
-        figures["predictions"] = picture(
-            lambda axis: plot_predictions(axis, target, fusion, units), "predicted against measured values"
-        )
-    return figures
+    return figures | _of_kind(metrics, table, about)
 
 # %% ../../nbs/workflow/75_report.ipynb #62037daf
 def _cells(found: dict[str, dict], names: list[str], value: str) -> list[dict]:
     "Values and intervals as text."
-    return [
-        {
-            "text": number(found[name][value]),
-            "ci": f"{number(found[name]['ci95'][0])} to {number(found[name]['ci95'][1])}",
-        }
-        for name in names
-    ]
+    cells = []
+    for name in names:
+        low, high = found[name]["ci95"]
+        interval = "" if found[name][value] is None or low is None else f"{number(low)} to {number(high)}"
+        cells.append({"text": number(found[name][value]), "ci": interval})
+    return cells
 
 
 def _differences(metrics: dict, names: list[str]) -> list[dict]:
@@ -140,7 +200,7 @@ def _differences(metrics: dict, names: list[str]) -> list[dict]:
         by_model.setdefault(comparison["second"], {})[comparison["metric"]] = comparison
     return [{"name": name, "cells": _cells(found, names, "difference")} for name, found in by_model.items()]
 
-
+# %% ../../nbs/workflow/75_report.ipynb #e3ab266f
 def _training(history: pl.DataFrame, plan: dict) -> list[str]:
     "Say how training went."
     best = history.filter(pl.col("kept"))
@@ -163,7 +223,7 @@ def _training(history: pl.DataFrame, plan: dict) -> list[str]:
     )
     return lines
 
-
+# %% ../../nbs/workflow/75_report.ipynb #aa3a6640
 def _used(run: Run) -> list[tuple[str, str]]:
     "What the run used, as names and values."
     record, machine = run.record, run.record["environment"]
@@ -176,16 +236,179 @@ def _used(run: Run) -> list[tuple[str, str]]:
     return rows + ([("taken up again", ", ".join(record["resumed"]))] if record.get("resumed") else [])
 
 # %% ../../nbs/workflow/75_report.ipynb #22d05bb4
-def _title(name: str, outcome: str, field_id: int) -> str:
+def _list(words: list[str]) -> str:
+    "Words in a row, with an 'and'."
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _years(horizons: list[float]) -> str:
+    return f"{_list([f'{year:g}' for year in horizons])} years"
+
+
+def _who(metrics: dict, names: list[str], exactly: bool) -> str:
+    "How many of those who were tested had what."
+    n, kind = metrics["n"], metrics["task"]
+    people = n["participants"]
+    if kind == "binary":
+        return f", {show_parts([n['cases'], people - n['cases']])[0]} of them cases"
+    if kind in TIMED:
+        shown = show_parts([*n["events"], people - sum(n["events"])])
+        if kind == "survival":
+            return f", {shown[0]} of them with the event"
+        return f", of them {_list([f'{count} with {name}' for count, name in zip(shown, names, strict=False)])} first"
+    if "classes" in n:
+        shares = (
+            show_parts(n["classes"]) if exactly else [show_share(count, people) for count in n["classes"]]
+        )
+        return f": {', '.join(f'{name} {share}' for name, share in zip(names, shares, strict=False))}"
+    return ""
+
+# %% ../../nbs/workflow/75_report.ipynb #07f01c01
+def _tested(plan: dict, about: dict, metrics: dict) -> str:
+    "Who was tested."
+    n, names = metrics["n"], _names(about, metrics)
+    exact = f"{n['participants']:,} participants"
+    said = (
+        about["participants"]
+        if plan["validation"]["kind"] == "kfold"
+        else f"{exact} in {n['families']:,} families"
+    )
+    return f"Tested: {said}{_who(metrics, names, said.startswith(exact))}; {n['folds']} folds."
+
+# %% ../../nbs/workflow/75_report.ipynb #34f6460f
+def _few(part: dict) -> bool:
+    return is_small(part["cases"]) or is_small(part["others"])
+
+
+def _by_horizon(metrics: dict, names: list[str]) -> dict:
+    "The table of scores of each event at each horizon."
+    rows = []
+    for part in metrics["parts"]:
+        what = f"{names[part['part']]}, " if metrics["task"] == "competing_risks" else ""
+        for model, found in part["models"].items():
+            cells = (
+                [{"text": "too few", "ci": ""}] * len(found)
+                if _few(part)
+                else _cells(found, list(found), "value")
+            )
+            rows.append({"names": [f"{what}{part['horizon']:g} years", model], "cells": cells})
+    columns = [
+        METRICS[name].title.removesuffix(" at the last horizon")
+        for name in metrics["parts"][0]["models"]["fusion"]
+    ]
+    return {"heading": "By horizon", "titles": ["within", "model"], "columns": columns, "rows": rows}
+
+# %% ../../nbs/workflow/75_report.ipynb #2d9c48ac
+def _by_part(metrics: dict, names: list[str]) -> dict | None:
+    "The table of scores of parts; None where there are none."
+    if not metrics.get("parts"):
+        return None
+    if metrics["task"] in TIMED:
+        return _by_horizon(metrics, names)
+    n, rows, word = metrics["n"], [], "label" if metrics["task"] == "multilabel" else "class"
+    for part in metrics["parts"]:
+        cells = [
+            {"text": "too few", "ci": ""} if _few(part) else _cells(found, ["auc"], "value")[0]
+            for found in part["models"].values()
+        ]
+        more = []
+        if word == "label":
+            known, people = part["cases"] + part["others"], n["participants"]
+            more = [show_share(known, people), show_parts([part["cases"], part["others"], people - known])[0]]
+        rows.append({"names": [names[part["part"]], *more], "cells": cells})
+    titles = [word, "known for", "cases"] if word == "label" else [word]
+    return {
+        "heading": f"By {word}: area under the ROC curve",
+        "titles": titles,
+        "columns": list(metrics["models"]),
+        "rows": rows,
+    }
+
+# %% ../../nbs/workflow/75_report.ipynb #5a4fe716
+RISK = (
+    "Concordance: of all pairs in which it is known who had the event first, the share in which that one had the higher predicted risk; 0.5 is chance.",
+    "At {horizon}, those who were followed so long stand in for those whose follow-up ended before (weights of inverse probability of censoring). "
+    "The Brier score is the mean squared distance of the predicted risk from what happened; the index of prediction accuracy is 1 less its ratio to that of "
+    "predicting the same overall risk for everybody, so 0 is knowing nothing.",
+)
+CLASSES = (
+    "Area under the ROC curve of a class: the chance that somebody of a class has a higher probability of it than somebody of another, a mean over classes; 0.5 is chance. "
+    "The log loss weighs each class alike, however rare.",
+)
+WORDS = {
+    "survival": RISK,
+    "competing_risks": (
+        *RISK,
+        "The first event is {event}. Who has another one first is known not to have it, and stays among those who are compared.",
+    ),
+    "multiclass": CLASSES,
+    "ordinal": (
+        *CLASSES,
+        "Quadratic kappa: 1 is full agreement and 0 is chance; being wrong by two grades costs four times as much as by one.",
+    ),
+    "multilabel": (
+        "Each label is scored on the participants for whom it is known; the numbers are means over labels.",
+    ),
+}
+GROUPS = "groups of similar prediction with 95% intervals"
+SECTIONS = {  # Heading and note of the two figures
+    "regression": ("Predictions and calibration", f"Density of participants; cells with fewer than five stay blank. Calibration: {GROUPS}; a slope of 1 is right, less is overconfident."),
+    "binary": ("Discrimination and calibration", f"ROC curves on a grid of 101 points. Calibration: {GROUPS}; a slope of 1 is right, less is overconfident."),
+    "multilabel": ("Labels and calibration", f"Labels with fewer than five cases have no dot. Calibration over all labels: {GROUPS}; a slope of 1 is right, less is overconfident."),
+    "multiclass": ("Classes and calibration", "Percent of each true class; cells of fewer than five people stay blank, and others where they would give one away. Calibration: observed share of each class in groups of similar probability of it."),
+    "survival": ("Observed risk and calibration", "Observed risk: Aalen-Johansen estimates by fifth of predicted risk, on a grid of 40 times at most; no step stands for fewer than five people. Calibration: the estimate in groups of similar risk, with 95% intervals; the line is perfect."),
+}  # fmt: skip
+SECTIONS |= {"ordinal": SECTIONS["multiclass"], "competing_risks": SECTIONS["survival"]}
+
+# %% ../../nbs/workflow/75_report.ipynb #0bca19ec
+def _fields(outcome: dict) -> str:
+    "The fields that an outcome is made from, such as '(field 30750)'."
+    parts = outcome.get("labels") or [outcome]
+    numbers = [str(field) for part in parts for field in (part["field"], *part.get("competing", []))]
+    numbers = list(dict.fromkeys(numbers))
+    more = [f"{len(numbers) - 5} more"] if len(numbers) > 6 else []
+    return f"(field{'s' if len(numbers) > 1 else ''} {_list([*numbers[:5], *more] if more else numbers)})"
+
+
+def _title(name: str, outcome: str, fields: str) -> str:
     "The study's name and what was predicted, once where they are the same."
-    said = name.replace("_", " ")
+    said, outcome = name.replace("_", " "), shorten(outcome, 120, placeholder=" ...")
+    return f"{outcome} {fields}" if said.lower() == outcome.lower() else f"{said}: {outcome} {fields}"
+
+
+def _asked(about: dict, metrics: dict) -> str:
+    "What was predicted, in a sentence."
+    kind = metrics["task"]
+    if kind in TIMED:
+        event = _names(about, metrics)[0]
+        return f"the risk of {event} within {_years(about['horizons'])}"
     return (
-        f"{outcome} (field {field_id})"
-        if said.lower() == outcome.lower()
-        else f"{said}: {outcome} (field {field_id})"
+        f"{len(_names(about, metrics))} labels ({shorten(about['outcome'], 120, placeholder=' ...')})"
+        if kind == "multilabel"
+        else about["outcome"]
     )
 
+# %% ../../nbs/workflow/75_report.ipynb #e4ecdba6
+def _said(text: str, about: dict, metrics: dict) -> str:
+    "A text that names the horizon and the event."
+    if metrics["task"] not in TIMED:
+        return text
+    horizon, event = f"{about['horizons'][-1]:g} years", _names(about, metrics)[0]
+    if metrics["task"] == "competing_risks":
+        text = text.replace("the first event at", f"{event} at").replace("of the first event", f"of {event}")
+    return text.replace("the last horizon", horizon).replace("{horizon}", horizon).replace("{event}", event)
 
+
+def _within(metrics: dict, titles: dict[str, str]) -> str:
+    "Which metrics compare participants of the same fold."
+    found = [
+        title if title[0].isupper() else f"the {title}"
+        for name, title in titles.items()
+        if METRICS[name].within_folds
+    ]
+    return f"{_list(found)} {'compare' if len(found) > 1 else 'compares'} participants of the same fold"
+
+# %% ../../nbs/workflow/75_report.ipynb #fa57e520
 def report_values(
     run: Run,
 ) -> dict[str, Any]:
@@ -194,35 +417,29 @@ def report_values(
 
     metrics, history = run.metrics(), run.history()
     about = json.loads((run.path / "report.json").read_text())
-    text = (run.path / "plan.yaml").read_text()
-    plan, names = Document(text).plain(), [metric.name for metric in metrics_for(metrics["task"])]
-    n, everybody = metrics["n"], plan["validation"]["kind"] == "kfold"
-    tested = (
-        about["participants"]
-        if everybody
-        else f"{n['participants']:,} participants in {n['families']:,} families"
-    )
-    cases = show_parts([n["cases"], n["participants"] - n["cases"]])[0] if "cases" in n else ""
-    cases = f", {cases} of them cases" if cases else ""
+    text, kind = (run.path / "plan.yaml").read_text(), metrics["task"]
+    plan, names = Document(text).plain(), list(metrics["models"]["fusion"])
+    titles = {name: _said(METRICS[name].title, about, metrics) for name in names}
+    heading, note = SECTIONS[kind]
     return {
-        "title": _title(plan["name"], about["outcome"], plan["outcome"]["field"]),
+        "title": _title(plan["name"], about["outcome"], _fields(plan["outcome"])),
         "question": plan["question"],
         "control": plan["control"] != "none",
-        "verdict": verdict(metrics, about["outcome"]),
-        "metric_titles": [METRICS[name].title for name in names],
+        "verdict": [_said(line, about, metrics) for line in verdict(metrics, _asked(about, metrics))],
+        "metric_titles": list(titles.values()),
         "models": [
             {"name": name, "cells": _cells(found, names, "value")}
             for name, found in metrics["models"].items()
         ],
-        "counts": f"Tested: {tested}{cases}; {n['folds']} folds.",
+        "counts": _tested(plan, about, metrics),
+        "within": _within(metrics, titles),
+        "words": [_said(line, about, metrics) for line in WORDS.get(kind, ())],
+        "parts": _by_part(metrics, _names(about, metrics)),
         "draws": f"{plan['evaluation']['draws']:,}",
         "differences": _differences(metrics, names),
-        "binary": metrics["task"] == "binary",
+        "section": {"heading": heading, "note": note},
         "training": _training(history, plan),
-        "flow": about["flow"],
-        "design": about["design"],
-        "inputs": about["inputs"],
-        "audit": about["audit"],
+        **{name: about[name] for name in ("flow", "design", "inputs", "audit")},
         "used": _used(run),
         "plan": text,
         "version": __version__,

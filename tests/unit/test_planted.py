@@ -79,7 +79,8 @@ def test_modality_dropout_prepares_for_a_modality_that_nobody_has(people):
     )
     for modality in range(3):
         lacking = others.without(modality)
-        assert r2(plain, lacking) + MARGIN < r2(hidden, lacking) < best_r2(lacking) + MARGIN
+        gain = MARGIN if modality < 2 else -MARGIN  # without c, which is in no product, little is lost
+        assert r2(plain, lacking) + gain < r2(hidden, lacking) < best_r2(lacking) + MARGIN
         assert r2(hidden, lacking) > 0.85 * best_r2(lacking)
     assert r2(hidden, others) > 0.9 * BEST
 
@@ -88,7 +89,7 @@ def test_the_table_of_results_keeps_the_rows_of_other_runs(tmp_path, monkeypatch
     import fusions
 
     monkeypatch.setattr(fusions, "RESULTS", tmp_path / "results" / "fusions.tsv")
-    rows = [("planted", kind, "everything", "everything", 0, 10, 0.12345, 0.5) for kind in ("late", "mean")]
+    rows = [("planted", kind, "everything", "everything", 0, 10, 0.12346, 0.5) for kind in ("late", "mean")]
     fusions.keep(rows)
     fusions.keep([(*rows[0][:6], 0.4, 0.5), ("biobank", *rows[0][1:])])
     kept = pl.read_csv(fusions.RESULTS, separator="\t")
@@ -107,3 +108,7 @@ def test_the_table_of_results_speaks_of_every_fusion():
         found = mine.filter(study="planted", trained_on="everything", tested_on="everything")["r2"].item()
         assert found > SINGLE
         assert (found - ADDITIVE) / (BEST - ADDITIVE) >= 0.9 if kind in CAN else found < ADDITIVE + MARGIN
+        study = results.filter(study="biobank")
+        ridge, best = study.filter(fusion="ridge")["r2"].item(), study["best"].max()
+        share = (study.filter(fusion=kind)["r2"].item() - ridge) / (best - ridge)
+        assert share >= 0.9 if kind in CAN else share > -0.01

@@ -30,7 +30,7 @@ class SurvivalLoss(Loss):
         reduction: str = "mean",
     ):
         super().__init__(reduction)
-        self.register_buffer("horizons", torch.tensor(horizons, dtype=torch.float32))
+        self.register_buffer("horizons", torch.as_tensor(horizons, dtype=torch.float32))
 
     def known(self, target: Tensor) -> Tensor:  # bool [batch, 1]
         "Whose time and event are both known."

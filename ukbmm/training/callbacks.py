@@ -340,20 +340,26 @@ class BestWeights(DirectCallback):
         if len(self.losses) - 1 - lowest >= self.patience:
             raise CancelFitException()
 
-    def after_fit(self) -> None:
-        "Leave the best weights in the model."
-        if self.active:
-            take_weights(self.learn.model, self.weights)
-            self.active = False
+# %% ../../nbs/training/60_callbacks.ipynb #201d72fc
+@patch
+def after_fit(self: BestWeights) -> None:
+    "Leave the best weights in the model."
+    if self.active:
+        take_weights(self.learn.model, self.weights)
+        self.active = False
 
-    def state_dict(self) -> dict:
-        "Everything that was noted, and the best weights."
-        names = ("active", "losses", "parts", "sums", "start", "best_loss", "best_epoch", "weights")
-        return {name: vars(self)[name] for name in names if name in vars(self)}
 
-    def load_state_dict(self, state: dict) -> None:
-        "Take up what was noted."
-        vars(self).update(state)
+@patch
+def state_dict(self: BestWeights) -> dict:
+    "Everything that was noted, and the best weights."
+    names = ("active", "losses", "parts", "sums", "start", "best_loss", "best_epoch", "weights")
+    return {name: vars(self)[name] for name in names if name in vars(self)}
+
+
+@patch
+def load_state_dict(self: BestWeights, state: dict) -> None:
+    "Take up what was noted."
+    vars(self).update(state)
 
 # %% ../../nbs/training/60_callbacks.ipynb #91da90db
 class FinishLoss(DirectCallback):

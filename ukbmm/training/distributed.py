@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from fastai.callback.progress import ProgressCallback
+from fastcore.basics import patch
 from fastcore.basics import noop
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -107,7 +108,7 @@ def shard(
             register_fsdp_forward_method(encoder, "additive")
     fully_shard(model, mesh=mesh)
 
-
+# %% ../../nbs/training/63_distributed.ipynb #57cbcc2f
 class Distributed(DirectCallback):
     "Let several processes train one network, each computing a slice of every batch."
 
@@ -134,66 +135,75 @@ class Distributed(DirectCallback):
                 if isinstance(cb, SeedFit):  # each process drops other values
                     cb.address = (*cb.address, "process", processes.rank)
 
-    def _check(self) -> None:
-        "Raise `UkbmmError` for what would go wrong without a word."
-        loss = self.learn.loss_func
-        if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
-            raise UkbmmError("a loss on several processes", "one without weights of its own", "one with some",
-                             "Put its weights into the network, or use one process.")  # fmt: skip
-        half = [cb for cb in self.learn.cbs if isinstance(cb, MixedPrecision)]
-        if self.processes.sharded and any(cb.precision == "fp16" for cb in half):
-            raise UkbmmError("mixed precision of a shared network (FSDP)", "bf16 or no", "fp16")
+# %% ../../nbs/training/63_distributed.ipynb #e642354d
+@patch
+def _check(self: Distributed) -> None:
+    "Raise `UkbmmError` for what would go wrong without a word."
+    loss = self.learn.loss_func
+    if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
+        raise UkbmmError("a loss on several processes", "one without weights of its own", "one with some",
+                         "Put its weights into the network, or use one process.")  # fmt: skip
+    half = [cb for cb in self.learn.cbs if isinstance(cb, MixedPrecision)]
+    if self.processes.sharded and any(cb.precision == "fp16" for cb in half):
+        raise UkbmmError("mixed precision of a shared network (FSDP)", "bf16 or no", "fp16")
 
-    @contextlib.contextmanager
-    def around_fit(self) -> Iterator[None]:
-        "Exchange gradients, as long as a fit goes on."
-        processes, model = self.processes, self.learn.model
-        own, forward = vars(model).get("forward"), model.forward
-        with answered(processes.rank, processes.world):
-            if not processes.sharded and any(p.requires_grad for p in model.parameters()):
-                devices = [processes.device] if processes.device.type == "cuda" else None
-                self.parallel = DistributedDataParallel(
-                    model, device_ids=devices, find_unused_parameters=True
-                )
-                model.forward = self._through(model, forward)
-            try:
-                yield
-            finally:
-                self.parallel = None
-                vars(model).pop("forward", None)
-                vars(model).update({} if own is None else {"forward": own})
 
-    def _through(self, model: nn.Module, forward: Callable) -> Callable:
-        "A `forward` that goes through DDP while training; DDP calls the model again, which then computes."
-        inside = False
+@patch
+@contextlib.contextmanager
+def around_fit(self: Distributed) -> Iterator[None]:
+    "Exchange gradients, as long as a fit goes on."
+    processes, model = self.processes, self.learn.model
+    own, forward = vars(model).get("forward"), model.forward
+    with answered(processes.rank, processes.world):
+        if not processes.sharded and any(p.requires_grad for p in model.parameters()):
+            devices = [processes.device] if processes.device.type == "cuda" else None
+            self.parallel = DistributedDataParallel(model, device_ids=devices, find_unused_parameters=True)
+            model.forward = self._through(model, forward)
+        try:
+            yield
+        finally:
+            self.parallel = None
+            vars(model).pop("forward", None)
+            vars(model).update({} if own is None else {"forward": own})
 
-        def call(*inputs, **named) -> Any:
-            nonlocal inside
-            if inside or not model.training:
-                return forward(*inputs, **named)
-            inside = True
-            try:
-                with contextlib.nullcontext() if self.stepping else self.parallel.no_sync():
-                    return self.parallel(*inputs, **named)
-            finally:
-                inside = False
 
-        return call
+@patch
+def _through(self: Distributed, model: nn.Module, forward: Callable) -> Callable:
+    "A `forward` that goes through DDP while training; DDP calls the model again, which then computes."
+    inside = False
 
-    @property
-    def stepping(self) -> bool:
-        "Does this batch end with a step of the optimizer?"
-        return all(cb.stepping for cb in self.learn.cbs if isinstance(cb, Accumulate))
+    def call(*inputs, **named) -> Any:
+        nonlocal inside
+        if inside or not model.training:
+            return forward(*inputs, **named)
+        inside = True
+        try:
+            with contextlib.nullcontext() if self.stepping else self.parallel.no_sync():
+                return self.parallel(*inputs, **named)
+        finally:
+            inside = False
 
-    def after_pred(self) -> None:
-        "Put the whole batch's outputs and targets together."
-        gather = getattr(self.learn.dl, "gather", None)
-        if gather is not None:
-            self.learn.pred = gather(self.learn.pred)
-            self.learn.yb = tuple(gather(part) for part in self.learn.yb)
+    return call
 
-    def before_backward(self) -> None:
-        "Make the mean over processes a sum, and exchange gradients where a step follows."
-        self.learn.loss_grad = self.learn.loss_grad * self.processes.world
-        if self.processes.sharded:
-            self.learn.model.set_requires_gradient_sync(self.stepping)
+
+@patch(as_prop=True)
+def stepping(self: Distributed) -> bool:
+    "Does this batch end with a step of the optimizer?"
+    return all(cb.stepping for cb in self.learn.cbs if isinstance(cb, Accumulate))
+
+
+@patch
+def after_pred(self: Distributed) -> None:
+    "Put the whole batch's outputs and targets together."
+    gather = getattr(self.learn.dl, "gather", None)
+    if gather is not None:
+        self.learn.pred = gather(self.learn.pred)
+        self.learn.yb = tuple(gather(part) for part in self.learn.yb)
+
+
+@patch
+def before_backward(self: Distributed) -> None:
+    "Make the mean over processes a sum, and exchange gradients where a step follows."
+    self.learn.loss_grad = self.learn.loss_grad * self.processes.world
+    if self.processes.sharded:
+        self.learn.model.set_requires_gradient_sync(self.stepping)

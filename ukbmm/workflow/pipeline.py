@@ -155,7 +155,7 @@ def _networks(
         self._keep(learn, fold, number)
     return np.mean(predictions, axis=0), history
 
-
+# %% ../../nbs/workflow/76_pipeline.ipynb #cb898c15
 def _one_number(
     target: OutcomeBlock, loss: Loss, prediction: np.ndarray
 ) -> np.ndarray:  # [batch] or [batch, class]
@@ -176,7 +176,7 @@ def _scores(
     "What a linear model predicts, on the outcome's own scale."
     return _one_number(target, linear.loss, target.decode(linear.predict(blocks, rows)))
 
-
+# %% ../../nbs/workflow/76_pipeline.ipynb #99acead0
 @patch
 def _learner(
     self: TrainingPipeline,
@@ -349,7 +349,7 @@ def _progress(self: TrainingPipeline, table: pl.DataFrame, done: int, total: int
     metric = metrics_for(self.outcome.kind)[0]
     target = numbers_of(table["target"])
     scores = [
-        f"{name.removeprefix(PREFIX)} {metric(target, numbers_of(table[name])):.3f}"
+        f"{name.removeprefix(PREFIX)} {metric(target, numbers_of(table[name]), horizons=self.outcome.horizons):.3f}"
         for name in table.columns
         if name.startswith(PREFIX)
     ]
@@ -364,7 +364,9 @@ def evaluate(self: TrainingPipeline) -> dict:
     paths = [run.path / "parts" / f"fold-{fold:02d}" for fold in self.split.folds]
     table = pl.concat([pl.read_parquet(f"{path}.parquet") for path in paths]).sort("row")
     run.save_table(pl.concat([pl.read_csv(f"{path}.csv", schema=HISTORY) for path in paths]), "history.csv")
-    metrics = evaluate(table, self.outcome.kind, "fusion", self.spec.evaluation.draws, self.spec.seed)
+    metrics = evaluate(
+        table, self.outcome.kind, "fusion", self.spec.evaluation.draws, self.spec.seed, self.outcome.horizons
+    )
     write_text(run.path / "metrics.json", json.dumps(metrics, indent=1))
     run.save_table(table, "predictions.parquet")
     return metrics

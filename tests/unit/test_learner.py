@@ -17,7 +17,8 @@ from ukbmm.data.blocks import OutcomeBlock, PhenotypeBlock, SNPBlock
 from ukbmm.data.loaders import MultiModalDataBlock
 from ukbmm.models.fusion import FusionSettings
 from ukbmm.models.multimodal import ModelSettings
-from ukbmm.training.learner import FusionLearner, TrainSettings, fusion_learner, predict_rows
+from ukbmm.training.learner import FusionLearner, fusion_learner, predict_rows
+from ukbmm.training.settings import TrainSettings
 
 SMALL = ModelSettings(fusion=FusionSettings(dim=8), hidden=8)
 

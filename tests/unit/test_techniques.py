@@ -279,7 +279,7 @@ def test_freeze_and_fine_tune_work_by_modality_as_fastai_users_know_them(make):
 @pytest.mark.parametrize("norm", [False, True])
 def test_frozen_encoders_do_not_change_by_a_bit(make, norm):
     learn = fit(make(norm=norm), 1)  # momentum and gradients are there
-    learn.add_cb(Freeze(["snps"]))
+    learn.add_cb(Freeze({"snps": None}))
     before = copy.deepcopy(learn.model.encoders["snps"].state_dict()), state(learn.model.encoders["blood"])
     fit(learn, 2)
     after = learn.model.encoders["snps"].state_dict()
@@ -301,7 +301,7 @@ def test_what_fastai_froze_stays_too(make):
 
 
 def test_encoders_thaw_after_some_epochs_and_what_was_frozen_before_stays_frozen(make):
-    learn = make(Freeze(["snps"], epochs=1))
+    learn = make(Freeze({"snps": 1}))
     learn.model.encoders["snps"].linear.weight.requires_grad_(False)
     states = []
     learn.add_cb(
@@ -316,7 +316,7 @@ def test_encoders_thaw_after_some_epochs_and_what_was_frozen_before_stays_frozen
     assert torch.equal(start, states[0]) and not torch.equal(start, states[1])
     assert not learn.model.encoders["snps"].linear.weight.requires_grad
     with pytest.raises(ModelError, match="Did you mean 'snps'"):
-        fit(make(Freeze(["snp"])), 1)
+        fit(make(Freeze({"snp": 1})), 1)
 
 
 def test_the_coefficients_are_those_of_the_paper():
@@ -591,9 +591,9 @@ def test_an_error_of_memory_says_where_and_what_to_change(make, where, amp):
         fit(learn, 1)
     text = str(raised.value)
     assert f"memory ran out in {where}" in text and "epoch 1, batch 1 of 40 participants" in text
-    assert "Take fewer than 40 participants" in text and "Recompute(['" in text
+    assert "Take fewer than 40 participants" in text and "train.recompute: ['" in text
     if where.startswith("encoder"):
-        assert f"Recompute([{where.removeprefix('encoder ')}])" in text
+        assert f"train.recompute: [{where.removeprefix('encoder ')}]" in text
     assert isinstance(raised.value.__cause__, torch.OutOfMemoryError) and not torch.is_autocast_enabled("cpu")
 
 

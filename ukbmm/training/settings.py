@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import torch
 from fastai.callback.core import Callback
 from pydantic import Field as Setting
+from pydantic import field_validator
 
 from ..config import Settings
 from ..core import UkbmmError, did_you_mean, require_extra
@@ -36,12 +37,11 @@ from ukbmm.training.techniques import (
 from .watching import Speed, StopOnNaN, TextProgress, trackers
 
 # %% auto #0
-__all__ = ['Participants', 'Epochs', 'Rate', 'FIRST_SIZE', 'LARGEST_SIZE', 'BATCHES', 'LoopSettings', 'TrainSettings',
-           'contradictions', 'check_training', 'watching_callbacks', 'technique_callbacks', 'wanted_batch_size',
-           'learner_for', 'fit_batch_size']
+__all__ = ['Epochs', 'Rate', 'FIRST_SIZE', 'LARGEST_SIZE', 'BATCHES', 'LoopSettings', 'TrainSettings', 'contradictions',
+           'check_training', 'watching_callbacks', 'technique_callbacks', 'wanted_batch_size', 'learner_for',
+           'fit_batch_size']
 
 # %% ../../nbs/training/66_settings.ipynb #0d33142e
-Participants = Annotated[int, Setting(ge=2)]
 Epochs = Annotated[int, Setting(ge=1)]
 Rate = Annotated[float, Setting(gt=0)]
 
@@ -50,9 +50,11 @@ class LoopSettings(Settings):
     "How long a network is trained, in which steps, and where."
 
     epochs: int = Setting(20, ge=1, description="Epochs at most")
-    batch_size: Participants | Literal["auto"] = Setting(
+    batch_size: int | Literal["auto"] = Setting(
         128,
-        description="Participants in a batch; auto takes 128, or up to 4,096 where an epoch still has 100 batches, and fewer where memory is short",
+        description="Participants in a batch; auto takes 128, or up to 4,096 where an epoch still has 100 batches, "
+        "and fewer where memory is short",
+        json_schema_extra={"minimum": 2},
     )
     lr: float = Setting(3e-3, gt=0, description="Highest learning rate of the one-cycle schedule")
     weight_decay: float = Setting(0.05, ge=0, description="Weight decay")
@@ -85,17 +87,22 @@ class LoopSettings(Settings):
         "auto", description="Where to train; auto takes the GPU where there is one"
     )
 
+    @field_validator("batch_size")
+    @classmethod
+    def _two_or_more(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 2:
+            raise ValueError(f"a batch has 2 participants or more, found {value}")
+        return value
+
 # %% ../../nbs/training/66_settings.ipynb #9c3dc03e
 class TrainSettings(LoopSettings):
     "How a network is trained."
 
     trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = Setting(
-        [],
-        description="Where losses and metrics of each epoch are written too; a run of its own for each network",
+        [], description="Where losses and metrics of each epoch are written too; a run of its own for each network"
     )
     average: Literal["none", "ema", "swa"] = Setting(
-        "none",
-        description="Predict with averaged weights: ema over steps, swa over the ends of the last epochs",
+        "none", description="Predict with averaged weights: ema over steps, swa over the ends of the last epochs"
     )
     ema_decay: float = Setting(0.999, ge=0, lt=1, description="Share of the ema that each step keeps")
     swa_start: float = Setting(
@@ -108,9 +115,7 @@ class TrainSettings(LoopSettings):
         {}, description="Learning rates of encoders, by modality; others, fusion and head take lr"
     )
     modulation: float | None = Setting(
-        None,
-        gt=0,
-        description="Slow down the modality that is ahead (OGM-GE), so strongly; the paper takes 0.1 to 1",
+        None, gt=0, description="Slow down the modality that is ahead (OGM-GE), so strongly; the paper takes 0.1 to 1"
     )
     recompute: list[str] = Setting(
         [], description="Modalities whose encoders compute twice to save memory (gradient checkpointing)"
@@ -136,10 +141,7 @@ def contradictions(
     last = settings.epochs - 1
     if settings.average == "swa" and last < settings.swa_start * settings.epochs:
         most = last / settings.epochs
-        yield (
-            ("average",),
-            f"no epoch of {settings.epochs} is averaged; lower swa_start to {most:.2g} or less",
-        )
+        yield ("average",), f"no epoch of {settings.epochs} is averaged; lower swa_start to {most:.2g} or less"
 
 # %% ../../nbs/training/66_settings.ipynb #31a2ca9a
 def check_training(
@@ -178,11 +180,7 @@ def technique_callbacks(
     seed: int = 0,  # Decides the noise of gradient modulation
 ) -> list[Callback]:
     "The callbacks of the techniques that settings ask for; none by default."
-    averages = {
-        "none": [],
-        "ema": [partial(EMA, settings.ema_decay)],
-        "swa": [partial(SWA, settings.swa_start)],
-    }
+    averages = {"none": [], "ema": [partial(EMA, settings.ema_decay)], "swa": [partial(SWA, settings.swa_start)]}
     chosen = [make() for make in averages[settings.average]]
     chosen += [Freeze(settings.freeze)] if settings.freeze else []
     chosen += [GradientModulation(settings.modulation, seed=seed)] if settings.modulation is not None else []
@@ -236,7 +234,5 @@ def fit_batch_size(
     learn: FusionLearner,
 ) -> None:
     "Let a learner's loaders give out as many participants as there is memory for, up to what trains well."
-    size = find_batch_size(
-        learn, wanted_batch_size(TrainSettings(batch_size="auto"), len(learn.dls.train.rows))
-    )
+    size = find_batch_size(learn, wanted_batch_size(TrainSettings(batch_size="auto"), len(learn.dls.train.rows)))
     learn.dls.train.bs = learn.dls.valid.bs = size

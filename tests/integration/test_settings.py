@@ -62,7 +62,11 @@ def small(dropout: float) -> ModelSettings:
 def train(dls, folder: Path, processes=None, cbs=(), dropout=0.3, **settings):
     "Train with settings, alone or with others; returns the learner."
     settings = TrainSettings(**settings)
-    cbs = [*cbs, *([Distributed(processes)] if processes else []), Checkpoint(folder / "checkpoints", every=3)]
+    cbs = [
+        *cbs,
+        *([Distributed(processes)] if processes else []),
+        Checkpoint(folder / "checkpoints", every=3),
+    ]
     dls = type(dls)(dls.train.new(), dls.valid.new(), device="cpu")
     learn = learner_for(settings, dls, small(dropout), seed=5, folder=folder, cbs=cbs)
     for module in learn.model.modules():
@@ -85,7 +89,9 @@ def outcome_of(learn) -> dict:
 
 def same(one: dict, other: dict) -> bool:
     weights = [torch.equal(value, other["weights"][name]) for name, value in one["weights"].items()]
-    return all(weights) and all(torch.equal(one[name], other[name]) for name in ("predicted", "losses", "smooth"))
+    return all(weights) and all(
+        torch.equal(one[name], other[name]) for name in ("predicted", "losses", "smooth")
+    )
 
 
 class Die(Callback):
@@ -116,7 +122,9 @@ def in_a_process(work) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-@pytest.mark.parametrize("more", [{}, {"average": "swa", "swa_start": 0.25, "amp": "bf16"}], ids=["ema", "swa-bf16"])
+@pytest.mark.parametrize(
+    "more", [{}, {"average": "swa", "swa_start": 0.25, "amp": "bf16"}], ids=["ema", "swa-bf16"]
+)
 def test_a_training_with_everything_on_is_killed_and_ends_with_the_same_bits(loaders, tmp_path, more):
     def work(folder, *cbs):
         learn = train(loaders, folder, cbs=cbs, **{**EVERYTHING, **more})
@@ -144,11 +152,18 @@ def both(work, folder: Path, sharded=False) -> list[dict]:
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-def test_two_processes_with_everything_on_come_to_what_one_comes_to(loaders, tmp_path):
-    alone = outcome_of(train(loaders, tmp_path / "alone", dropout=0.0, **EVERYTHING))
+@pytest.mark.parametrize("sharded", [False, True], ids=["copies", "shared"])
+def test_two_processes_with_everything_on_come_to_what_one_comes_to(loaders, tmp_path, sharded):
+    how = {
+        name: value
+        for name, value in EVERYTHING.items()
+        if not sharded or name not in ("average", "modulation")
+    }
+    alone = outcome_of(train(loaders, tmp_path / "alone", dropout=0.0, **how))
     first, second = both(
-        lambda processes: outcome_of(train(loaders, tmp_path / "two", processes, dropout=0.0, **EVERYTHING)),
+        lambda processes: outcome_of(train(loaders, tmp_path / "two", processes, dropout=0.0, **how)),
         tmp_path / "two",
+        sharded,
     )
     for name in ("predicted", "losses", "smooth"):
         assert torch.equal(first[name], second[name])
@@ -175,8 +190,33 @@ def test_watching_changes_nothing_in_two_processes_and_a_nan_ends_both(loaders, 
                 next(g for g in own if g.numel()).fill_(torch.nan)
 
     assert together(
-        lambda processes: train(loaders, tmp_path / "nan", processes, cbs=[Spoil()], epochs=2), sharded=sharded
+        lambda processes: train(loaders, tmp_path / "nan", processes, cbs=[Spoil()], epochs=2),
+        sharded=sharded,
     ) == [2, 2]
     assert "a gradient is not finite" in capfd.readouterr().err
     kept = json.loads((tmp_path / "nan" / "stopped_batch.json").read_text())
     assert (kept["epoch"], kept["batch"]) == (2, 2) and set(kept["rows"]) < set(loaders.train.rows.tolist())
+
+
+@pytest.mark.parametrize("how", [{"average": "swa"}, {"modulation": 0.1}, {"batch_size": "auto"}])
+def test_what_a_shared_network_cannot_do_is_refused(loaders, tmp_path, how, capfd):
+    assert together(lambda processes: train(loaders, tmp_path, processes, **how), sharded=True) == [2, 2]
+    assert f"train.{next(iter(how))}" in capfd.readouterr().err
+
+
+def test_two_processes_find_one_batch_size(loaders, tmp_path):
+    def work(processes):
+        forward = nn.Linear.forward
+
+        def short(self, x):
+            if len(x) > (50 if processes.rank else 30):  # participants of its own half of a batch
+                raise torch.OutOfMemoryError("out of memory")
+            return forward(self, x)
+
+        nn.Linear.forward = short
+        learn = train(loaders, tmp_path, processes, epochs=1, batch_size="auto")
+        torch.save(learn.dls.train.bs, tmp_path / f"{processes.rank}.pt")
+
+    assert together(work) == [0, 0]
+    sizes = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert sizes[0] == sizes[1] and 45 <= sizes[0] <= 60

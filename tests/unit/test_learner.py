@@ -52,6 +52,8 @@ def without_dropout(learn):
     for module in learn.model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+        if isinstance(getattr(module, "dropout", None), float):  # of attention
+            module.dropout = 0.0
     return learn
 
 

@@ -99,10 +99,12 @@ class TrainSettings(LoopSettings):
     "How a network is trained."
 
     trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = Setting(
-        [], description="Where losses and metrics of each epoch are written too; a run of its own for each network"
+        [],
+        description="Where losses and metrics of each epoch are written too; a run of its own for each network",
     )
     average: Literal["none", "ema", "swa"] = Setting(
-        "none", description="Predict with averaged weights: ema over steps, swa over the ends of the last epochs"
+        "none",
+        description="Predict with averaged weights: ema over steps, swa over the ends of the last epochs",
     )
     ema_decay: float = Setting(0.999, ge=0, lt=1, description="Share of the ema that each step keeps")
     swa_start: float = Setting(
@@ -115,7 +117,9 @@ class TrainSettings(LoopSettings):
         {}, description="Learning rates of encoders, by modality; others, fusion and head take lr"
     )
     modulation: float | None = Setting(
-        None, gt=0, description="Slow down the modality that is ahead (OGM-GE), so strongly; the paper takes 0.1 to 1"
+        None,
+        gt=0,
+        description="Slow down the modality that is ahead (OGM-GE), so strongly; the paper takes 0.1 to 1",
     )
     recompute: list[str] = Setting(
         [], description="Modalities whose encoders compute twice to save memory (gradient checkpointing)"
@@ -141,7 +145,10 @@ def contradictions(
     last = settings.epochs - 1
     if settings.average == "swa" and last < settings.swa_start * settings.epochs:
         most = last / settings.epochs
-        yield ("average",), f"no epoch of {settings.epochs} is averaged; lower swa_start to {most:.2g} or less"
+        yield (
+            ("average",),
+            f"no epoch of {settings.epochs} is averaged; lower swa_start to {most:.2g} or less",
+        )
 
 # %% ../../nbs/training/66_settings.ipynb #31a2ca9a
 def check_training(
@@ -159,8 +166,8 @@ def check_training(
     if settings.amp == "fp16" and (settings.device == "cpu" or not torch.cuda.is_available()):
         found = "training on the processor" if settings.device == "cpu" else there
         raise UkbmmError("train.amp: fp16", "a CUDA device", found, "Use bf16, or no mixed precision.")
-    whole = {"average": "none", "freeze": {}, "modulation": None, "recompute": []}
-    asked = [f"train.{name}" for name, off in whole.items() if getattr(settings, name) != off]
+    asked = [f"train.average: {settings.average}"] if settings.average != "none" else []
+    asked += ["train.modulation"] if settings.modulation is not None else []
     asked += ["train.batch_size: auto"] if settings.batch_size == "auto" else []
     if sharded and asked:
         raise UkbmmError(", ".join(asked), "a network that each process has a copy of (DDP)",
@@ -180,7 +187,11 @@ def technique_callbacks(
     seed: int = 0,  # Decides the noise of gradient modulation
 ) -> list[Callback]:
     "The callbacks of the techniques that settings ask for; none by default."
-    averages = {"none": [], "ema": [partial(EMA, settings.ema_decay)], "swa": [partial(SWA, settings.swa_start)]}
+    averages = {
+        "none": [],
+        "ema": [partial(EMA, settings.ema_decay)],
+        "swa": [partial(SWA, settings.swa_start)],
+    }
     chosen = [make() for make in averages[settings.average]]
     chosen += [Freeze(settings.freeze)] if settings.freeze else []
     chosen += [GradientModulation(settings.modulation, seed=seed)] if settings.modulation is not None else []
@@ -234,5 +245,7 @@ def fit_batch_size(
     learn: FusionLearner,
 ) -> None:
     "Let a learner's loaders give out as many participants as there is memory for, up to what trains well."
-    size = find_batch_size(learn, wanted_batch_size(TrainSettings(batch_size="auto"), len(learn.dls.train.rows)))
+    size = find_batch_size(
+        learn, wanted_batch_size(TrainSettings(batch_size="auto"), len(learn.dls.train.rows))
+    )
     learn.dls.train.bs = learn.dls.valid.bs = size

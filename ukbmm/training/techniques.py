@@ -465,7 +465,8 @@ def _fits(learn: Learner, bs: int) -> bool:
     "Does a step with `bs` participants fit into memory?"
     model = getattr(learn.model, "module", learn.model).train()
     try:
-        batch = learn.dls.train.new(bs=bs).one_batch()
+        own = -(-bs // getattr(learn.dls.train, "world", 1))  # the largest slice of several processes
+        batch = learn.dls.train.new(bs=own).one_batch()
         optimizer = learn.opt_func(
             learn.splitter(model), lr=1e-3
         )  # as large as the real one, which is left alone
@@ -507,7 +508,7 @@ def find_batch_size(
         if _fits(learn, 2) and next(learn.model.parameters()).device.type == "cpu":
             limit = min(limit, _room(learn))
         found, short = _tried(learn, limit)
-    found = int(found / (1 + headroom)) if short else found
+    found = max(min(found, 2), int(found / (1 + headroom))) if short else found
     if torch.distributed.is_initialized():
         least = torch.tensor(found, device=next(learn.model.parameters()).device)
         torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)

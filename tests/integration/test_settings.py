@@ -12,9 +12,7 @@ from fastai.callback.core import Callback
 from processes import together
 from torch import nn
 
-from ukbmm.biobank.synthetic import synthetic_biobank
 from ukbmm.cohort.outcomes import RegressionOutcome, read_outcome
-from ukbmm.core import UkbmmError
 from ukbmm.data.blocks import OutcomeBlock, PhenotypeBlock, SNPBlock
 from ukbmm.data.loaders import MultiModalDataBlock
 from ukbmm.models.fusion import FusionSettings
@@ -23,10 +21,6 @@ from ukbmm.training.checkpoint import Checkpoint, Stopped
 from ukbmm.training.distributed import Distributed
 from ukbmm.training.learner import predict_rows
 from ukbmm.training.settings import TrainSettings, learner_for
-from ukbmm.training.watching import DivergenceError
-from ukbmm.workflow.pipeline import TrainingPipeline
-from ukbmm.workflow.run import Run
-from ukbmm.workflow.spec import Spec
 
 EVERYTHING = {"epochs": 4, "lr": 8e-3, "average": "ema", "ema_decay": 0.9, "freeze": {"blood": 2}, "lrs": {"snps": 2e-3},
               "modulation": 0.4, "recompute": ["snps"], "accumulate": 2, "clip": 1.0}  # fmt: skip

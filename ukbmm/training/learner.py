@@ -21,7 +21,7 @@ from torch import nn
 
 from ..core import write_text
 from ..data.loaders import MultiModalDataLoaders, MultiModalLoader
-from ..evaluation.metrics import METRICS, metrics_for
+from ..evaluation.metrics import METRICS
 from ..models.heads import loss_for
 from ..models.losses import Loss
 from ..models.multimodal import ModelSettings, build_model
@@ -174,7 +174,8 @@ def fusion_learner(
     callbacks += [Compile()] if compile else []
     callbacks += [History(history)] if history is not None else []
     callbacks += [] if cbs is None else cbs if isinstance(cbs, list | tuple) else [cbs]
-    metrics = [PooledMetric(metric.name, loss) for metric in metrics_for(dls.outcome.outcome.kind)[:1]]
+    shown = [metric.name for metric in METRICS.entries.values() if metric.kind == dls.outcome.outcome.kind]
+    metrics = [PooledMetric(name, loss) for name in shown[:1]]  # several outcomes at once have none
     return FusionLearner(
         dls,
         model.to(dls.device),

@@ -158,7 +158,7 @@ def _networks(
         self._keep(learn, fold, number)
     return total / settings.networks, history
 
-
+# %% ../../nbs/workflow/76_pipeline.ipynb #13997526
 @patch
 def _learner(
     self: TrainingPipeline,

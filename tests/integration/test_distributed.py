@@ -32,7 +32,9 @@ from ukbmm.workflow.pipeline import TrainingPipeline
 from ukbmm.workflow.run import Run
 from ukbmm.workflow.spec import Spec
 
-SMALL = ModelSettings(fusion=FusionSettings(dim=8, dropout=0.0), hidden=8)  # dropout of attention is no module
+SMALL = ModelSettings(
+    fusion=FusionSettings(dim=8, dropout=0.0), hidden=8
+)  # dropout of attention is no module
 BOTH = pytest.mark.parametrize("sharded", [False, True], ids=["copies", "shared"])
 
 

@@ -25,15 +25,26 @@ ROWS = {
         "2 workers",
     ],
     "losses": ["| ours, efron ", "| torchsurv, breslow ", "| limit: sort and running sum, efron "],
-    "events": ["ours: EventBlock.open", "peer: pandas", "limit: reading the files", "| histories ", "lanes full"],
+    "events": [
+        "ours: EventBlock.open",
+        "peer: pandas",
+        "limit: reading the files",
+        "| histories ",
+        "lanes full",
+    ],
 }
-PEERS = {"genotypes": "bed_reader", "losses": "torchsurv"}  # Packages without which there is nothing to compare with
+PEERS = {
+    "genotypes": "bed_reader",
+    "losses": "torchsurv",
+}  # Packages without which there is nothing to compare with
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_a_benchmark_checks_its_values_and_prints_ours_the_peer_and_the_limit(name: str, repository: Path):
     if name in PEERS:
-        pytest.importorskip(PEERS[name], reason=f"{PEERS[name]}, the peer of this benchmark, is not installed")
+        pytest.importorskip(
+            PEERS[name], reason=f"{PEERS[name]}, the peer of this benchmark, is not installed"
+        )
     script = repository / "benchmarks" / f"{name}.py"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(script), "--quick", "--repeats", "1"]

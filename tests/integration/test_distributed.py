@@ -22,7 +22,7 @@ from ukbmm.core import UkbmmError
 from ukbmm.data.blocks import OutcomeBlock, PhenotypeBlock, SNPBlock
 from ukbmm.data.loaders import MultiModalDataBlock, own_slice, slice_sizes
 from ukbmm.models.fusion import FusionSettings
-from ukbmm.models.heads import RegressionLoss
+from ukbmm.models.losses import RegressionLoss
 from ukbmm.models.multimodal import ModelSettings
 from ukbmm.training.callbacks import take_weights
 from ukbmm.training.checkpoint import Checkpoint
@@ -32,7 +32,9 @@ from ukbmm.workflow.pipeline import TrainingPipeline
 from ukbmm.workflow.run import Run
 from ukbmm.workflow.spec import Spec
 
-SMALL = ModelSettings(fusion=FusionSettings(dim=8), hidden=8)
+SMALL = ModelSettings(
+    fusion=FusionSettings(dim=8, dropout=0.0), hidden=8
+)  # dropout of attention is no module
 BOTH = pytest.mark.parametrize("sharded", [False, True], ids=["copies", "shared"])
 
 

@@ -17,7 +17,8 @@ from ukbmm.data.blocks import OutcomeBlock, PhenotypeBlock, SNPBlock
 from ukbmm.data.loaders import MultiModalDataBlock
 from ukbmm.models.fusion import FusionSettings
 from ukbmm.models.multimodal import ModelSettings
-from ukbmm.training.learner import FusionLearner, TrainSettings, fusion_learner, predict_rows
+from ukbmm.training.learner import FusionLearner, fusion_learner, predict_rows
+from ukbmm.training.settings import TrainSettings
 
 SMALL = ModelSettings(fusion=FusionSettings(dim=8), hidden=8)
 
@@ -51,6 +52,8 @@ def without_dropout(learn):
     for module in learn.model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+        if isinstance(getattr(module, "dropout", None), float):  # of attention
+            module.dropout = 0.0
     return learn
 
 

@@ -144,7 +144,7 @@ def test_best_weights_sees_the_losses_of_averages_and_keeps_the_best_of_them(mak
     follow = Follow("step", multi_avg_fn=get_ema_multi_avg_fn(0.08))
     peers = []
     follow.after_validate = lambda: peers.append(copy.deepcopy(follow.peer.module))
-    learn = fit(make(follow, EMA(0.08), BestWeights(9, margin=-1e9)), 5, 3e-2)
+    learn = fit(make(follow, EMA(0.08), BestWeights(9, margin=-1e9)), 5, 2e-3)
     keep = learn.best_weights
 
     def loss(model):
@@ -279,7 +279,7 @@ def test_freeze_and_fine_tune_work_by_modality_as_fastai_users_know_them(make):
 @pytest.mark.parametrize("norm", [False, True])
 def test_frozen_encoders_do_not_change_by_a_bit(make, norm):
     learn = fit(make(norm=norm), 1)  # momentum and gradients are there
-    learn.add_cb(Freeze(["snps"]))
+    learn.add_cb(Freeze({"snps": None}))
     before = copy.deepcopy(learn.model.encoders["snps"].state_dict()), state(learn.model.encoders["blood"])
     fit(learn, 2)
     after = learn.model.encoders["snps"].state_dict()
@@ -301,7 +301,7 @@ def test_what_fastai_froze_stays_too(make):
 
 
 def test_encoders_thaw_after_some_epochs_and_what_was_frozen_before_stays_frozen(make):
-    learn = make(Freeze(["snps"], epochs=1))
+    learn = make(Freeze({"snps": 1}))
     learn.model.encoders["snps"].linear.weight.requires_grad_(False)
     states = []
     learn.add_cb(
@@ -316,7 +316,7 @@ def test_encoders_thaw_after_some_epochs_and_what_was_frozen_before_stays_frozen
     assert torch.equal(start, states[0]) and not torch.equal(start, states[1])
     assert not learn.model.encoders["snps"].linear.weight.requires_grad
     with pytest.raises(ModelError, match="Did you mean 'snps'"):
-        fit(make(Freeze(["snp"])), 1)
+        fit(make(Freeze({"snp": 1})), 1)
 
 
 def test_the_coefficients_are_those_of_the_paper():
@@ -346,7 +346,7 @@ class Gradients(Callback):
                 n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None
             }
             vars(self)["batch"] = (self.learn.xb[0], self.learn.yb[0])
-            vars(self)["model"] = copy.deepcopy(model)
+            vars(self)["weights"] = copy.deepcopy(model.state_dict())
 
 
 def paper_scores(model, x, y):
@@ -377,8 +377,10 @@ def test_gradients_are_multiplied_by_the_papers_formula_and_no_others(make):
             learn.model.head.net[-1].weight.normal_(generator=torch.Generator().manual_seed(0))
         fit(learn, 1)
     x, y = plain.batch
-    s = paper_scores(plain.model, x, y)
-    for i, name in enumerate(plain.model.encoders):
+    model = models[0].model
+    model.load_state_dict(plain.weights)
+    s = paper_scores(model, x, y)
+    for i, name in enumerate(model.encoders):
         rho = s[i] / np.mean([v for j, v in enumerate(s) if j != i])
         k = 1 - np.tanh(0.4 * rho) if rho > 1 else 1.0
         for weight in (n for n in plain.grads if n.startswith(f"encoders.{name}.")):
@@ -393,7 +395,7 @@ def test_noise_has_the_size_of_the_gradients_and_comes_again_with_the_seed(make)
     options = [dict(noise=False), dict(noise=True), dict(noise=True), dict(noise=True, seed=1)]
     for cb, option in zip(runs, options, strict=True):
         fit(make(cb, GradientModulation(1e-6, **option)), 1)
-    name = "encoders.snps.blocks.weight"
+    name = "encoders.snps.linear.weight"  # the head starts at zero, so others have none yet
     plain, noisy, again, other = (cb.grads[name] for cb in runs)
     assert torch.equal(noisy, again) and not torch.equal(noisy, other)
     assert float((noisy - plain).std() / plain.std()) == pytest.approx(1, abs=0.2)
@@ -424,7 +426,7 @@ def test_recomputing_runs_the_encoder_twice_and_keeps_less(make):
     counted = []
     learn = make(Recompute(["snps"]))
     learn.model.encoders["snps"].linear.register_forward_hook(lambda *_: counted.append(1))
-    learn.model.encoders["snps"].blocks.register_forward_hook(lambda *_: counted.append(2))
+    learn.model.encoders["snps"].local.register_forward_hook(lambda *_: counted.append(2))
     learn.recompute.before_fit()
     x, y = learn.dls.one_batch()
     (learn.model.train()(x) - y).square().mean().backward()
@@ -437,10 +439,17 @@ def test_recomputing_runs_the_encoder_twice_and_keeps_less(make):
         fit(make(Recompute(["snp"])), 1)
 
 
+class Plain(nn.Linear):
+    "A head that is a linear layer and nothing else."
+
+    def forward(self, fused, additive):
+        return super().forward(fused)
+
+
 def test_what_a_linear_layer_keeps_is_counted_by_hand(make):
     learn = make()
     learn.model.fusion.forward = lambda z, present: z[:, 0]
-    learn.model.head = nn.Linear(32, 1)
+    learn.model.head = Plain(32, 1)
     x = learn.dls.one_batch()[0]
     kept = memory_by_part(learn, bs=16)["head"]
     assert kept * 16 == 16 * len(x.modalities) * 32 * 4  # its input: a slice of the stacked representations
@@ -591,9 +600,9 @@ def test_an_error_of_memory_says_where_and_what_to_change(make, where, amp):
         fit(learn, 1)
     text = str(raised.value)
     assert f"memory ran out in {where}" in text and "epoch 1, batch 1 of 40 participants" in text
-    assert "Take fewer than 40 participants" in text and "Recompute(['" in text
+    assert "Take fewer than 40 participants" in text and "train.recompute: ['" in text
     if where.startswith("encoder"):
-        assert f"Recompute([{where.removeprefix('encoder ')}])" in text
+        assert f"train.recompute: [{where.removeprefix('encoder ')}]" in text
     assert isinstance(raised.value.__cause__, torch.OutOfMemoryError) and not torch.is_autocast_enabled("cpu")
 
 

@@ -188,7 +188,7 @@ class Spy(Callback):
         self.seen = set()
 
     def before_fit(self):
-        self.learn.model.head.register_forward_hook(lambda module, x, out: self.seen.add(out.dtype))
+        self.learn.model.head.net.register_forward_hook(lambda module, x, out: self.seen.add(out.dtype))
 
 
 def test_bf16_on_the_processor_trains_really_in_16_bits(study):

@@ -203,7 +203,7 @@ def _plan(learn: Learner) -> list:
         for at in (0.0, 0.3, 0.9)
     ]
     rates = [(hyper["lr"], hyper["wd"]) for hyper in learn.opt.hypers]
-    names = ("seed", "batches", "patience", "precision", "max_norm")
+    names = ("seed", "batches", "patience", "precision", "max_norm", "decay", "share", "frozen_for", "alpha")
     settings = [(name, vars(cb)[name]) for cb in learn.cbs for name in names if name in vars(cb)]
     return [learn.n_epoch, points, rates, settings, [cb.name for cb in _keepers(learn)]]
 

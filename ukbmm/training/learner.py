@@ -6,23 +6,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import fastai.callback.schedule  # noqa: F401, gives the learner fit_one_cycle and lr_find
 import numpy as np
 import torch
 from fastai.callback.core import CancelEpochException
 from fastai.learner import Learner, Metric
+from fastai.torch_core import trainable_params
 from fastcore.basics import patch
-from pydantic import Field as Setting
 from torch import nn
 
-from ..config import Settings
-from ..core import UkbmmError, write_text
+from ..core import write_text
 from ..data.loaders import MultiModalDataLoaders, MultiModalLoader
-from ..evaluation.metrics import METRICS, metrics_for
+from ..evaluation.metrics import METRICS
 from ..models.losses import Loss
 from ..models.multimodal import ModelSettings, build_model
 from ..models.ridge import LinearModel
@@ -41,57 +40,7 @@ from ukbmm.training.callbacks import (
 from .modalities import modality_callbacks
 
 # %% auto #0
-__all__ = ['TrainSettings', 'check_device', 'PooledMetric', 'FusionLearner', 'History', 'fusion_learner', 'predict_rows']
-
-# %% ../../nbs/training/61_learner.ipynb #8c43230f
-class TrainSettings(Settings):
-    "How a network is trained."
-
-    epochs: int = Setting(20, ge=1, description="Epochs at most")
-    batch_size: int = Setting(128, ge=2, description="Participants in a batch")
-    lr: float = Setting(3e-3, gt=0, description="Highest learning rate of the one-cycle schedule")
-    weight_decay: float = Setting(0.05, ge=0, description="Weight decay")
-    patience: int = Setting(
-        10, ge=1, description="Epochs without a better validation loss after which training stops"
-    )
-    amp: Precision = Setting("no", description="Mixed precision: bf16 on any device, fp16 on CUDA")
-    accumulate: int = Setting(1, ge=1, description="Batches whose gradients make one step")
-    clip: float | None = Setting(
-        None, gt=0, description="Largest norm of a gradient; leave out to clip nothing"
-    )
-    strict: bool = Setting(False, description="Refuse operations that have no deterministic kernel")
-    compile: bool = Setting(False, description="Compile networks with torch.compile")
-    checkpoint: int | None = Setting(
-        None, ge=1, description="Batches between checkpoints, beside the one at the end of each epoch"
-    )
-    start: Literal["ridge", "zero"] = Setting(
-        "ridge", description="Where the linear part starts: at a ridge regression, or at zero"
-    )
-    networks: int = Setting(
-        2,
-        ge=1,
-        description="Networks in each fold, each stopped on another inner fold; predictions are averaged",
-    )
-    num_workers: int = Setting(
-        0, ge=0, description="Processes that read batches; 0 reads in the training process"
-    )
-    device: Literal["auto", "cpu", "cuda"] = Setting(
-        "auto", description="Where to train; auto takes the GPU where there is one"
-    )
-
-# %% ../../nbs/training/61_learner.ipynb #a944ec3e
-def check_device(
-    settings: TrainSettings,
-) -> None:
-    "Raise `UkbmmError` where this machine has not what the settings ask for; before anything is fitted."
-    there = "a CUDA device" if torch.cuda.is_available() else "no CUDA device"
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise UkbmmError(
-            "train.device", "a CUDA device", there, "Leave train.device out, or train on another machine."
-        )
-    if settings.amp == "fp16" and (settings.device == "cpu" or not torch.cuda.is_available()):
-        found = "training on the processor" if settings.device == "cpu" else there
-        raise UkbmmError("train.amp: fp16", "a CUDA device", found, "Use bf16, or no mixed precision.")
+__all__ = ['PooledMetric', 'FusionLearner', 'History', 'fusion_learner', 'predict_rows']
 
 # %% ../../nbs/training/61_learner.ipynb #0bf79a29
 class PooledMetric(Metric):
@@ -203,6 +152,7 @@ def fusion_learner(
     clip: float | None = None,  # Largest norm of a gradient; None clips nothing
     strict: bool = False,  # Refuse operations that have no deterministic kernel?
     compile: bool = False,  # Compile the network with torch.compile?
+    splitter: Callable = trainable_params,  # Groups the weights, such as `by_encoder`
     seed: int = 0,  # Decides how weights start and what dropout drops
     history: str | Path | None = None,  # Write a CSV line for each epoch here; None writes none
     cbs: Any = None,  # Further callbacks
@@ -226,13 +176,15 @@ def fusion_learner(
     callbacks += [FinishLoss()] if loss.finishes else []
     callbacks += [History(history)] if history is not None else []
     callbacks += [] if cbs is None else cbs if isinstance(cbs, list | tuple) else [cbs]
-    metrics = [PooledMetric(metric.name, loss) for metric in metrics_for(dls.outcome.outcome.kind)[:1]]
+    shown = [metric.name for metric in METRICS.entries.values() if metric.kind == dls.outcome.outcome.kind]
+    metrics = [PooledMetric(name, loss) for name in shown[:1]]  # several outcomes at once have none
     return FusionLearner(
         dls,
         model.to(dls.device),
         loss_func=loss,
         lr=lr,
         wd=wd,
+        splitter=splitter,
         metrics=metrics,
         cbs=callbacks,
         path=Path(path),

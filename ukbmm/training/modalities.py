@@ -59,7 +59,9 @@ class AuxiliaryLoss(DirectCallback):
             raise ModelError("auxiliary losses", "a model with heads for single modalities", "none",
                              "Build it with `fusion: {auxiliary: 0.1}`.")  # fmt: skip
         present, answers = learn.xb[0]["present"], model.answers.float()
-        answers = torch.where(present.unsqueeze(-1), answers, learn.pred.detach().unsqueeze(1))
+        own = learn.pred.detach().unsqueeze(1).expand(-1, present.shape[1], -1)
+        answers = torch.where(present.unsqueeze(-1), answers, own[..., : answers.shape[-1]])
+        answers = torch.cat([answers, own[..., answers.shape[-1] :]], dim=-1)
         losses = [learn.loss_func(answer, *learn.yb) for answer in answers.unbind(1)]
         learn.loss_grad = learn.loss_grad + self.weight * torch.stack(losses).mean()
         model.answers = None

@@ -26,6 +26,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 from ..core import ModelError, UkbmmError, derive_seed, did_you_mean
+from ..data.loaders import own_slice
 from .callbacks import BestWeights, DirectCallback, MixedPrecision
 from .watching import ResumableCallback, batch_size, parts_of
 
@@ -115,11 +116,11 @@ class SWA(AveragedWeights):
     ):
         if not 0 <= start < 1:
             raise ModelError("start of the averaged weights", "0 <= start < 1", f"{start}")
-        self.start = start
+        self.share = start
 
     def after_train(self) -> None:
         "Take the weights of this epoch in."
-        if self.learn.epoch >= self.start * self.learn.n_epoch:
+        if self.learn.epoch >= self.share * self.learn.n_epoch:
             self.update(get_swa_multi_avg_fn())
 
 # %% ../../nbs/training/65_techniques.ipynb #788500ed
@@ -160,12 +161,14 @@ def lrs_by_encoder(
 class Freeze(DirectCallback):
     "Keep encoders as they are, to the bit, for some epochs or for the whole fit."
 
+    name = "frozen_encoders"  # `learn.freeze` is fastai's
+
     def __init__(
         self,
-        encoders: Sequence[str] = (),  # Modalities; with none, only what is frozen anyway
-        epochs: int | None = None,  # Epochs to freeze them for; None freezes them to the end
+        frozen_for: Mapping[str, int | None]
+        | None = None,  # Epochs by modality, None for all; None: what is frozen anyway
     ):
-        self.encoders, self.epochs, self.frozen = list(encoders), epochs, []
+        self.frozen_for, self.frozen = dict(frozen_for or {}), []
 
     def thaw(self) -> None:
         "Let what was frozen here be trained again."
@@ -180,8 +183,8 @@ class Freeze(DirectCallback):
     def before_train(self) -> None:
         "Freeze for this epoch, and forget gradients of what is frozen."
         self.thaw()
-        named = self.encoders if self.epochs is None or self.learn.epoch < self.epochs else []
-        chosen_encoders(self.learn.model, named)
+        epoch, chosen = self.learn.epoch, chosen_encoders(self.learn.model, list(self.frozen_for))
+        named = [name for name in chosen if (self.frozen_for[name] or epoch + 1) > epoch]
         for name, part in chosen_encoders(self.learn.model).items():
             if name in named or _is_frozen(part):
                 self.frozen += [weight for weight in part.parameters() if weight.requires_grad]
@@ -276,14 +279,16 @@ class GradientModulation(DirectCallback):
 @torch.no_grad()
 def scores(self: GradientModulation) -> Tensor:  # [2, modality]: sums over people, and their number
     "How well each modality predicts alone the batch that was seen last."
-    (z, present), x, target = self.seen, self.learn.xb[0], self.learn.yb
+    (z, present), x, loader = self.seen, self.learn.xb[0], self.learn.dl
+    rank, world = getattr(loader, "rank", 0), getattr(loader, "world", 1)
+    target = [own_slice(part, rank, world) for part in self.learn.yb]  # several processes have gathered them
     each = copy.copy(self.learn.loss_func)
     each.reduction = "none"
     additive, found = self.bare.additive(x), []
     for i in range(len(self.names)):
         alone = torch.zeros_like(present)
         alone[:, i] = present[:, i]
-        output = self.bare.head(self.bare.fusion(z.float(), alone)) + additive[:, i]
+        output = self.bare.head(self.bare.fusion(z.float(), alone), additive[:, i])
         truth = (-each(output, *target).float().flatten(1).mean(1)).exp()
         found.append(torch.stack([(truth * present[:, i]).sum(), present[:, i].sum()]))
     return torch.stack(found, dim=1)
@@ -460,7 +465,8 @@ def _fits(learn: Learner, bs: int) -> bool:
     "Does a step with `bs` participants fit into memory?"
     model = getattr(learn.model, "module", learn.model).train()
     try:
-        batch = learn.dls.train.new(bs=bs).one_batch()
+        own = -(-bs // getattr(learn.dls.train, "world", 1))  # the largest slice of several processes
+        batch = learn.dls.train.new(bs=own).one_batch()
         optimizer = learn.opt_func(
             learn.splitter(model), lr=1e-3
         )  # as large as the real one, which is left alone
@@ -502,7 +508,7 @@ def find_batch_size(
         if _fits(learn, 2) and next(learn.model.parameters()).device.type == "cpu":
             limit = min(limit, _room(learn))
         found, short = _tried(learn, limit)
-    found = int(found / (1 + headroom)) if short else found
+    found = max(min(found, 2), int(found / (1 + headroom))) if short else found
     if torch.distributed.is_initialized():
         least = torch.tensor(found, device=next(learn.model.parameters()).device)
         torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
@@ -584,8 +590,8 @@ class ExplainMemory(DirectCallback):
         )
         name = (most or "...").removeprefix("encoder ")
         remedy = (
-            f"Take fewer than {people} participants (`find_batch_size` finds how many, gradient accumulation makes "
-            f"up for it), bf16, Recompute([{name}]), or a narrower encoder."
+            f"Take fewer than {people} participants (train.batch_size: auto finds how many, train.accumulate makes up "
+            f"for it), train.amp: bf16, train.recompute: [{name}], or a narrower encoder."
         )
         return BatchMemoryError(
             f"epoch {learn.epoch + 1}, batch {learn.iter + 1} of {people} participants",

@@ -5,14 +5,16 @@
 # %% ../../nbs/training/64_watching.ipynb #878f2572
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import json
 import math
 import os
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +35,12 @@ from ukbmm.core import (
     require_extra,
     write_text,
 )
-from .callbacks import DirectCallback, MixedPrecision
+from .callbacks import DirectCallback, MixedPrecision, whole
 
 # %% auto #0
-__all__ = ['TRACKERS', 'epoch_rows', 'ResumableCallback', 'batch_size', 'Speed', 'sentence', 'TextProgress', 'plot_learning',
-           'LearningCurve', 'flat_settings', 'Tracker', 'TensorBoard', 'MLflow', 'WandB', 'trackers', 'parts_of',
-           'norm_by_part', 'is_finite', 'first_not_finite', 'DivergenceError', 'StopOnNaN']
+__all__ = ['TRACKERS', 'epoch_rows', 'ResumableCallback', 'batch_size', 'Speed', 'peak_gib', 'sentence', 'TextProgress',
+           'plot_learning', 'LearningCurve', 'flat_settings', 'Tracker', 'TensorBoard', 'MLflow', 'WandB', 'trackers',
+           'parts_of', 'norm_by_part', 'is_finite', 'first_not_finite', 'DivergenceError', 'StopOnNaN']
 
 # %% ../../nbs/training/64_watching.ipynb #2f986159
 def epoch_rows(
@@ -87,40 +89,66 @@ def batch_size(
     return len(x["present"] if isinstance(x, Mapping) else x)
 
 
-class Speed(DirectCallback):
-    "Measure each epoch of training: participants a second, the share of time waiting for batches, peak GPU memory."
+class Speed(ResumableCallback):
+    "Measure each epoch of training: participants a second, the share of time waiting for batches, peak memory."
 
-    order, run_valid = 100, False  # After everything else of a batch: what passes then is waiting
+    order, run_valid = (
+        101,
+        False,
+    )  # After everything else of a batch, checkpoints too: what passes then is waiting
+    kept = ("epochs", "sums")
 
     def __init__(self):
         self.epochs: list[dict[str, float]] = []
-        self.now = {"began": 0.0, "ended": 0.0, "waited": 0.0, "participants": 0}
+        self.sums = {"taken": 0.0, "waited": 0.0, "participants": 0}  # of this epoch so far
+        self.last = 0.0
+
+    def begin(self) -> None:
+        "Forget the epochs of another fit."
+        self.epochs = []
 
     def before_train(self) -> None:
-        "Start the clocks."
-        if self.learn.epoch == 0:
-            self.epochs = []
+        "Start the clocks; in an epoch that is taken up, they go on."
+        if not self.resumed:
+            self.sums.update(taken=0.0, waited=0.0, participants=0)
+        super().before_train()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        began = time.perf_counter()
-        self.now.update(began=began, ended=began, waited=0.0, participants=0)
+        self.last = time.perf_counter()
+
+    def passed(self) -> float:
+        "Seconds since this was asked last."
+        before, now = self.last, time.perf_counter()
+        self.last = now
+        self.sums["taken"] += now - before
+        return now - before
 
     def before_batch(self) -> None:
         "A batch is there."
-        self.now["waited"] += time.perf_counter() - self.now["ended"]
+        self.sums["waited"] += self.passed()
 
     def after_batch(self) -> None:
-        "A batch is done."
-        self.now["participants"] += batch_size(self.learn)
-        self.now["ended"] = time.perf_counter()
+        "A batch is done; several processes count all of it."
+        self.passed()
+        self.sums["participants"] += getattr(self.learn.dl, "whole", 0) or batch_size(self.learn)
 
     def after_train(self) -> None:
         "Note the epoch."
-        taken = max(self.now["ended"] - self.now["began"], 1e-9)
-        row = {"samples_per_s": self.now["participants"] / taken, "waiting": self.now["waited"] / taken}
-        if torch.cuda.is_available():
-            row["gpu_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        self.epochs.append(row)
+        taken = max(self.sums["taken"], 1e-9)
+        row = {"samples_per_s": self.sums["participants"] / taken, "waiting": self.sums["waited"] / taken}
+        self.epochs.append({**row, "peak_gib": peak_gib()})
+
+
+def peak_gib() -> float:
+    "Peak memory in GiB: of the GPU in this epoch; where there is none, of this process since it started."
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    try:
+        import resource
+    except ImportError:  # not a Unix
+        return math.nan
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 # %% ../../nbs/training/64_watching.ipynb #9ad0ee5f
 def sentence(
@@ -140,8 +168,9 @@ class TextProgress(DirectCallback):
     def __init__(
         self,
         every: float = 10.0,  # Seconds between lines where there is no terminal
+        what: str = "training",  # What is trained, for the person who watches
     ):
-        self.every, self.ticks = every, None
+        self.every, self.what, self.ticks = every, what, None
 
     def before_fit(self) -> None:
         "Take the place of fastai's bar and of its table."
@@ -151,12 +180,20 @@ class TextProgress(DirectCallback):
         if self.learn.logger is print:
             self.learn.logger = self.write_line
 
+    @contextlib.contextmanager
+    def around_fit(self) -> Iterator[None]:
+        "Take the bar away where a fit ends by an error, too; a `FusionLearner` asks for it."
+        try:
+            yield
+        finally:
+            self.after_fit()
+
     def before_train(self) -> None:
         "Show the bar, once."
-        if self.ticks is None:
+        if self.ticks is None and not rank_distrib():
             batches = sum(map(len, self.learn.dls.loaders[:2]))
             total = (self.learn.n_epoch - self.learn.epoch) * batches
-            self.ticks = progress(range(total), "training", total, self.every)
+            self.ticks = progress(range(total), self.what, total, self.every)
             self.started = time.monotonic()
 
     def after_batch(self) -> None:
@@ -349,7 +386,7 @@ class MLflow(Tracker):
             )
             self.run_id = client.create_run(experiment, run_name=self.title).info.run_id
             for name, value in self.given.items():
-                client.log_param(self.run_id, name, value)
+                client.log_param(self.run_id, name, str(value)[:500])
         return client
 
     def note(self, row: Mapping[str, float], epoch: int) -> None:
@@ -416,7 +453,7 @@ def norm_by_part(
     found = {}
     for name, part in parts_of(model).items():
         tensors = [weight.grad if gradients else weight.detach() for weight in part.parameters()]
-        norms = [tensor.norm() for tensor in tensors if tensor is not None]
+        norms = [whole(tensor.norm()) for tensor in tensors if tensor is not None]
         if norms:
             found[name] = float(torch.stack(norms).norm())
     return found
@@ -459,7 +496,10 @@ def _first_output(model: nn.Module, x: Any, compute: Callable | None) -> str | N
     ]
     try:
         with torch.no_grad():
-            forward = type(model).forward.__get__(model)  # not a compiled one, which leaves hooks out
+            shared = any(hasattr(weight, "full_tensor") for weight in model.parameters())
+            forward = (
+                model if shared else type(model).forward.__get__(model)
+            )  # a compiled one leaves hooks out
             compute(forward, x) if compute else forward(x)
     finally:
         for hook in hooks:
@@ -475,8 +515,11 @@ def _all_finite(tensors: list[Tensor]) -> bool:
     "Are all gradients finite? One pass, as torch's own gradient scaler does it."
     if not tensors:
         return True
-    found = torch.zeros((), device=tensors[0].device)
-    torch._amp_foreach_non_finite_check_and_unscale_(tensors, found, torch.ones_like(found))
+    found, shared = torch.zeros((), device=tensors[0].device), hasattr(tensors[0], "to_local")
+    own = [tensor.to_local() for tensor in tensors] if shared else tensors
+    torch._amp_foreach_non_finite_check_and_unscale_(own, found, torch.ones_like(found))
+    if shared:  # among processes, which have to end together
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
     return not found.item()
 
 
@@ -503,7 +546,9 @@ class StopOnNaN(ResumableCallback):
         self.weights = list(self.learn.model.parameters())
 
     def after_backward(self) -> None:
-        "Look at the loss."
+        "Look at the loss; a search for a learning rate goes too far on purpose."
+        if hasattr(self.learn, "lr_finder"):
+            return
         loss = self.learn.loss.detach().item()
         if not math.isfinite(loss):
             self.stop(f"the loss is {loss}")
@@ -512,6 +557,8 @@ class StopOnNaN(ResumableCallback):
 
     def before_step(self) -> None:
         "Look at the gradients."
+        if hasattr(self.learn, "lr_finder"):
+            return
         if not _all_finite([weight.grad for weight in self.weights if weight.grad is not None]):
             self.stop("a gradient is not finite")
 

@@ -44,7 +44,8 @@ from ..models.ridge import LinearModel
 from ..training.callbacks import whole_weights
 from ..training.checkpoint import Checkpoint, Stopped, on_sigterm
 from ..training.distributed import Distributed, Processes, join
-from ..training.learner import FusionLearner, check_device, fusion_learner, predict_rows
+from ..training.learner import FusionLearner, predict_rows
+from ..training.settings import TrainSettings, check_training, learner_for, wanted_batch_size
 from .baselines import TREE_KINDS, lightgbm_predict, linear_baseline
 from .report import write_report
 from .run import Run, start_run
@@ -82,7 +83,7 @@ class TrainingPipeline:
         "Go the whole way; takes up an unfinished run of the same spec, data and version."
         processes = self.processes = join()
         self.prepare()
-        check_device(self.spec.train)
+        check_training(self.spec.train, processes.sharded)
         run = Run(processes.told(lambda: start_run(self.out, self.spec, self.biobank).path))
         self.run_directory, started = run, time.monotonic()
         with on_sigterm(_stop), run.lock() if processes.first else contextlib.nullcontext():
@@ -145,7 +146,7 @@ def _networks(
         started = time.monotonic()
         learn = self._learner(fold, number, blocks, target, linear, additive)
         with learn.no_bar(), learn.no_logging():
-            learn.fit_one_cycle(settings.epochs, settings.lr)
+            learn.fit_one_cycle(settings.epochs)
         history += _epochs(learn, fold, number, time.monotonic() - started)
         stayed = additive is not None and learn.best_weights.best_epoch == 0
         if stayed and type(learn.loss_func) is type(linear.loss):  # the ridge regression, to the last digit
@@ -188,22 +189,30 @@ def _learner(
     additive: torch.Tensor | None,
 ) -> FusionLearner:
     "The learner of a network, which goes on from its last checkpoint."
-    settings, spec, processes = self.spec.train, self.spec, self.processes
-    seed = derive_seed(spec.seed, "network", fold, number)
-    rows = self.split.train(fold, number), self.split.valid(fold, number)
+    spec, run, processes, settings = self.spec, self.run_directory, self.processes, self._train
+    seed, name = derive_seed(spec.seed, "network", fold, number), _network(fold, number)
+    train, valid = self.split.train(fold, number), self.split.valid(fold, number)
     device = processes.device or (None if settings.device == "auto" else settings.device)
-    dls = fitted_loaders(
-        blocks, target, *rows, settings.batch_size, seed, settings.num_workers, additive, device=device
-    )
+    size, workers = wanted_batch_size(settings, len(train)), settings.num_workers
+    dls = fitted_loaders(blocks, target, train, valid, size, seed, workers, additive, device=device)
     cbs = [Distributed(processes)] if processes.world > 1 else []
-    if self.run_directory is not None:
-        folder, mark = self._checkpoints / _network(fold, number), self.run_directory.record["fingerprint"]
-        cbs.append(Checkpoint(folder, settings.checkpoint, of=mark))
+    if run is not None:
+        cbs.append(Checkpoint(self._checkpoints / name, settings.checkpoint, of=run.record["fingerprint"]))
     encoders = {name: modality.encoder for name, modality in spec.modalities.items()}
-    return fusion_learner(dls, spec.model, encoders, linear=linear if additive is not None else None, lr=settings.lr,
-                          wd=settings.weight_decay, patience=settings.patience, amp=settings.amp,
-                          accumulate=settings.accumulate, clip=settings.clip, strict=settings.strict,
-                          compile=settings.compile, seed=seed, cbs=cbs)  # fmt: skip
+    folder, title = (self.out, name) if run is None else (run.path, f"{run.path.name}-{name}")
+    learn = learner_for(settings, dls, spec.model, encoders, linear if additive is not None else None, seed,
+                        folder, title, spec.model_dump(mode="json"), cbs)  # fmt: skip
+    if settings.batch_size == "auto" and run is not None:
+        (run.update if processes.first else run.record.update)(batch_size=learn.dls.train.bs)
+    return learn
+
+
+@patch(as_prop=True)
+def _train(self: TrainingPipeline) -> TrainSettings:
+    "How networks are trained, with the batch size that the run has found."
+    found = {} if self.run_directory is None else self.run_directory.record
+    size = found.get("batch_size", self.spec.train.batch_size)
+    return self.spec.train.model_copy(update={"batch_size": size})
 
 
 def _network(fold: int, number: int) -> str:
@@ -215,9 +224,10 @@ def _epochs(learn, fold: int, number: int, seconds: float) -> list[tuple]:
     losses, values = learn.best_weights.losses, learn.recorder.values
     each = seconds / max(1, len(losses) - 1)
     kept = learn.best_weights.best_epoch
-    rows = [(fold, number, 0, None, losses[0], kept == 0, 0.0)]
+    rows = [(fold, number, 0, None, losses[0], kept == 0, 0.0, None, None, None)]
     return rows + [
-        (fold, number, i, float(values[i - 1][0]), losses[i], kept == i, each) for i in range(1, len(losses))
+        (fold, number, i, float(values[i - 1][0]), losses[i], kept == i, each, *speed.values())
+        for i, speed in enumerate(learn.speed.epochs, 1)
     ]
 
 
@@ -289,6 +299,9 @@ HISTORY = {
     "valid_loss": pl.Float64,
     "kept": pl.Boolean,
     "seconds": pl.Float64,
+    "samples_per_s": pl.Float64,
+    "waiting": pl.Float64,
+    "peak_gib": pl.Float64,
 }
 
 

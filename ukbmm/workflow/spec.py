@@ -32,7 +32,7 @@ from ukbmm.config import (
     validate,
     write_schema,
 )
-from ..core import UkbmmError
+from ..core import UkbmmError, require_extra
 from ..data.batch import RESERVED
 from ukbmm.data.blocks import (
     Block,
@@ -54,7 +54,7 @@ from ..models.longitudinal import EventTransformerSettings, GRUDSettings, VisitT
 from ..models.losses import LOSSES
 from ..models.multimodal import ModelSettings
 from ..models.tabular import TabularSettings
-from ..training.learner import TrainSettings
+from ..training.settings import TrainSettings, contradictions
 
 # %% auto #0
 __all__ = ['Modality', 'NAME', 'BASELINES', 'LOOKING_BACK', 'PLANNED', 'BUILT', 'PhenotypeModality', 'SNPModality',
@@ -298,11 +298,18 @@ def _contradictions(spec: Spec, document: Document) -> list[Problem]:
     if spec.loss is not None and spec.outcome.kind not in LOSSES[spec.loss.kind].kinds:
         text = f"the loss {spec.loss.kind!r} is for {' and '.join(LOSSES[spec.loss.kind].kinds)}, not for {spec.outcome.kind}"
         problems.append(problem_at(document, "loss", text))
+    problems += _training(spec, document)
     reserved = [name for name in spec.modalities if name in RESERVED or hasattr(nn.ModuleDict, name)]
     problems += [
         problem_at(document, ("modalities", name), "this name is taken; choose another") for name in reserved
     ]
     return problems
+
+
+def _training(spec: Spec, document: Document) -> list[Problem]:
+    "Techniques of training that cannot work in this study."
+    found = contradictions(spec.train, list(spec.modalities))
+    return [problem_at(document, ("train", *place), what) for place, what in found]
 
 
 def _after_the_index_visit(spec: Spec, document: Document) -> Iterator[Problem]:
@@ -377,9 +384,16 @@ def _against(spec: Spec, document: Document, biobank: Biobank) -> Iterator[Probl
     for part in ("include", "exclude"):
         for i, c in enumerate(getattr(spec.cohort, part)):
             yield from _try(document, ("cohort", part, i), lambda c=c: fulfilled(biobank, c))[1]
+    yield from _missing_trackers(spec, document)
     if spec.validation.group_by == "none" and biobank.relatives.height:
         text = f"the Biobank has {biobank.relatives.height:,} related pairs; group_by: none would put relatives on both sides; use group_by: kinship"
         yield problem_at(document, "validation.group_by", text)
+
+
+def _missing_trackers(spec: Spec, document: Document) -> Iterator[Problem]:
+    "Trackers whose package is not installed."
+    for i, name in enumerate(spec.train.trackers):
+        yield from _try(document, ("train", "trackers", i), lambda one=name: require_extra(one, one))[1]
 
 
 def _too_late(

@@ -64,7 +64,7 @@ def test_a_study_goes_the_whole_way(kind, followed, tmp_path):
     np.testing.assert_array_equal(numbers_of(table["target"]), pipeline.outcome.values[table["row"]])
     main = metrics_for(kind)[0]
     target, fusion = numbers_of(table["target"]), numbers_of(table["prediction_fusion"])
-    by_hand = main(target, fusion, fold=table["fold"].to_numpy())
+    by_hand = main(target, fusion, fold=table["fold"].to_numpy(), horizons=pipeline.outcome.horizons)
     assert metrics["models"]["fusion"][main.name]["value"] == pytest.approx(by_hand)
     text = html.unescape(re.sub(r"<[^>]+>", " ", (run.path / "report.html").read_text()))
     assert main.title in text and pipeline.outcome.title in text
@@ -84,7 +84,9 @@ def test_what_dates_say_before_the_visit_leaves_the_cohort_and_times_count_from_
 
 @pytest.mark.parametrize("loss", ["huber", "gaussian", "quantiles"])
 def test_a_quantity_may_be_learned_with_another_loss(loss, followed, tmp_path):
-    text = SPEC.replace("{OUTCOME}", "{kind: regression, field: 30750}") + f"loss: {loss}\nbaselines: [ridge]\n"
+    text = (
+        SPEC.replace("{OUTCOME}", "{kind: regression, field: 30750}") + f"loss: {loss}\nbaselines: [ridge]\n"
+    )
     table, _ = study(text, followed, tmp_path).prepare().fit_fold(0)
     r = np.corrcoef(table["prediction_fusion"], table["prediction_ridge"])[0, 1]
     assert table["prediction_fusion"].dtype == pl.Float64 and r > 0.9  # it starts at the ridge regression
@@ -92,7 +94,10 @@ def test_a_quantity_may_be_learned_with_another_loss(loss, followed, tmp_path):
 
 @pytest.mark.parametrize("loss", ["hazard", "deephit"])
 def test_times_may_be_learned_in_intervals(loss, followed, tmp_path):
-    text = SPEC.replace("{OUTCOME}", OUTCOMES["survival"]) + f"loss: {{kind: {loss}, intervals: 5}}\nbaselines: [ridge]\n"
+    text = (
+        SPEC.replace("{OUTCOME}", OUTCOMES["survival"])
+        + f"loss: {{kind: {loss}, intervals: 5}}\nbaselines: [ridge]\n"
+    )
     table, _ = study(text, followed, tmp_path).prepare().fit_fold(0)
     fusion, ridge = (numbers_of(table[f"prediction_{name}"]) for name in ("fusion", "ridge"))
     assert (fusion[:, 0] < fusion[:, 1]).all() and np.corrcoef(fusion[:, 1], ridge[:, 1])[0, 1] > 0.9

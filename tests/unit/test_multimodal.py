@@ -429,7 +429,9 @@ def test_encoders_may_give_tokens(kind):
 def test_several_raw_outputs(study):
     dls, linear, _ = study
     x, _ = dls.train.one_batch()
-    model = build_model(dls.blocks, ModelSettings(fusion=FusionSettings(auxiliary=0.1)), loss=MulticlassLoss(4)).train()
+    model = build_model(
+        dls.blocks, ModelSettings(fusion=FusionSettings(auxiliary=0.1)), loss=MulticlassLoss(4)
+    ).train()
     assert model(x).shape == (128, 4) and model.additive(x).shape == (128, 3, 4)
     assert model.answers.shape == (128, 3, 4)
     with pytest.raises(ModelError, match="scores for 4 outputs, as the network"):

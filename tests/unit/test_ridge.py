@@ -108,7 +108,9 @@ def test_the_penalty_is_that_of_the_smallest_error_over_the_inner_folds(study):
         errors.append(np.mean((scores - study.y) ** 2))
     model = cross_fit(study.blocks, study.target, study.rows, study.inner, PENALTIES)
     assert model.penalties == (PENALTIES[int(np.argmin(errors))],)
-    np.testing.assert_allclose(model.errors[0], errors, rtol=0.01)  # fold means of the outcome are taken apart
+    np.testing.assert_allclose(
+        model.errors[0], errors, rtol=0.01
+    )  # fold means of the outcome are taken apart
 
 
 def test_streaming_gives_the_same_model(study):

@@ -61,7 +61,9 @@ def test_risks_of_a_trained_network_come_true(study):
     learn = trained(study.learner())
     risk = predict_rows(learn, study.test)
     assert learn.best_weights.best_epoch > 0 and risk.shape == (len(study.test), 2)
-    assert (risk[:, 0] < risk[:, 1]).all() and np.corrcoef(risk[:, 1], study.time[study.test] <= 9)[0, 1] > 0.4
+    assert (risk[:, 0] < risk[:, 1]).all() and np.corrcoef(risk[:, 1], study.time[study.test] <= 9)[
+        0, 1
+    ] > 0.4
     assert study.wrong(risk) < 0.08
     without = study.learner()
     without.remove_cb(FinishLoss)  # the hazard that everybody shares stays that of the start
@@ -72,7 +74,9 @@ def test_what_the_best_epoch_is_chosen_by_is_what_fastai_shows(study):
     learn = trained(study.learner(), 4)
     shown = [row[1] for row in learn.recorder.values]
     assert learn.best_weights.losses[1:] == pytest.approx(shown, rel=1e-6)
-    assert learn.best_weights.losses[0] == pytest.approx(learn.recorder.values[0][0], rel=0.2)  # both per event
+    assert learn.best_weights.losses[0] == pytest.approx(
+        learn.recorder.values[0][0], rel=0.2
+    )  # both per event
 
 
 @pytest.mark.parametrize("kind", ["survival", "hazard", "deephit"])

@@ -1,6 +1,7 @@
 """Fixtures that several tests share: a small synthetic biobank with a known truth."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,14 @@ def biobank(tmp_path_factory: pytest.TempPathFactory) -> Biobank:
     return synthetic_biobank(
         tmp_path_factory.mktemp("shared") / "small.biobank", participants=400, variants=200, seed=1
     )
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    "Compute on one thread: small products are slower on many, and a forked process can use one only."
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

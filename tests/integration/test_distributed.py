@@ -32,19 +32,12 @@ from ukbmm.workflow.pipeline import TrainingPipeline
 from ukbmm.workflow.run import Run
 from ukbmm.workflow.spec import Spec
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = ModelSettings(
     fusion=FusionSettings(dim=8, dropout=0.0), hidden=8
 )  # dropout of attention is no module
 BOTH = pytest.mark.parametrize("sharded", [False, True], ids=["copies", "shared"])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    "A forked process can use one thread only."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -22,17 +22,10 @@ from ukbmm.training.distributed import Distributed
 from ukbmm.training.learner import predict_rows
 from ukbmm.training.settings import TrainSettings, learner_for
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EVERYTHING = {"epochs": 4, "lr": 8e-3, "average": "ema", "ema_decay": 0.9, "freeze": {"blood": 2}, "lrs": {"snps": 2e-3},
               "modulation": 0.4, "recompute": ["snps"], "accumulate": 2, "clip": 1.0}  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    "A forked process can use one thread only."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -23,16 +23,9 @@ from ukbmm.training import checkpoint
 from ukbmm.training.checkpoint import Checkpoint, Stopped, random_state, set_random_state
 from ukbmm.training.learner import fusion_learner
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = ModelSettings(fusion=FusionSettings(dim=8), hidden=8, dropout=0.3)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    "A forked process can use one thread only."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Witness(Callback):

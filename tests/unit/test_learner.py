@@ -20,16 +20,9 @@ from ukbmm.models.multimodal import ModelSettings
 from ukbmm.training.learner import FusionLearner, fusion_learner, predict_rows
 from ukbmm.training.settings import TrainSettings
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = ModelSettings(fusion=FusionSettings(dim=8), hidden=8)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    "Small products are slower on many threads."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,9 @@ from ukbmm.data.batch import check_batch
 from ukbmm.data.blocks import OutcomeBlock, PhenotypeBlock, SNPBlock
 from ukbmm.data.loaders import MultiModalDataBlock, MultiModalLoader, epoch_batches
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 matplotlib.use("Agg")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    "Small products are slower on many threads."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

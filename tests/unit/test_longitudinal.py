@@ -28,18 +28,11 @@ from ukbmm.models.longitudinal import (
 )
 from ukbmm.models.multimodal import MultiModalModel
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PATHS = torch.tensor([[0, 0, 0], [1, 0, 0], [2, 0, 0], [3, 0, 0], [4, 3, 0], [5, 4, 3], [6, 0, 0]])
 KINDS = ["grud", "visit_transformer", "event_transformer"]
 DIM = 6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    "Small products are slower on many threads."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def visits(n: int, seed: int = 0) -> tuple[torch.Tensor, ...]:

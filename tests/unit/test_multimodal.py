@@ -29,16 +29,9 @@ from ukbmm.models.multimodal import (
 from ukbmm.models.ridge import cross_fit
 from ukbmm.models.tabular import TabularSettings
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 KINDS = FUSIONS.names()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    "Small products are slower on many threads."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def prepare(biobank, definition):

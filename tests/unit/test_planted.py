@@ -13,16 +13,10 @@ from planted import ADDITIVE, BEST, SINGLE, best_r2, draw, expected, network, r2
 
 from ukbmm.models.layers import FUSIONS
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CAN = [kind for kind in FUSIONS.names() if kind != "late"]
 MARGIN = 0.02  # Standard error of an R2 of 4,000 people, and a little
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -23,16 +23,9 @@ from ukbmm.models.losses import BinaryLoss, GaussianLoss, MulticlassLoss, Multil
 from ukbmm.models.ridge import calibrate, cross_fit, residuals, shifted_cg
 from ukbmm.models.survival import CoxLoss, HazardLoss
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PENALTIES = (0.3, 3.0, 30.0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    "Small products are slower on many threads."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Study:

@@ -25,18 +25,11 @@ from ukbmm.workflow.pipeline import TrainingPipeline
 from ukbmm.workflow.run import Run
 from ukbmm.workflow.spec import Spec, check_spec
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = ModelSettings(fusion=FusionSettings(dim=8), hidden=8)
 EVERYTHING = {"average": "ema", "ema_decay": 0.9, "freeze": {"blood": 1}, "lrs": {"snps": 1e-3}, "modulation": 0.3,
               "recompute": ["snps"], "accumulate": 2, "clip": 1.0}  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    "Small products are slower on many threads."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -40,17 +40,10 @@ from ukbmm.models.tabular import (
     tabular_design,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 KINDS = ["tabular_mlp", "tabular_resnet", "tabm", "ft_transformer"]
 WAYS = ["plain", "piecewise", "periodic"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    "Small products are slower on many threads."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # ---- the same as the authors' packages, weight for weight -------------------------------------------------------------

@@ -20,14 +20,7 @@ from ukbmm.models.multimodal import ModelSettings
 from ukbmm.training.callbacks import BestWeights, MixedPrecision, beats
 from ukbmm.training.learner import fusion_learner, predict_rows
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    "Small products are slower on many threads."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Constant(nn.Module):

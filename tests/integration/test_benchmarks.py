@@ -24,6 +24,7 @@ ROWS = {
         "ours, watched and averaged",
         "2 workers",
     ],
+    "scaling": ["| 64 ", "two / one"],
     "losses": ["| ours, efron ", "| torchsurv, breslow ", "| limit: sort and running sum, efron "],
     "events": [
         "ours: EventBlock.open",

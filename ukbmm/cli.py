@@ -418,7 +418,7 @@ def main(
         return stop.exit_code
     except UkbmmError as error:
         print(
-            redact(str(error)) if hasattr(error, "problems") else f"error: {redact(str(error))}",
+            f"{'' if hasattr(error, 'problems') or hasattr(error, 'exit_code') else 'error: '}{redact(str(error))}",
             file=sys.stderr,
         )
         return getattr(error, "exit_code", 2)

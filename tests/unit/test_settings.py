@@ -17,9 +17,10 @@ from ukbmm.data.loaders import MultiModalDataBlock
 from ukbmm.models.fusion import FusionSettings
 from ukbmm.models.multimodal import ModelSettings
 from ukbmm.training import settings as module
-from ukbmm.training.learner import fusion_learner, predict_rows
+from ukbmm.training.callbacks import MixedPrecision
+from ukbmm.training.learner import by_encoder, fusion_learner, predict_rows
 from ukbmm.training.settings import TrainSettings, check_training, contradictions, learner_for
-from ukbmm.training.techniques import EMA, SWA, by_encoder
+from ukbmm.training.techniques import EMA, SWA
 from ukbmm.training.watching import TRACKERS, Tracker
 from ukbmm.workflow.pipeline import TrainingPipeline
 from ukbmm.workflow.run import Run
@@ -499,3 +500,21 @@ def test_tensorboard_has_a_run_for_each_network(biobank, tmp_path):
         np.testing.assert_allclose(
             [event.value for event in events.Scalars("train_loss")], own["train_loss"], rtol=1e-5
         )
+
+
+def test_a_learner_freezes_by_encoder_from_the_start(loaders):
+    learn = fusion_learner(loaders(), seed=0)
+    learn.freeze()
+    encoders = {id(weight) for weight in learn.model.encoders.parameters()}
+    trained = [w for w in learn.model.parameters() if w.requires_grad]
+    assert trained and not any(id(w) in encoders for w in trained)
+    learn.unfreeze()
+    assert any(w.requires_grad for w in learn.model.encoders.parameters())
+
+
+def test_fastais_switches_and_predict_do_what_they_say_or_refuse(loaders):
+    learn = fusion_learner(loaders(), seed=0).to_bf16()
+    assert [cb.precision for cb in learn.cbs if isinstance(cb, MixedPrecision)] == ["bf16"]
+    assert not [cb for cb in learn.to_fp32().cbs if isinstance(cb, MixedPrecision)]
+    with pytest.raises(UkbmmError, match="Use predict_rows"):
+        learn.predict(3)

@@ -16,7 +16,7 @@ from ukbmm.core import ModelError
 from ukbmm.data.blocks import OutcomeBlock, PhenotypeBlock, SNPBlock
 from ukbmm.data.loaders import MultiModalDataBlock
 from ukbmm.training.callbacks import BestWeights, MixedPrecision
-from ukbmm.training.learner import fusion_learner
+from ukbmm.training.learner import by_encoder, fusion_learner
 from ukbmm.training.techniques import (
     EMA,
     SWA,
@@ -25,7 +25,6 @@ from ukbmm.training.techniques import (
     Freeze,
     GradientModulation,
     Recompute,
-    by_encoder,
     find_batch_size,
     is_memory_error,
     lrs_by_encoder,
@@ -238,7 +237,6 @@ def test_groups_hold_every_trained_weight_once_in_the_order_of_modalities(make):
 
 def test_each_group_is_stepped_with_its_own_rate(make):
     learn = make()
-    learn.splitter = by_encoder
     lrs = lrs_by_encoder(learn.model, {"blood": 0.0}, 1e-2)
     before = {name: state(part) for name, part in learn.model.encoders.items()}
     fit(learn, 1, lrs)

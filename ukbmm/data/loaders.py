@@ -270,7 +270,10 @@ class MultiModalDataLoaders(DataLoaders):
         return self.train.outcome
 
     def test_dl(self, rows: np.ndarray, bs: int | None = None) -> MultiModalLoader:
-        "A loader over other rows, with what was fitted on the training rows; no targets."
+        "A loader over other rows, with what was fitted on the training rows; no targets. An exported learner has none to give."
+        if not self.blocks:
+            raise DataError("the loaders", "fitted blocks", "none: an exported learner holds nobody's data",
+                            "Give it loaders of your own: learn.dls = dls.")  # fmt: skip
         return self.valid.new(rows, outcome=None, additive=None, bs=bs or self.valid.bs)
 
     @property

@@ -65,7 +65,7 @@ class FusionSettings(Settings):
         foreign = [name for name in changed if name not in options]
         if foreign:
             has = ", ".join(options) or "no options of its own"
-            raise ValueError(f"{self.kind} does not have the option {foreign[0]}; it has {has}")
+            raise ValueError(f"{self.kind} does not have the option {', '.join(foreign)}; it has {has}")
         if "heads" in options and self.dim % self.heads:
             raise ValueError(f"expected dim to be a multiple of heads, found {self.dim} and {self.heads}")
         return self

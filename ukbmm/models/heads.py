@@ -192,6 +192,9 @@ class LossSettings(Settings):
     def _has_the_options(self) -> LossSettings:
         if self.kind not in LOSSES:
             raise ValueError(f"no loss {self.kind!r}. {did_you_mean(self.kind, LOSSES.names())}")
+        edges = [0.0, *(self.quantiles or [0.5]), 1.0]
+        if any(low >= high for low, high in zip(edges, edges[1:], strict=False)):
+            raise ValueError(f"expected quantiles between 0 and 1, ascending, found {self.quantiles}")
         made = LOSSES[self.kind]
         known = {*signature(made.__init__).parameters, *signature(made.of).parameters}
         foreign = [name for name in self.options if name not in known]

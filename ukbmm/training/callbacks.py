@@ -14,12 +14,13 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+import torch._dynamo
 from fastai.callback.core import Callback, CancelBatchException, CancelFitException, CancelStepException
 from fastai.callback.training import GradientClip
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..core import UkbmmError, seed_everything
+from ..core import UkbmmError, get_logger, seed_everything
 
 # %% auto #0
 __all__ = ['Precision', 'DirectCallback', 'MixedPrecision', 'Accumulate', 'Clip', 'deterministic', 'Strict', 'Compile', 'whole',
@@ -214,15 +215,19 @@ class Compile(DirectCallback):
         self,
         **options: Any,  # What `torch.compile` is given besides
     ):
-        self.options = {"dynamic": False, **options}
+        self.options = {"dynamic": False, **options}  # A graph for each shape, whatever came before
 
     @contextlib.contextmanager
     def around_fit(self) -> Iterator[None]:
-        "What surrounds a fit."
-        model = self.learn.model
+        "What surrounds a fit: it compiles anew, so that what was compiled before decides nothing."
+        model, config = self.learn.model, torch._dynamo.config
+        limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # torch < 2.6
+        torch._dynamo.reset()
+        get_logger("ukbmm.training").info("compiling the network; the first batches take minutes")
         model.forward = torch.compile(model.forward, **self.options)
         try:
-            yield
+            with config.patch({limit: 64}):
+                yield
         finally:
             vars(model).pop("forward", None)
 

@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from fastai.callback.core import CancelEpochException
 from fastai.learner import Learner, Metric
-from fastai.torch_core import trainable_params
 from fastcore.basics import patch
 from torch import nn
 
-from ..core import write_text
+from ..core import UkbmmError, write_text
 from ..data.loaders import MultiModalDataLoaders, MultiModalLoader
 from ..evaluation.metrics import METRICS
 from ..models.losses import Loss
@@ -40,7 +39,7 @@ from ukbmm.training.callbacks import (
 from .modalities import modality_callbacks
 
 # %% auto #0
-__all__ = ['PooledMetric', 'FusionLearner', 'History', 'fusion_learner', 'predict_rows']
+__all__ = ['PooledMetric', 'FusionLearner', 'History', 'by_encoder', 'fusion_learner', 'predict_rows']
 
 # %% ../../nbs/training/61_learner.ipynb #0bf79a29
 class PooledMetric(Metric):
@@ -103,6 +102,30 @@ class FusionLearner(Learner):
         for i, batch in enumerate(self.dl, getattr(self.dl, "first", 0)):
             self.one_batch(i, batch)
 
+# %% ../../nbs/training/61_learner.ipynb #ef2524cc
+@patch
+def to_bf16(self: FusionLearner) -> FusionLearner:
+    "Train in bf16, on any device."
+    return self.to_fp32().add_cb(MixedPrecision("bf16"))
+
+
+@patch
+def to_fp16(self: FusionLearner, **ignored) -> FusionLearner:
+    "Train in fp16, on a CUDA device."
+    return self.to_fp32().add_cb(MixedPrecision("fp16"))
+
+
+@patch
+def to_fp32(self: FusionLearner) -> FusionLearner:
+    "Train in single precision again."
+    return self.remove_cbs(MixedPrecision)
+
+
+@patch
+def predict(self: FusionLearner, item: Any, **ignored) -> None:
+    "Raise `UkbmmError`: people are rows of a Biobank."
+    raise UkbmmError("learn.predict", "rows of the Biobank", "one item", "Use predict_rows(learn, rows).")
+
 # %% ../../nbs/training/61_learner.ipynb #1ad74b5e
 class History(DirectCallback):
     "Write a CSV line for each epoch."
@@ -137,6 +160,16 @@ class History(DirectCallback):
         self.lines = list(state["lines"])
 
 # %% ../../nbs/training/61_learner.ipynb #a7797692
+def by_encoder(
+    model: nn.Module,  # A network
+) -> list[list[nn.Parameter]]:  # One list a modality, and one of everything else
+    "Group parameters by encoder, for the `splitter` of a Learner; what is not trained now is in no group."
+    encoders = getattr(getattr(model, "module", model), "encoders", {})
+    inside = {id(weight) for encoder in encoders.values() for weight in encoder.parameters()}
+    groups = [[w for w in encoder.parameters() if w.requires_grad] for encoder in encoders.values()]
+    return [*groups, [w for w in model.parameters() if w.requires_grad and id(w) not in inside]]
+
+# %% ../../nbs/training/61_learner.ipynb #fd84d758
 def fusion_learner(
     dls: MultiModalDataLoaders,  # From MultiModalDataBlock.dataloaders
     settings: ModelSettings | None = None,  # Shape of the network; None takes the defaults
@@ -152,7 +185,8 @@ def fusion_learner(
     clip: float | None = None,  # Largest norm of a gradient; None clips nothing
     strict: bool = False,  # Refuse operations that have no deterministic kernel?
     compile: bool = False,  # Compile the network with torch.compile?
-    splitter: Callable = trainable_params,  # Groups the weights, such as `by_encoder`
+    splitter: Callable
+    | None = None,  # Groups the weights to freeze and for learning rates; None takes `by_encoder`
     seed: int = 0,  # Decides how weights start and what dropout drops
     history: str | Path | None = None,  # Write a CSV line for each epoch here; None writes none
     cbs: Any = None,  # Further callbacks
@@ -184,7 +218,7 @@ def fusion_learner(
         loss_func=loss,
         lr=lr,
         wd=wd,
-        splitter=splitter,
+        splitter=splitter or by_encoder,
         metrics=metrics,
         cbs=callbacks,
         path=Path(path),

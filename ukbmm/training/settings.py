@@ -30,7 +30,6 @@ from ukbmm.training.techniques import (
     Freeze,
     GradientModulation,
     Recompute,
-    by_encoder,
     find_batch_size,
     lrs_by_encoder,
 )
@@ -147,7 +146,7 @@ def contradictions(
         most = last / settings.epochs
         yield (
             ("average",),
-            f"no epoch of {settings.epochs} is averaged; lower swa_start to {most:.2g} or less",
+            f"no epoch of {settings.epochs} is averaged; lower swa_start to {most:.2g}",
         )
 
 # %% ../../nbs/training/66_settings.ipynb #31a2ca9a
@@ -232,7 +231,7 @@ def learner_for(
     callbacks += trackers(settings.trackers, folder, name, remembered)
     learn = fusion_learner(dls, model, encoders, linear=linear, lr=settings.lr, wd=settings.weight_decay,
                            patience=settings.patience, amp=settings.amp, accumulate=settings.accumulate, clip=settings.clip,
-                           strict=settings.strict, compile=settings.compile, splitter=by_encoder, seed=seed,
+                           strict=settings.strict, compile=settings.compile, seed=seed,
                            cbs=[*callbacks, *cbs])  # fmt: skip
     if settings.lrs:
         learn.lr = lrs_by_encoder(learn.model, settings.lrs, settings.lr)

@@ -31,7 +31,7 @@ from .callbacks import BestWeights, DirectCallback, MixedPrecision
 from .watching import ResumableCallback, batch_size, parts_of
 
 # %% auto #0
-__all__ = ['SMALLER', 'AveragedWeights', 'EMA', 'SWA', 'by_encoder', 'chosen_encoders', 'lrs_by_encoder', 'Freeze', 'modulation',
+__all__ = ['SMALLER', 'AveragedWeights', 'EMA', 'SWA', 'chosen_encoders', 'lrs_by_encoder', 'Freeze', 'modulation',
            'GradientModulation', 'memory_by_part', 'untouched', 'Recompute', 'is_memory_error', 'find_batch_size',
            'BatchMemoryError', 'running_part', 'ExplainMemory']
 
@@ -124,16 +124,6 @@ class SWA(AveragedWeights):
             self.update(get_swa_multi_avg_fn())
 
 # %% ../../nbs/training/65_techniques.ipynb #788500ed
-def by_encoder(
-    model: nn.Module,  # A multi-modal network
-) -> list[list[nn.Parameter]]:  # One list a modality, and one of everything else
-    "Group parameters by encoder, for the `splitter` of a Learner; what is not trained now is in no group."
-    encoders = chosen_encoders(model)
-    inside = {id(weight) for encoder in encoders.values() for weight in encoder.parameters()}
-    groups = [[w for w in encoder.parameters() if w.requires_grad] for encoder in encoders.values()]
-    return [*groups, [w for w in model.parameters() if w.requires_grad and id(w) not in inside]]
-
-
 def chosen_encoders(
     model: nn.Module,  # A multi-modal network, bare or wrapped for several processes
     names: Sequence[str] | None = None,  # Modalities; None takes all

@@ -424,6 +424,10 @@ def _design(self: TrainingPipeline) -> list[str]:
         lines.append(f"No covariates model was fitted: {reason}.")
     if "lightgbm" in self.spec.baselines and self.outcome.kind not in TREE_KINDS:
         lines.append("No boosted trees were fitted: they know nothing of such an outcome.")
+    if self.outcome.kind not in ("regression", "binary"):
+        lines.append(
+            "Linear models are ridge regressions of what knowing nothing leaves of the outcome, calibrated by its likelihood."
+        )
     lines.append(f"{validation.inner} inner folds choose penalties and the epoch to stop at.")
     if self.cohort.index_date is not None:
         lines.append(f"Predictions are made at visit {self.cohort.visit}.")

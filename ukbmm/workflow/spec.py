@@ -62,6 +62,11 @@ __all__ = ['Modality', 'NAME', 'BASELINES', 'LOOKING_BACK', 'PLANNED', 'BUILT', 
            'check_spec', 'demo_spec', 'write_spec_schema']
 
 # %% ../../nbs/workflow/70_spec.ipynb #3f2707e9
+def _kind_of(value: Any) -> Any:
+    "Settings of a kind, of which the kind alone may be said."
+    return {"kind": value} if isinstance(value, str) else value
+
+
 class PhenotypeModality(PhenotypeSettings):
     "Fields as inputs, and how they are encoded."
 
@@ -75,8 +80,7 @@ class PhenotypeModality(PhenotypeSettings):
     @field_validator("encoder", mode="before")
     @classmethod
     def _short_encoder(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"kind": value}
+        value = _kind_of(value)
         return {"kind": "tabular_mlp", **value} if isinstance(value, dict) else value
 
     def block(self, name: str) -> Block:
@@ -92,6 +96,11 @@ class SNPModality(SNPSettings):
 
     encoder: GenotypeSettings = Field(GenotypeSettings(), description="How genotypes are encoded")
 
+    @field_validator("encoder", mode="before")
+    @classmethod
+    def _short_encoder(cls, value: Any) -> Any:
+        return _kind_of(value)
+
     def block(self, name: str) -> Block:
         "The block of this modality, not fitted."
         return SNPBlock(self.variants, self.chromosomes, self.every, self.maf_min, self.store, name=name)
@@ -104,6 +113,11 @@ class VisitModality(VisitSettings):
         GRUDSettings(), description="How visits are encoded"
     )
 
+    @field_validator("encoder", mode="before")
+    @classmethod
+    def _short_encoder(cls, value: Any) -> Any:
+        return _kind_of(value)
+
     def block(self, name: str) -> Block:
         "The block of this modality, not fitted."
         return VisitBlock(list(self.fields), self.until or 0, self.winsorise, name)
@@ -115,6 +129,11 @@ class EventModality(EventSettings):
     encoder: EventTransformerSettings = Field(
         EventTransformerSettings(), description="How health records are encoded"
     )
+
+    @field_validator("encoder", mode="before")
+    @classmethod
+    def _short_encoder(cls, value: Any) -> Any:
+        return _kind_of(value)
 
     def block(self, name: str) -> Block:
         "The block of this modality, not fitted."
@@ -199,7 +218,7 @@ class Spec(Settings):
     @field_validator("fusion", "loss", mode="before")
     @classmethod
     def _kind_alone(cls, value: Any) -> Any:
-        return {"kind": value} if isinstance(value, str) else value
+        return _kind_of(value)
 
     @property
     def model(self) -> ModelSettings:
@@ -295,6 +314,9 @@ def _contradictions(spec: Spec, document: Document) -> list[Problem]:
                 )
             )
     problems += _after_the_index_visit(spec, document)
+    if (spec.fusion.condition or 0) >= len(spec.modalities):
+        text = f"expected a position of a modality, 0 to {len(spec.modalities) - 1}, found {spec.fusion.condition}"
+        problems.append(problem_at(document, "fusion.condition", text))
     if spec.loss is not None and spec.outcome.kind not in LOSSES[spec.loss.kind].kinds:
         text = f"the loss {spec.loss.kind!r} is for {' and '.join(LOSSES[spec.loss.kind].kinds)}, not for {spec.outcome.kind}"
         problems.append(problem_at(document, "loss", text))

@@ -299,7 +299,7 @@ def _forget_words(document: Document) -> None:
         if ("question",) not in overridden:
             document.root.pop("question", None)
 
-
+# %% ../../nbs/workflow/70_spec.ipynb #0a4d4dd4
 def _contradictions(spec: Spec, document: Document) -> list[Problem]:
     "What cannot be right whatever the data are."
     problems = []

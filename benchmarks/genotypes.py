@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from bed_reader import open_bed
 from common import arguments, print_table, print_versions, ratio, seconds, verdict
 
 from ukbmm.biobank.genotypes import GenotypeStore, build_genotypes, unpack
@@ -82,6 +81,8 @@ def read_raw(store: GenotypeStore, samples: np.ndarray, out: np.ndarray) -> np.n
 
 def measure_reads(folder: Path, repeats: int, clock: str) -> dict[str, list[float]]:
     "Seconds of a batch of random people read in each way, after checking that all give the same values."
+    from bed_reader import open_bed  # the peer; training.py uses this file without it
+
     store, bed = GenotypeStore(folder / "store0"), open_bed(folder / "set0.bed", count_A1=True)
     people, row_bytes = store.meta["shape"]
     rng, out = np.random.default_rng(1), np.empty((BATCH, row_bytes), np.uint8)

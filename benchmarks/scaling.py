@@ -51,6 +51,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="a small size, to see that it works")
+    parser.add_argument("--repeats", type=int, default=1, help="rounds; the median counts")
     parser.add_argument("--train", type=int, nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.train:
@@ -59,7 +60,11 @@ def main() -> None:
     print_versions()
     rows = []
     for bs, batches in ((64, 4),) if options.quick else ((64, 100), (512, 20), (4096, 4)):
-        one, two = (pace(processes, bs, batches, 3 if options.quick else 5) for processes in (1, 2))
+        epochs = 3 if options.quick else 5
+        rounds = [
+            [pace(processes, bs, batches, epochs) for processes in (1, 2)] for _ in range(options.repeats)
+        ]
+        one, two = (statistics.median(column) for column in zip(*rounds, strict=True))
         rows.append([f"{bs:,}", f"{one:,.0f}", f"{two:,.0f}", f"{two / one:.2f}"])
     print_table(["whole batch", "one process, participants/s", "two processes", "two / one"], rows)
 

@@ -52,4 +52,4 @@ def test_a_benchmark_checks_its_values_and_prints_ours_the_peer_and_the_limit(na
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     assert [row for row in ROWS[name] if row not in done.stdout] == []
-    assert "holds" in done.stdout or "MISSED" in done.stdout
+    assert name == "scaling" or "holds" in done.stdout or "MISSED" in done.stdout  # scaling has no target

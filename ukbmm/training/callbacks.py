@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-import torch._dynamo
 from fastai.callback.core import Callback, CancelBatchException, CancelFitException, CancelStepException
 from fastai.callback.training import GradientClip
 from fastcore.basics import patch
@@ -220,6 +219,8 @@ class Compile(DirectCallback):
     @contextlib.contextmanager
     def around_fit(self) -> Iterator[None]:
         "What surrounds a fit: it compiles anew, so that what was compiled before decides nothing."
+        import torch._dynamo  # takes a second or two: only who compiles waits for it
+
         model, config = self.learn.model, torch._dynamo.config
         limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # torch < 2.6
         torch._dynamo.reset()

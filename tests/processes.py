@@ -5,6 +5,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -20,6 +21,32 @@ def environment(rank: int, world: int, port: int, sharded: bool = False) -> dict
     return {name: str(value) for name, value in found.items()}
 
 
+def forked(work: Callable[[], int | None]) -> int:
+    "Start a function in a forked process; returns the process, which exits with what the function returns."
+    process = os.fork()
+    if process == 0:
+        status = 1
+        try:
+            status = work() or 0
+        except BaseException as error:
+            status = getattr(error, "exit_code", 1)
+            sys.excepthook(*sys.exc_info())
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    return process
+
+
+def status_of(process: int) -> int:
+    "Wait for a process; returns its exit status, negative for a signal."
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def in_a_process(work: Callable[[], int | None]) -> int:
+    "Do something in a forked process; returns its exit status, negative for a signal."
+    return status_of(forked(work))
+
+
 def _run(work: Callable[[Processes], None], variables: dict[str, str]) -> int:
     "Do the work of one process; returns its exit status."
     os.environ |= variables
@@ -30,9 +57,6 @@ def _run(work: Callable[[Processes], None], variables: dict[str, str]) -> int:
     except UkbmmError as error:
         print(error, file=sys.stderr, flush=True)
         return getattr(error, "exit_code", 2)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        return 1
     return 0
 
 
@@ -45,15 +69,5 @@ def together(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    started = []
-    for rank in range(world):
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                status = _run(work, environment(rank, world, port, sharded))
-            finally:
-                sys.stderr.flush()
-                os._exit(status)
-        started.append(pid)
-    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in started]
+    work_of = [partial(_run, work, environment(rank, world, port, sharded)) for rank in range(world)]
+    return [status_of(process) for process in [forked(one) for one in work_of]]

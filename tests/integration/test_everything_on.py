@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback
-from processes import together
+from processes import in_a_process, together
 from torch import nn
 
 from ukbmm.cohort.outcomes import RegressionOutcome, read_outcome
@@ -17,7 +17,7 @@ from ukbmm.data.blocks import OutcomeBlock, PhenotypeBlock, SNPBlock
 from ukbmm.data.loaders import MultiModalDataBlock
 from ukbmm.models.fusion import FusionSettings
 from ukbmm.models.multimodal import ModelSettings
-from ukbmm.training.checkpoint import Checkpoint, Stopped
+from ukbmm.training.checkpoint import Checkpoint
 from ukbmm.training.distributed import Distributed
 from ukbmm.training.learner import predict_rows
 from ukbmm.training.settings import TrainSettings, learner_for
@@ -92,21 +92,6 @@ class Die(Callback):
     def after_batch(self):
         if self.learn.training and self.learn.train_iter == self.at:
             os.kill(os.getpid(), signal.SIGKILL)
-
-
-def in_a_process(work) -> int:
-    "Do something in a forked process; returns its exit status, negative for a signal."
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        except Stopped as stop:
-            status = stop.exit_code
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 @pytest.mark.parametrize(

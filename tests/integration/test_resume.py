@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback
+from processes import forked, in_a_process, status_of
 
 from ukbmm.cohort.outcomes import RegressionOutcome, read_outcome
 from ukbmm.core import RunError
@@ -20,7 +20,7 @@ from ukbmm.data.loaders import MultiModalDataBlock
 from ukbmm.models.fusion import FusionSettings
 from ukbmm.models.multimodal import ModelSettings
 from ukbmm.training import checkpoint
-from ukbmm.training.checkpoint import Checkpoint, Stopped, random_state, set_random_state
+from ukbmm.training.checkpoint import Checkpoint, random_state, set_random_state
 from ukbmm.training.learner import fusion_learner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -97,23 +97,6 @@ def outcome_of(learn, folder: Path) -> dict:
         "history": [line.rsplit(",", 1)[0] for line in lines],  # but for the time it took
         "next numbers": [torch.rand(3), *np.random.rand(2).tolist()],
     }
-
-
-def in_a_process(work) -> int:
-    "Do something in a forked process; returns its exit status, negative for a signal."
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        except Stopped as stop:
-            status = stop.exit_code
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def trained(dls, folder: Path, kill_at=None, **settings) -> int:
@@ -261,14 +244,15 @@ def test_a_process_that_is_killed_from_outside_while_it_writes(loaders, tmp_path
     assert trained(loaders[0], tmp_path / "whole", every=1) == 0
     folder, chance = tmp_path / "killed", np.random.default_rng(1)
     folder.mkdir()
+
+    def work():
+        train(loaders[0], folder, every=1)
+
     for _ in range(3):
-        pid = os.fork()
-        if pid == 0:
-            train(loaders[0], folder, every=1)
-            os._exit(0)
+        process = forked(work)
         time.sleep(0.2 + chance.random())
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        os.kill(process, signal.SIGKILL)
+        status_of(process)
     assert trained(loaders[0], folder, every=1) == 0
     assert differences(folder, tmp_path / "whole") == []
 

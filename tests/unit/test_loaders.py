@@ -1,11 +1,13 @@
 """Loaders: everybody once, in an order of seed and epoch, the same however they are read."""
 
 import re
+from multiprocessing.reduction import ForkingPickler
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
+from processes import in_a_process
 
 from ukbmm.cohort.outcomes import RegressionOutcome, read_outcome
 from ukbmm.core import DataError
@@ -103,6 +105,17 @@ def test_worker_processes_give_the_same_batches_in_every_epoch(parts):
         pairs = list(zip(alone, helped, strict=True))
         assert len(pairs) == 4 and all(same(*pair) for pair in pairs)
         next(iter(alone)), next(iter(helped))  # an epoch that is given up
+
+
+def test_worker_processes_work_in_a_process_that_was_forked_after_tensors_were_shared(parts):
+    pickled = ForkingPickler.dumps(torch.zeros(3))  # from here on this process hands out its open files
+    expected = list(loader(parts))
+
+    def work():
+        assert all(same(*pair) for pair in zip(expected, loader(parts, num_workers=2), strict=True))
+
+    assert in_a_process(work) == 0
+    del pickled
 
 
 def test_reading_ahead_from_disk_gives_the_same_batches(parts, biobank):

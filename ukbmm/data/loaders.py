@@ -67,8 +67,9 @@ class _Reader:
     def __init__(self, blocks: dict[str, Block]):
         self.blocks = blocks
 
-    def __getitem__(self, rows: Tensor) -> dict:
+    def __getitem__(self, rows: Tensor | np.ndarray) -> dict:
         "Read the participants at `rows`, as the blocks keep them."
+        rows = torch.as_tensor(rows)
         return {name: block.batch(rows) for name, block in self.blocks.items()}
 
 
@@ -91,8 +92,9 @@ class _Order(torch.utils.data.Sampler):
     def __init__(self):
         self.batches: list[Tensor] = []
 
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self.batches)
+    def __iter__(self) -> Iterator[np.ndarray]:
+        # Workers are sent arrays, which travel as bytes: each tensor would travel as an open file
+        return (rows.numpy() for rows in self.batches)
 
     def __len__(self) -> int:
         return len(self.batches)

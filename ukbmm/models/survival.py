@@ -52,21 +52,19 @@ def check_horizons(
     return horizons
 
 # %% ../../nbs/models/46a_survival.ipynb #d7949d1c
-def _groups(time: Tensor) -> tuple[Tensor, Tensor]:
-    "Of times in order: the number of each one's group of equal times [batch], and the sizes of groups [batch], 0 after the last."
-    first = torch.cat([torch.ones_like(time[:1], dtype=torch.bool), time[1:] != time[:-1]])
-    group = first.cumsum(0) - 1
-    return group, torch.zeros_like(group).scatter_add(0, group, torch.ones_like(group))
+def _at_risk(risk: Tensor, time: Tensor, at: Tensor) -> Tensor:  # [time]
+    "Logarithms of the summed hazards of those at risk `at` some times; `risk` and `time` from the longest time to the shortest."
+    last = torch.searchsorted(-time, -at, right=True) - 1
+    return risk.logcumsumexp(0).index_select(0, last)
 
 
-def _already_gone(log_share: Tensor, event: Tensor, group: Tensor) -> Tensor:  # [batch]
-    "Efron's log(1 - l/d D/R): `log_share` is each one's part of those at risk."
-    one = event.long()
-    count = torch.zeros_like(group).scatter_add(0, group, one)  # d of each group
-    rank = one.cumsum(0) - 1 - (count.cumsum(0) - count).index_select(0, group)  # l of each event
-    share = torch.where(event, log_share.exp(), torch.zeros_like(log_share))
-    tied = torch.zeros_like(share).scatter_add(0, group, share).index_select(0, group)  # D/R
-    return torch.log1p(-tied * rank / count.index_select(0, group).clamp(min=1))
+def _already_gone(log_share: Tensor, time: Tensor) -> Tensor:  # [event]
+    "Efron's log(1 - l/d D/R) of events in order of `time`: `log_share` is each one's part of those at risk."
+    _, group, count = time.unique_consecutive(return_inverse=True, return_counts=True)
+    first = (count.cumsum(0) - count).index_select(0, group)
+    rank = torch.arange(len(time), device=time.device) - first  # l of each event
+    shares = torch.zeros_like(count, dtype=log_share.dtype).scatter_add(0, group, log_share.exp())
+    return torch.log1p(-shares.index_select(0, group) * rank / count.index_select(0, group))  # shares: D/R
 
 
 def cox_terms(
@@ -74,18 +72,16 @@ def cox_terms(
     time: Tensor,  # [batch]
     event: Tensor,  # bool [batch]
     ties: str = "efron",  # "efron" or "breslow"
-) -> tuple[
-    Tensor, Tensor
-]:  # [batch]: negative log-likelihood of each one's event, 0 without one; and whose it is
+) -> tuple[Tensor, Tensor]:  # [event]: negative log-likelihood of each event; and whose it is
     "Compute the terms of Cox's partial likelihood in O(n log n), from the longest time to the shortest."
     order = time.sort(descending=True, stable=True).indices
-    risk, event = risk.index_select(0, order), event.index_select(0, order)
-    group, size = _groups(time.index_select(0, order))
-    last = (size.cumsum(0) - 1).index_select(0, group)  # where each one's group ends
-    terms = risk.logcumsumexp(0).index_select(0, last) - risk
+    whose = order[event.index_select(0, order)]  # events are few: what follows costs little
+    at = time.index_select(0, whose)
+    summed = _at_risk(risk.index_select(0, order), time.index_select(0, order), at)
+    terms = summed - risk.index_select(0, whose)
     if ties == "efron":
-        terms = terms + _already_gone(-terms, event, group)
-    return torch.where(event, terms, torch.zeros_like(terms)), order
+        terms = terms + _already_gone(-terms, at)
+    return terms, whose
 
 # %% ../../nbs/models/46a_survival.ipynb #5e6a424f
 @LOSSES.register("survival")
@@ -117,9 +113,9 @@ class CoxLoss(SurvivalLoss):
         "The reduced loss; who is not known comes after everybody and is at risk of nothing."
         time = torch.where(known[:, 0], target[:, 0], torch.full_like(target[:, 0], -torch.inf))
         event = known[:, 0] & (target[:, 1] > 0)
-        terms, order = cox_terms(output[:, 0], time, event, self.ties)
+        terms, whose = cox_terms(output[:, 0], time, event, self.ties)
         if reduction == "none":
-            return torch.zeros_like(terms).scatter(0, order, terms)[:, None]
+            return torch.zeros_like(output[:, 0]).scatter(0, whose, terms)[:, None]
         return terms.sum() if reduction == "sum" else terms.sum() / event.sum().clamp(min=1)
 
     def activation(self, output: Tensor) -> Tensor:  # [batch, horizon]
@@ -130,11 +126,9 @@ class CoxLoss(SurvivalLoss):
         "Estimate the baseline at the horizons from raw outputs [row, 1] and targets [row, 2] of the training rows."
         known = (~target.isnan()).all(dim=1)
         risk, (time, event) = output[known, 0].double(), target[known].double().T
-        order = time.sort(descending=True).indices
-        group, size = _groups(time[order])
-        at_risk = risk[order].logcumsumexp(0)[size.cumsum(0)[group] - 1]
-        counts = (event[order] > 0)[:, None] & (time[order][:, None] <= self.horizons)  # [row, horizon]
-        steps = torch.where(counts, -at_risk[:, None], -torch.inf)
+        order, at = time.sort(descending=True).indices, time[event > 0]
+        steps = -_at_risk(risk[order], time[order], at)[:, None]  # [event, horizon]
+        steps = steps.where(at[:, None] <= self.horizons, -torch.inf)
         self.log_baseline.copy_(steps.logsumexp(0))
         return self
 

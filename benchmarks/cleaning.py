@@ -1,7 +1,8 @@
 """From raw columns to what a network reads: special values, means and deviations, multiple choices.
 
 The limit is a copy of the same matrix in single precision; pandas does what most people write. Values are compared
-before anything is timed.
+before anything is timed. "Together" starts from raw numbers in a matrix; "the block" reads the columns of a store besides, one by one,
+puts them side by side and ends in half precision, which a study does once.
 """
 
 import numpy as np
@@ -9,7 +10,7 @@ import pandas as pd
 import polars as pl
 from common import MemoryBiobank, arguments, print_table, print_versions, ratio, seconds, verdict
 
-from ukbmm.biobank.cleaning import clean_columns
+from ukbmm.biobank.cleaning import clean_columns, recode, rules_for
 from ukbmm.biobank.dictionary import Dictionary
 from ukbmm.biobank.processing import MultiHot
 from ukbmm.data.preprocessing import Standardiser
@@ -29,7 +30,7 @@ def draw_hours(participants: int, n_columns: int) -> dict[str, pl.Series]:
             rng.poisson(3, participants),
         )
         known = pl.Series(rng.random(participants) > 0.3)
-        columns[f"p{i + 1}"] = pl.select(pl.when(known).then(pl.Series(hours))).to_series()
+        columns[f"p{i + 1}"] = pl.select(pl.when(known).then(pl.Series(hours, dtype=pl.Int32))).to_series()
     return columns
 
 
@@ -51,23 +52,25 @@ def compare_numbers(participants: int, n_columns: int, repeats: int, clock: str)
     from ukbmm.data.blocks import PhenotypeBlock
 
     columns, hours = draw_hours(participants, n_columns), Dictionary.builtin()[HOURS]
-    fields = dict.fromkeys(columns, hours)
+    fields, rules = dict.fromkeys(columns, hours), [rules_for(hours)] * n_columns
     biobank, table = MemoryBiobank(columns, fields), pl.DataFrame(columns)
     raw, everybody = as_matrix(columns), np.arange(participants)
     frame, copy = pd.DataFrame(raw), np.empty_like(raw)
     chosen = list(range(1, n_columns + 1))
-    cleaned = as_matrix({name: one.values for name, one in clean_columns(table, fields).items()})
-    standard = Standardiser().fit(cleaned, everybody)(cleaned, np.float32, fill=0.0)
-    np.testing.assert_allclose(standard, by_pandas(frame).to_numpy(), atol=2e-3)
+
+    def together(values: np.ndarray) -> np.ndarray:
+        recode(values, rules)
+        return Standardiser().fit(values, everybody)(values, np.float32, fill=0.0)
+
+    np.testing.assert_allclose(together(raw.copy()), by_pandas(frame).to_numpy(), atol=2e-3)
+    fresh = [raw.copy() for _ in range(repeats + 1)]  # it changes the numbers that it is given
     taken = seconds(
         {
             "limit: copying the matrix": lambda: np.copyto(copy, raw),
-            "ours: special values": lambda: clean_columns(table, fields),
-            "ours: fit, standardise, fill": lambda: Standardiser().fit(cleaned, everybody)(
-                cleaned, np.float32, 0.0
-            ),
-            "ours: the whole block": lambda: PhenotypeBlock(chosen).fit(biobank, everybody),
-            "peer: pandas, all of it": lambda: by_pandas(frame),
+            "ours: together": lambda: together(fresh.pop()),
+            "ours: the block": lambda: PhenotypeBlock(chosen).fit(biobank, everybody),
+            "ours: columns, with kinds of missing": lambda: clean_columns(table, fields),
+            "peer: pandas, together": lambda: by_pandas(frame),
         },
         repeats,
         clock,
@@ -75,15 +78,10 @@ def compare_numbers(participants: int, n_columns: int, repeats: int, clock: str)
     limit, rows = taken["limit: copying the matrix"], []
     for way, times in taken.items():
         over = ratio(times, limit)
-        target = f"{verdict(over <= OVER_COPY)} (<= {OVER_COPY})" if way.startswith("ours") else ""
+        target = f"{verdict(over <= OVER_COPY)} (<= {OVER_COPY})" if way == "ours: together" else ""
+        seconds_each = f"{np.median(times):.3f}"
         rows.append(
-            [
-                way,
-                f"{np.median(times):.3f}",
-                f"{over:.1f}",
-                f"{ratio(taken['peer: pandas, all of it'], times):.1f}",
-                target,
-            ]
+            [way, seconds_each, f"{over:.1f}", f"{ratio(taken['peer: pandas, together'], times):.1f}", target]
         )
     print(f"{participants:,} participants, {n_columns} columns of whole numbers; {clock} time")
     print_table(["way", "s", "times copying", "pandas / it", "target"], rows)

@@ -3,14 +3,13 @@
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 
 import numpy as np
 import polars as pl
 import torch
 
-from ukbmm.biobank.cleaning import Cleaned, clean_columns
 from ukbmm.biobank.dictionary import Field
 from ukbmm.biobank.store import Biobank
 
@@ -26,9 +25,10 @@ class MemoryBiobank(Biobank):
     def field(self, column: str) -> Field:
         return self.fields[column]
 
-    def clean(self, columns: list[str], rows: np.ndarray | None = None) -> dict[str, Cleaned]:
-        table = pl.DataFrame([self.series[name].rename(name) for name in columns])
-        return clean_columns(table, self.fields)
+    special_values = None
+
+    def read(self, columns: Iterable[str], rows: np.ndarray | None = None) -> pl.DataFrame:
+        return pl.DataFrame([self.series[name].rename(name) for name in columns])
 
 
 def arguments(what: str) -> argparse.Namespace:

@@ -11,7 +11,6 @@ import torch
 from pydantic import ValidationError
 from sklearn.preprocessing import StandardScaler
 
-from ukbmm.biobank.cleaning import Cleaned
 from ukbmm.biobank.dictionary import Field
 from ukbmm.biobank.genotypes import GenotypeStore, a1_frequency, unpack
 from ukbmm.biobank.store import Biobank, ingest
@@ -61,20 +60,22 @@ def test_numbers_equal_scikit_learns_standardising_of_the_training_rows(biobank,
 class MemoryBiobank(Biobank):
     "A Biobank of columns in memory: those of a numpy array as quantities, and one code."
 
+    special_values = None
+
     def __init__(self, values: np.ndarray):
         columns = {f"p{i}": pl.Series(f"p{i}", column) for i, column in enumerate(values.T)}
         code = f"p{values.shape[1]}"
         columns[code] = pl.Series(code, np.arange(len(values), dtype=np.int32) % 7)
         kinds = ["continuous"] * values.shape[1] + ["categorical_single"]
         self.fields = {name: Field(i, name, kinds[i]) for i, name in enumerate(columns)}
-        self.cleaned = {name: Cleaned(column, None) for name, column in columns.items()}
+        self.series = columns
         self.manifest = {"n_participants": len(values), "columns": dict.fromkeys(columns, "memory")}
 
     def field(self, column):
         return self.fields[column]
 
-    def clean(self, columns, rows=None):
-        return {name: self.cleaned[name] for name in columns}
+    def read(self, columns, rows=None):
+        return pl.DataFrame([self.series[name] for name in columns])
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,19 @@ def test_single_precision_changes_nothing_that_half_precision_would_show():
     expected = StandardScaler().fit(values[:400]).transform(values)
     found = read(block, np.arange(500))[0].numpy()
     np.testing.assert_allclose(found, expected, rtol=2**-11, atol=3e-4)
+
+
+def test_numbers_are_the_same_whether_their_kinds_are_asked_for_or_not(biobank, rows):
+    fields = [field_id for field_id, field in biobank.fields.items() if field.is_number]
+    chosen = [
+        FieldChoice(field=column.field_id, instance=column.instance, array=column.array)
+        for field_id in fields
+        for column in biobank.by_field[field_id].values()
+    ]
+    one_way, other_way = (PhenotypeBlock(chosen, kinds=kinds).fit(biobank, rows) for kinds in (False, True))
+    assert len(chosen) >= 10
+    np.testing.assert_array_equal(one_way._raw.numbers, other_way._raw.numbers)
+    assert torch.equal(one_way._present, other_way._present)
 
 
 def test_codes_stay_codes_and_special_values_are_unknown(biobank, rows):

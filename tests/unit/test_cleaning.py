@@ -5,6 +5,7 @@ import datetime
 import gzip
 import re
 
+import numpy as np
 import polars as pl
 import pytest
 from shared_data import shared_data
@@ -14,9 +15,11 @@ from ukbmm.biobank.cleaning import (
     OCCURRED,
     check_special_values,
     clean_column,
+    clean_columns,
     clean_expressions,
     in_order,
     read_special_values,
+    recode,
     rules_for,
 )
 from ukbmm.biobank.dictionary import Dictionary, Field, special_values
@@ -349,3 +352,27 @@ def test_a_list_of_several_kinds_of_missing_has_the_one_that_says_most():
     raw = pl.Series("l", [[-1, -3], [-3, -1], [-1], [None, -1]], dtype=pl.List(pl.Int32))
     done = clean_column(raw, field)
     assert done.kinds.to_list() == [3, 3, 2, 2] and done.values.null_count() == 4
+
+
+def test_a_matrix_is_recoded_as_its_columns_are_cleaned():
+    dictionary, columns, fields = Dictionary.builtin(), {}, {}
+    for field in dictionary.fields.values():
+        rules = rules_for(field)
+        if field.is_number and (rules.kinds or rules.numbers) and field.coding not in fields:
+            special = [*rules.kinds, *rules.numbers]
+            columns[f"p{field.field_id}"] = pl.Series([*special, 0, 1, 7, None], dtype=field.dtype)
+            fields[field.coding] = field
+    longest = max(map(len, columns.values()))
+    columns = {name: column.extend_constant(None, longest - len(column)) for name, column in columns.items()}
+    fields = dict(zip(columns, fields.values(), strict=True))
+    cleaned = clean_columns(pl.DataFrame(columns), fields)
+    for dtype in (np.float32, np.float64):
+        expected = np.stack(
+            [one.values.cast(pl.Float64).fill_null(np.nan).to_numpy() for one in cleaned.values()]
+        )
+        raw = np.stack([column.cast(pl.Float64).fill_null(np.nan).to_numpy() for column in columns.values()])
+        matrix = np.ascontiguousarray(raw.T, dtype)
+        known = recode(matrix, [rules_for(field) for field in fields.values()])
+        np.testing.assert_array_equal(matrix, expected.T.astype(dtype))
+        np.testing.assert_array_equal(known, ~np.isnan(expected).all(axis=0))
+    assert len(columns) >= 50 and (matrix[:1] != raw.T[:1]).sum() > 20

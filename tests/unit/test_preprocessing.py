@@ -28,12 +28,12 @@ def test_standardising_equals_scikit_learn_on_the_training_rows(table):
     np.testing.assert_allclose(fitted(values), reference.transform(values))
 
 
-def test_single_precision_is_summed_in_double_and_half_is_rounded_once():
+def test_single_precision_costs_a_ten_millionth_and_half_is_rounded_once():
     values = (1e6 + np.random.default_rng(0).normal(size=(5000, 20))).astype(np.float32)
     wide, rows = values.astype(np.float64), np.arange(4000)
     fitted = Standardiser().fit(values, rows)
-    np.testing.assert_allclose(fitted.mean, wide[rows].mean(0), rtol=1e-12)
-    np.testing.assert_allclose(fitted.scale, wide[rows].std(0), rtol=1e-9)
+    np.testing.assert_allclose(fitted.mean, wide[rows].mean(0), rtol=0, atol=1e-7)  # of deviations of 1
+    np.testing.assert_allclose(fitted.scale, wide[rows].std(0), rtol=1e-7)
     expected = StandardScaler().fit(wide[rows]).transform(wide)
     np.testing.assert_allclose(fitted(values), expected, rtol=1e-6, atol=1e-6)
     half = fitted(values, np.float16)

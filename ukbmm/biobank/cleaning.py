@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import datetime
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
 
 from .dictionary import Dictionary, Field, special_values
-from ..core import DictionaryError, did_you_mean
+from ..core import DictionaryError, compiled, did_you_mean
 
 # %% auto #0
 __all__ = ['MISSING_KINDS', 'OCCURRED', 'ROW_KINDS', 'read_special_values', 'Cleaned', 'Rules', 'raw_value', 'rules_for',
-           'check_special_values', 'clean_expressions', 'clean_columns', 'clean_column', 'in_order']
+           'check_special_values', 'clean_expressions', 'clean_columns', 'clean_column', 'in_order', 'recode']
 
 # %% ../../nbs/biobank/13_cleaning.ipynb #5808521e
 MISSING_KINDS = (
@@ -266,3 +267,37 @@ def in_order(
     return values.replace_strict(
         list(orders), list(orders.values()), default=None, return_dtype=pl.Float64
     ).rename(values.name)
+
+# %% ../../nbs/biobank/13_cleaning.ipynb #b935533f
+@compiled
+def _recode(values, keys, numbers, known):
+    "Put `numbers` [rule, column] in the place of values [row, column] that equal `keys`, and note the rows that have one."
+    width = values.shape[1]
+    raw = np.empty(width, values.dtype)
+    for i in range(values.shape[0]):
+        row = values[i]
+        for j in range(width):
+            raw[j] = row[j]
+        for k in range(keys.shape[0]):
+            key, number = keys[k], numbers[k]
+            for j in range(width):
+                x, y = row[j], number[j]
+                row[j] = y if raw[j] == key[j] else x
+        there = np.int32(0)
+        for j in range(width):
+            there += np.int32(row[j] == row[j])  # not a number is not itself
+        known[i] = there > 0
+
+
+def recode(
+    values: np.ndarray,  # float32 or float64 [participant, column]: raw quantities, NaN where missing; changed in place
+    rules: Sequence[Rules],  # From `rules_for` the field of each column
+) -> np.ndarray:  # bool [participant]: who has a value in at least one column
+    "Put amounts, or NaN, in the place of the special values of many quantities at once."
+    meanings = [{**dict.fromkeys(one.kinds, np.nan), **one.numbers} for one in rules]
+    keys, numbers = np.full((2, max(map(len, meanings), default=0), len(rules)), np.nan, values.dtype)
+    for i, meaning in enumerate(meanings):
+        keys[: len(meaning), i], numbers[: len(meaning), i] = list(meaning), list(meaning.values())
+    known = np.zeros(len(values), dtype=bool)
+    _recode(values, keys, numbers, known)
+    return known

@@ -19,8 +19,8 @@ import numpy as np
 from ..core import TableError, compiled, progress
 
 # %% auto #0
-__all__ = ['STATE', 'MISSING', 'NO_NUMBER', 'CHUNK', 'Layout', 'read_layout', 'Lines', 'read_lines', 'line_of', 'is_cut',
-           'stray_quote']
+__all__ = ['STATE', 'MISSING', 'NO_NUMBER', 'DIGITS', 'CHUNK', 'Layout', 'read_layout', 'Lines', 'read_lines', 'line_of',
+           'is_cut', 'stray_quote']
 
 # %% ../../nbs/biobank/12a_lines.ipynb #22b0fc31
 @dataclass(frozen=True)
@@ -119,38 +119,39 @@ def _go_over(chunk, delimiter, mark, expected, eid_cell, state, eids):
     return rows - first
 
 # %% ../../nbs/biobank/12a_lines.ipynb #f3a6620e
-@compiled
-def _row_starts(chunk, delimiter, mark, expected, starts):
-    "Find where rows start in a chunk of whole, well-formed rows; returns their number, -1 where a line looks wrong."
-    quoted, cells, rows, start = np.uint8(0), 1, 0, 0
-    for i in range(len(chunk)):
-        byte = chunk[i]
-        quoted ^= np.uint8(byte == mark)
-        cells += np.uint8(byte == delimiter) & (quoted ^ np.uint8(1))
-        if byte == 10 and quoted == 0:
-            if cells != expected or i - start < 2:
-                return -1
-            starts[rows] = start
-            rows, cells, start = rows + 1, 1, i + 1
-    return rows if start == len(chunk) else -1
+DIGITS = 17  # Of an identifier, at most
+
+
+def _whole_rows(chunk: np.ndarray, layout: Layout) -> tuple[np.ndarray, np.ndarray] | None:
+    "In whole rows: which bytes divide cells, and where rows start; None where a line may be another than it looks."
+    between, ends, quotes = (chunk == byte for byte in (ord(layout.delimiter), 10, 34))
+    if layout.quoted and quotes.any():
+        outside = np.cumsum(quotes, dtype=np.int32) & 1 == 0
+        between, ends = between & outside, ends & outside
+    ends = np.flatnonzero(ends)
+    if not len(ends) or ends[-1] + 1 < len(chunk):
+        return None
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    cells = np.add.reduceat(between.view(np.uint8), starts, dtype=np.int32) + 1
+    wrong = (cells != len(layout.names)) | (ends - starts < 2)
+    return None if wrong.any() else (between, starts)
 
 # %% ../../nbs/biobank/12a_lines.ipynb #54c7881b
-@compiled
-def _eids_at(chunk, delimiter, mark, starts, eid_cell, eids):
-    "Read the identifiers of rows that start at `starts`."
-    for row in range(len(starts)):
-        i, cells, quoted, eid, form = starts[row], 1, 0, 0, 0
-        while cells <= eid_cell and chunk[i] != 10:
-            byte = chunk[i]
-            quoted ^= byte == mark
-            if byte == delimiter and quoted == 0:
-                cells += 1
-            elif cells == eid_cell and 48 <= byte <= 57 and form < 3 and eid < 10**17:
-                eid, form = eid * 10 + byte - 48, max(form, 1)
-            elif cells == eid_cell and byte != 34 and byte != 13:
-                form = 2 if byte == 45 and form == 0 else 3
-            i += 1
-        eids[row] = eid if form == 1 else -eid if form == 2 else MISSING if form == 0 else NO_NUMBER
+def _numbers_at(chunk: np.ndarray, at: np.ndarray, delimiter: int) -> np.ndarray | None:
+    "The whole numbers in cells that start `at` some bytes, in quotes or not; None where one is no whole number."
+    opened = chunk[at] == 34
+    at = at + opened
+    places = np.minimum(at[:, None] + np.arange(DIGITS + 1), len(chunk) - 1)
+    digits = chunk[places] - np.uint8(48)
+    length = (digits > 9).argmax(axis=1)  # 0 where there is no number, or a longer one
+    closed = chunk[at + length] == 34
+    ends = np.isin(chunk[at + length + closed], [delimiter, 10, 13])
+    if not (ends & (length > 0) & (opened == closed)).all():
+        return None
+    numbers = np.zeros(len(at), np.int64)
+    for i in range(length.max(initial=0)):
+        numbers = np.where(i < length, 10 * numbers + digits[:, i], numbers)
+    return numbers
 
 # %% ../../nbs/biobank/12a_lines.ipynb #3390c133
 def _mark(layout: Layout) -> int:
@@ -205,27 +206,31 @@ def read_lines(
     found = _quickly(layout, cell)
     if found is None:
         state = _start_state()
-        found = [*_over_chunks(layout, state, cell)]
+        found = [np.concatenate([*_over_chunks(layout, state, cell)])[1:]]  # the first is the header's
         _refuse_ragged(layout, dict(zip(STATE, state.tolist(), strict=True)))
-    eids = np.concatenate(found)[1:]  # the first is the header's
+    eids = np.concatenate(found)
     return Lines(len(eids), eids)
 
 
 def _quickly(layout: Layout, eid_cell: int) -> list[np.ndarray] | None:
     "Identifiers of a well-formed file; None where it may be another."
-    found, rest, delimiter = [], b"", ord(layout.delimiter)
+    found, rest = [], b""
     for chunk in _chunks(layout):
         whole, line_break, left = chunk.rpartition(b"\n")
         if not line_break:
             rest += left
             continue
         chunk, rest = np.frombuffer(rest + whole + line_break, np.uint8), left
-        starts = np.empty(np.count_nonzero(chunk == 10), dtype=np.int64)
-        n = _row_starts(chunk, delimiter, _mark(layout), len(layout.names), starts)
-        if n < 0:
+        rows = _whole_rows(chunk, layout)
+        if rows is None:
             return None
-        found.append(np.empty(n, dtype=np.int64))
-        _eids_at(chunk, delimiter, _mark(layout), starts[:n], eid_cell, found[-1])
+        between, at = rows
+        if eid_cell > 1:
+            at = np.flatnonzero(between).reshape(len(at), -1)[:, eid_cell - 2] + 1
+        at = at if found else at[1:]  # without the header
+        found.append(_numbers_at(chunk, at, ord(layout.delimiter)) if eid_cell else np.full(len(at), MISSING))
+        if found[-1] is None:
+            return None
     return None if rest else found
 
 # %% ../../nbs/biobank/12a_lines.ipynb #a6155d90

@@ -430,7 +430,8 @@ def groups_of(
 def _sink(frame: pl.LazyFrame, path: Path, n_columns: int, packed: str = "zstd") -> pl.LazyFrame:
     "The plan to stream a lazy table to a parquet file; `n_columns` are written at the same time."
     size = max(1_000, min(131_072, GROUP_CELLS // max(1, n_columns)))
-    return frame.sink_parquet(path, compression=packed, row_group_size=size, lazy=True)
+    plain = dict(statistics=False, lazy=True)  # whole columns are read: nobody would look at statistics
+    return frame.sink_parquet(path, compression=packed, row_group_size=size, **plain)
 
 # %% ../../nbs/biobank/16_table.ipynb #a2f47e46
 def gather_rows(

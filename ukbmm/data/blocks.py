@@ -18,7 +18,7 @@ from pydantic import Field as Setting
 from pydantic import field_validator, model_validator
 from torch import Tensor
 
-from ..biobank.cleaning import MISSING_KINDS, Cleaned, in_order
+from ..biobank.cleaning import MISSING_KINDS, Cleaned, Rules, in_order, recode, rules_for
 from ..biobank.derived import derive, formula, input_columns
 from ..biobank.dictionary import Field
 from ..biobank.genotypes import GenotypeStore, a1_frequency, count_codes, normal_chromosome
@@ -302,18 +302,24 @@ def _cleaned_input(biobank: Biobank, one: Input, cleaned: dict[str, Cleaned]) ->
     return Cleaned(roll_up(done.values, choice.prefix), done.kinds) if choice.prefix else done
 
 
-def _read_inputs(biobank: Biobank, inputs: list[Input], fill: bool) -> Iterator[tuple[Input, Cleaned]]:
-    "Read and clean inputs, some at a time: that takes five times the memory of what is kept of them."
+def _read_inputs(
+    biobank: Biobank, inputs: list[Input], plain: list[bool], fill: bool
+) -> Iterator[tuple[Input, pl.Series, pl.Series | None]]:
+    "Read inputs, some at a time: that takes five times the memory of what is kept. Gives values and kinds; of a `plain` one raw values."
     for start in range(0, len(inputs), COLUMNS_AT_ONCE):
-        some = inputs[start : start + COLUMNS_AT_ONCE]
-        names = list(dict.fromkeys(name for one in some for part in one.columns for name in part))
+        some = list(zip(inputs, plain, strict=True))[start : start + COLUMNS_AT_ONCE]
+        raw = biobank.read(one.columns[0][0] for one, as_it_is in some if as_it_is)
+        names = [name for one, as_it_is in some if not as_it_is for part in one.columns for name in part]
         parents = (
             [parent for name in names for parent in parent_columns(name, biobank.columns)] if fill else []
         )
         cleaned = biobank.clean(dict.fromkeys([*names, *parents]))
         cleaned = fill_children(cleaned) if fill else cleaned
-        for one in some:
-            yield one, _cleaned_input(biobank, one, cleaned)
+        for one, as_it_is in some:
+            yield (
+                one,
+                *((raw[one.columns[0][0]], None) if as_it_is else _cleaned_input(biobank, one, cleaned)),
+            )
 
 # %% ../../nbs/data/32_blocks.ipynb #28497d60
 class Raw(NamedTuple):
@@ -381,25 +387,40 @@ def open(self: PhenotypeBlock, biobank: Biobank) -> PhenotypeBlock:
 
 
 @patch
+def _is_plain(self: PhenotypeBlock, one: Input) -> bool:
+    "Is an input one column of a quantity as it stands, of which nobody asks why it is missing?"
+    as_it_is = one.kind == "number" and [len(names) for names in one.columns] == [1]
+    changed = one.choice.derived or one.choice.ordered or self.settings.kinds or self.settings.fill
+    return as_it_is and not changed
+
+
+@patch
 def _read(self: PhenotypeBlock, biobank: Biobank, inputs: list[Input]) -> tuple[Raw, Tensor]:
     "Read numbers, side by side in single precision, codes and lists; and who has anything."
     self.inputs = {
         kind: [one for one in inputs if one.kind == kind] for kind in ("number", "code", "choices")
     }
     raw = Raw(np.empty((len(biobank), len(self.inputs["number"])), np.float32), [], [], {})
-    known, start, some = np.zeros(len(biobank), dtype=bool), 0, []
-    for one, (values, kinds) in _read_inputs(biobank, inputs, self.settings.fill):
+    plain, start, some = [self._is_plain(one) for one in inputs], 0, []
+    for one, values, kinds in _read_inputs(biobank, inputs, plain, self.settings.fill):
         if self.settings.kinds:
             raw.kinds.setdefault(one.kind, []).append(kinds.to_numpy())
         if one.kind == "number":
             some.append(values.cast(pl.Float32).fill_null(np.nan).to_numpy())
-            known |= ~np.isnan(some[-1])
             if len(some) == COLUMNS_AT_ONCE or start + len(some) == raw.numbers.shape[1]:
                 raw.numbers[:, start : start + len(some)] = np.stack(some).T  # whole lines of the cache
                 start, some = start + len(some), []
         else:
             (raw.codes if one.kind == "code" else raw.choices).append(values)
-            known |= values.is_not_null().to_numpy()
+    table, cleaned = biobank.special_values, Rules({}, {})
+    rules = [
+        rules_for(biobank.field(one.columns[0][0]), table) if as_it_is else cleaned
+        for one, as_it_is in zip(inputs, plain, strict=True)
+        if one.kind == "number"
+    ]
+    known = recode(raw.numbers, rules)
+    for values in [*raw.codes, *raw.choices]:
+        known |= values.is_not_null().to_numpy()
     return raw, torch.from_numpy(known)
 
 # %% ../../nbs/data/32_blocks.ipynb #0406c113

@@ -13,29 +13,38 @@ from fastcore.basics import patch
 from ..core import DataError, compiled
 
 # %% auto #0
-__all__ = ['LIMIT', 'COLUMNS_AT_ONCE', 'AT_ONCE', 'NEAR_ROWS', 'QUANTILE_ROWS', 'CORRELATION_ROWS', 'CORRELATION_PAIRS',
-           'Standardiser', 'ColumnFilter', 'missing_shares', 'Levels']
+__all__ = ['LIMIT', 'COLUMNS_AT_ONCE', 'AT_ONCE', 'ROWS_AT_ONCE', 'NEAR_ROWS', 'QUANTILE_ROWS', 'CORRELATION_ROWS',
+           'CORRELATION_PAIRS', 'Standardiser', 'ColumnFilter', 'missing_shares', 'Levels']
 
 # %% ../../nbs/data/31_preprocessing.ipynb #35458ca7
 LIMIT = 100.0  # Standard deviations
 COLUMNS_AT_ONCE = 16  # 64 bytes of a row in single precision, a line of a processor's cache
 AT_ONCE = 1 << 16  # Values that are standardised before they are rounded
-NEAR_ROWS = 1_000  # Training rows, spread over all, whose mean is what deviations are counted from
+ROWS_AT_ONCE = 64  # Rows that are added up in the precision of the values, before double precision takes over
+NEAR_ROWS = 200  # Training rows, spread over all, whose mean and deviation others are measured by
 QUANTILE_ROWS = 100_000  # Training rows that quantiles are taken from, at most
 
 
 @compiled
-def _moments(values, rows, low, high, near, count, total, squares):
-    "Add up the known values of `rows`, moved into their limits, less a value that is near them all; and the squares."
-    for i in rows:
-        for j in range(values.shape[1]):
-            x = np.float64(values[i, j])
-            x = low[j] if x < low[j] else x
-            x = (high[j] if x > high[j] else x) - near[j]
-            known = x == x  # not a number is not itself
-            count[j] += 1.0 if known else 0.0
-            total[j] += x if known else 0.0
-            squares[j] += x * x if known else 0.0
+def _moments(values, rows, low, high, near, weight, count, total, squares):
+    "Add up the known values of `rows`, moved into their limits, less a value `near` them and times a `weight`; and the squares."
+    width, nought, one = values.shape[1], values.dtype.type(0), values.dtype.type(1)
+    known, sums, powers = np.zeros((3, width), values.dtype)
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        known[:], sums[:], powers[:] = nought, nought, nought
+        for i in rows[start : start + ROWS_AT_ONCE]:
+            for j in range(width):
+                x = values[i, j]
+                x = low[j] if x < low[j] else x
+                x = ((high[j] if x > high[j] else x) - near[j]) * weight[j]
+                there = x == x  # not a number is not itself
+                x = x if there else nought
+                known[j] += one if there else nought
+                sums[j] += x
+                powers[j] += x * x
+        count += known
+        total += sums
+        squares += powers
 
 # %% ../../nbs/data/31_preprocessing.ipynb #45ad0518
 @compiled
@@ -82,13 +91,15 @@ class Standardiser:
         self.high: np.ndarray | None = None  # [column]; values above are moved to it
 
     def _moments(
-        self, values: np.ndarray, rows: np.ndarray, near: np.ndarray
+        self, values: np.ndarray, rows: np.ndarray, near: np.ndarray, spread: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        "Mean and standard deviation of `rows` by column in one pass; exact as long as `near` is near the values."
+        "Mean and standard deviation of `rows` by column in one pass; exact as long as `near` and `spread` are not far from them."
         count, total, squares = np.zeros((3, values.shape[1]))
-        _moments(values, rows, self.low, self.high, near, count, total, squares)
+        near = near.astype(values.dtype).astype(np.float64)  # the very number that is subtracted
+        given = (limit.astype(values.dtype) for limit in (self.low, self.high, near, 1 / spread))
+        _moments(values, rows, *given, count, total, squares)
         mean, square = total / np.maximum(count, 1), squares / np.maximum(count, 1)
-        return near + mean, np.sqrt(np.maximum(square - mean**2, 0))
+        return near + spread * mean, spread * np.sqrt(np.maximum(square - mean**2, 0))
 
     def fit(
         self,
@@ -102,8 +113,10 @@ class Standardiser:
         self.low, self.high = np.full(width, -np.inf), np.full(width, np.inf)
         if self.winsorise:
             self.low, self.high = _quantiles(values, self.rows, self.winsorise)
-        near = self._moments(values, self.rows[:: -(-len(rows) // NEAR_ROWS)], np.zeros(width))[0]
-        self.mean, scale = self._moments(values, self.rows, near)
+        some = values[self.rows[:: -(-len(rows) // NEAR_ROWS)]].astype(np.float64)
+        near, spread = self._moments(some, np.arange(len(some)), np.zeros(width), np.ones(width))
+        unit = np.exp2(np.round(np.log2(np.where(spread > 0, spread, 1.0))))  # dividing by it rounds nothing
+        self.mean, scale = self._moments(values, self.rows, near, unit)
         tiny = scale <= 1e-9 * np.maximum(1, np.abs(self.mean))
         self.scale = np.where(tiny, np.inf, scale)
         return self
@@ -217,8 +230,9 @@ def missing_shares(
     "Compute the share of `rows` that lack each column."
     width = values.shape[1]
     count, total, squares = np.zeros((3, width))
-    anything = np.full(width, np.inf)
-    _moments(_floats(values), np.asarray(rows), -anything, anything, np.zeros(width), count, total, squares)
+    values = _floats(values)
+    anything, near = np.full(width, np.inf, values.dtype), np.zeros(width, values.dtype)
+    _moments(values, np.asarray(rows), -anything, anything, near, near, count, total, squares)
     return 1 - count / max(1, len(rows))
 
 # %% ../../nbs/data/31_preprocessing.ipynb #6d47eb29

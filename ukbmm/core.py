@@ -14,7 +14,9 @@ import logging
 import os
 import random
 import re
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -26,7 +28,8 @@ import numpy as np
 __all__ = ['AXES', 'EID_PATTERN', 'UkbmmError', 'DictionaryError', 'TableError', 'GenotypeError', 'StoreError', 'CohortError',
            'SplitError', 'LeakageError', 'DataError', 'ModelError', 'RunError', 'MissingExtraError', 'nearest',
            'did_you_mean', 'require_extra', 'Registry', 'derive_seed', 'rng_for', 'seed_everything', 'redact',
-           'get_logger', 'atomic_file', 'write_text', 'file_sha256', 'duration', 'progress', 'compiled']
+           'get_logger', 'atomic_file', 'write_text', 'scratch_folder', 'file_sha256', 'duration', 'progress',
+           'compiled']
 
 # %% ../nbs/00_core.ipynb #ee929c51
 AXES = {
@@ -284,6 +287,23 @@ def write_text(
     "Write a small text file atomically."
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+# %% ../nbs/00_core.ipynb #8ed16b30
+@contextlib.contextmanager
+def scratch_folder(
+    parent: str | Path,  # Where to make it
+) -> Iterator[Path]:  # An empty, hidden folder
+    "Make a folder for temporary files, and remove it in the end, even where somebody goes on writing into it."
+    Path(parent).mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".", suffix=".partial", dir=parent))
+    try:
+        yield folder
+    finally:
+        for _ in range(200):
+            shutil.rmtree(folder, ignore_errors=True)
+            if not folder.exists():
+                break
+            time.sleep(0.02)
 
 # %% ../nbs/00_core.ipynb #f57c3891
 def file_sha256(

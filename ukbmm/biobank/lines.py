@@ -9,18 +9,20 @@ import codecs
 import csv
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import polars as pl
 
 from ..core import TableError, compiled, progress
 
 # %% auto #0
-__all__ = ['STATE', 'MISSING', 'NO_NUMBER', 'DIGITS', 'CHUNK', 'Layout', 'read_layout', 'Lines', 'read_lines', 'line_of',
-           'is_cut', 'stray_quote']
+__all__ = ['MISSING_TEXTS', 'STATE', 'DIGITS', 'MISSING', 'NO_NUMBER', 'CHUNK', 'Layout', 'read_layout', 'scan_text', 'Lines',
+           'read_lines', 'line_of', 'is_cut', 'stray_quote']
 
 # %% ../../nbs/biobank/12a_lines.ipynb #22b0fc31
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Layout:
     "How a table is written."
 
     path: Path  # The file
-    delimiter: str  # Tab or comma; nothing where it is a parquet file
+    delimiter: str  # Tab, semicolon or comma; nothing where it is a parquet file
     names: list[str]  # The header's names, as in the file
     name: str  # Name of the file as delivered, for messages
     quoted: bool = True  # May a cell be in quotes? Else a quote is a letter
@@ -42,19 +44,42 @@ def read_layout(
     path = Path(path)
     with path.open(encoding="utf-8-sig", newline="") as stream:
         line = stream.readline()
-        delimiter = "\t" if "\t" in line else ","
+        delimiter = next((letter for letter in "\t;" if letter in line), ",")
         stream.seek(0)
         names = next(csv.reader(stream, delimiter=delimiter), [])
     if not names:
         raise TableError(name or path.name, "a table with a header", "an empty file")
+    if len(names) == 1 and " " in names[0].strip():
+        expected = "columns with tabs, commas or semicolons between them"
+        raise TableError(name or path.name, expected, "spaces, if anything", "Write it with commas.")
     return Layout(path, delimiter, names, name or path.name)
 
+# %% ../../nbs/biobank/12a_lines.ipynb #b1858000
+MISSING_TEXTS = ["", "NA"]
+
+
+def scan_text(
+    layout: Layout,  # A table of text
+    types: dict[str, pl.DataType],  # How to read each column
+    n_rows: int | None = None,  # Rows to read; None for all
+) -> pl.LazyFrame:
+    "Scan a table of text lazily with the given types; columns that are left out may share a name."
+    count = Counter(layout.names)
+    names = [name if count[name] == 1 else f"{name}\n{i}" for i, name in enumerate(layout.names)]
+    return pl.scan_csv(
+        layout.path,
+        separator=layout.delimiter,
+        has_header=False,
+        skip_rows=1,
+        schema={key: types[name] for key, name in zip(names, layout.names, strict=True)},
+        null_values=MISSING_TEXTS,
+        n_rows=n_rows,
+        quote_char='"' if layout.quoted else None,
+        low_memory=True,
+    )
+
 # %% ../../nbs/biobank/12a_lines.ipynb #f1015cbf
-STATE = (
-    *("quoted", "closed", "at_start", "cells", "length", "line", "start"),
-    *("rows", "blank", "bad_line", "bad_cells", "wanted", "eid", "eid_form"),
-)
-MISSING, NO_NUMBER = -(2**63), -(2**63) + 1  # Identifiers that are not there, or are not whole numbers
+STATE = ("quoted", "closed", "at_start", "cells", "length", "line", "start", "rows", "blank", "bad_line", "bad_cells", "wanted")  # fmt: skip
 
 
 def _start_state(wanted: int = 0) -> np.ndarray:
@@ -62,45 +87,23 @@ def _start_state(wanted: int = 0) -> np.ndarray:
     start = {"at_start": 1, "cells": 1, "line": 1, "start": 1, "wanted": wanted}
     return np.array([start.get(name, 0) for name in STATE], dtype=np.int64)
 
-# %% ../../nbs/biobank/12a_lines.ipynb #9a2fa296
+# %% ../../nbs/biobank/12a_lines.ipynb #b0999b4b
 @compiled
-def _go_over(chunk, delimiter, mark, expected, eid_cell, state, eids):
-    "Go over some bytes, keeping `state` between chunks and filling `eids`; stops at a bad line. Returns rows finished."
-    (
-        quoted,
-        closed,
-        at_start,
-        cells,
-        length,
-        line,
-        start,
-        rows,
-        blank,
-        bad_line,
-        bad_cells,
-        wanted,
-        eid,
-        form,
-    ) = state
-    first = rows
+def _go_over(chunk, delimiter, mark, expected, state):
+    "Go over some bytes, keeping `state` between chunks; stops at a bad line."
+    quoted, closed, at_start, cells, length, line, start, rows, blank, bad_line, bad_cells, wanted = state
     for byte in chunk:
         quote = byte == mark
         opens = quote & (1 - quoted) & (at_start | closed)
         closes = quote & quoted
         quoted = (quoted | opens) & (1 - closes)
-        outside = 1 - quoted
-        between = (byte == delimiter) & outside
-        cells += between
+        at_start = (byte == delimiter) & (1 - quoted)
+        cells += at_start
         length += byte != 13
-        closed, at_start = closes, between
-        if cells == eid_cell and between == 0 and (byte != 10 or quoted):
-            if 48 <= byte <= 57 and form < 3 and eid < 10**17:
-                eid, form = eid * 10 + byte - 48, max(form, 1)
-            elif byte != 34 and byte != 13:
-                form = 2 if byte == 45 and form == 0 else 3
+        closed = closes
         if byte == 10:
             line += 1
-            if outside == 0:
+            if quoted:
                 continue
             if length == 1:
                 blank = start if blank == 0 else blank
@@ -108,18 +111,15 @@ def _go_over(chunk, delimiter, mark, expected, eid_cell, state, eids):
                 bad_line, bad_cells = (blank, 0) if blank else (start, cells)
                 break
             else:
-                eids[rows - first] = (
-                    eid if form == 1 else -eid if form == 2 else MISSING if form == 0 else NO_NUMBER
-                )
                 rows += 1
-            start, cells, length, at_start, eid, form = line, 1, 0, 1, 0, 0
+            start, cells, length, at_start = line, 1, 0, 1
             if rows == wanted:
                 break
-    state[:] = (quoted, closed, at_start, cells, length, line, start, rows, blank, bad_line, bad_cells, wanted, eid, form)  # fmt: skip
-    return rows - first
+    state[:] = (quoted, closed, at_start, cells, length, line, start, rows, blank, bad_line, bad_cells, wanted)  # fmt: skip
 
-# %% ../../nbs/biobank/12a_lines.ipynb #f3a6620e
+# %% ../../nbs/biobank/12a_lines.ipynb #9a2fa296
 DIGITS = 17  # Of an identifier, at most
+MISSING, NO_NUMBER = -(2**63), -(2**63) + 1  # Identifiers that are not there, or are not whole numbers
 
 
 def _whole_rows(chunk: np.ndarray, layout: Layout) -> tuple[np.ndarray, np.ndarray] | None:
@@ -174,18 +174,17 @@ def _chunks(layout: Layout) -> Iterator[bytes]:
     decoder.decode(b"", final=True)
 
 
-def _over_chunks(layout: Layout, state: np.ndarray, eid_cell: int = 0) -> Iterator[np.ndarray]:
-    "Go over a file until it ends or `state` says why not; gives identifiers."
-    arguments = ord(layout.delimiter), _mark(layout), len(layout.names), eid_cell, state
+def _over_lines(layout: Layout, wanted: int = 0) -> dict[str, int]:
+    "Go over a file until it ends, until a bad line, or until row `wanted`; returns the state there."
+    arguments, state = (ord(layout.delimiter), _mark(layout), len(layout.names)), _start_state(wanted)
     for chunk in _chunks(layout):
-        eids = np.empty(chunk.count(b"\n"), dtype=np.int64)
-        yield eids[: _go_over(np.frombuffer(chunk, np.uint8), *arguments, eids)]
+        _go_over(np.frombuffer(chunk, np.uint8), *arguments, state)
         found = dict(zip(STATE, state.tolist(), strict=True))
-        if found["bad_line"] or found["wanted"] and found["rows"] == found["wanted"]:
-            return
+        if found["bad_line"] or wanted and found["rows"] == wanted:
+            return found
     if found["length"]:  # a last line without a line break at its end
-        eids = np.empty(1, dtype=np.int64)
-        yield eids[: _go_over(np.frombuffer(b"\n", np.uint8), *arguments, eids)]
+        _go_over(np.frombuffer(b"\n", np.uint8), *arguments, state)
+    return dict(zip(STATE, state.tolist(), strict=True))
 
 # %% ../../nbs/biobank/12a_lines.ipynb #9316ef62
 class Lines(NamedTuple):
@@ -204,12 +203,25 @@ def read_lines(
     "Go over a table's lines; raises `TableError` at the first that is not whole, `UnicodeDecodeError` if it is not UTF-8."
     cell = layout.names.index(eid) + 1 if eid else 0
     found = _quickly(layout, cell)
-    if found is None:
-        state = _start_state()
-        found = [np.concatenate([*_over_chunks(layout, state, cell)])[1:]]  # the first is the header's
-        _refuse_ragged(layout, dict(zip(STATE, state.tolist(), strict=True)))
-    eids = np.concatenate(found)
-    return Lines(len(eids), eids)
+    if found is not None:
+        eids = np.concatenate(found)
+        return Lines(len(eids), eids)
+    state = _over_lines(layout)
+    _refuse_ragged(layout, state)
+    n_rows = state["rows"] - 1  # one is the header
+    return Lines(n_rows, _eids_as_text(layout, eid, n_rows) if eid else np.full(n_rows, MISSING))
+
+
+def _eids_as_text(layout: Layout, eid: str, n_rows: int) -> np.ndarray:
+    "Identifiers that may be anything; raises `TableError` where polars finds another number of rows."
+    try:
+        text = scan_text(layout, dict.fromkeys(layout.names, pl.String), n_rows).select(eid).collect()[eid]
+    except pl.exceptions.PolarsError:
+        raise stray_quote(layout) from None
+    if len(text) != n_rows:
+        raise stray_quote(layout)
+    number = text.str.strip_chars().str.extract(r"^(-?\d{1,17})(?:\.0+)?$").cast(pl.Int64)
+    return number.fill_null(NO_NUMBER).set(text.is_null(), MISSING).to_numpy()
 
 
 def _quickly(layout: Layout, eid_cell: int) -> list[np.ndarray] | None:
@@ -241,10 +253,7 @@ def line_of(
     "Find the line on which a row starts."
     if not layout.delimiter:  # a parquet file has rows only
         return row + 1
-    state = _start_state(wanted=row + 1)
-    for _ in _over_chunks(layout, state):
-        pass
-    return int(state[STATE.index("start")])
+    return _over_lines(layout, wanted=row + 1)["start"]
 
 # %% ../../nbs/biobank/12a_lines.ipynb #2b8fc61c
 def is_cut(

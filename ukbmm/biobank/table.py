@@ -6,38 +6,47 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Collection, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
-from .dictionary import Dictionary
+from .dictionary import Dictionary, Field
 from .files import fill_lines, is_parquet, plain_text
 from ukbmm.biobank.lines import (
     MISSING,
+    MISSING_TEXTS,
     NO_NUMBER,
     Layout,
     is_cut,
     line_of,
     read_layout,
     read_lines,
+    scan_text,
     stray_quote,
 )
 from .names import SPELLINGS, Header, read_header
-from ..core import TableError, atomic_file, get_logger, progress
+from ..core import TableError, atomic_file, get_logger, progress, scratch_folder
 from ..disclosure import show_count
 
 # %% auto #0
-__all__ = ['MISSING_TEXTS', 'ISO', 'DAY_FIRST', 'CODE', 'LEADING', 'EXACT', 'WHAT', 'GROUP_CELLS', 'MOST_PARTS', 'CODINGS',
-           'Ways', 'as_date', 'scan_text', 'TableSummary', 'groups_of', 'gather_rows', 'read_table']
+__all__ = ['ISO', 'DAY_FIRST', 'CODE', 'UNDOTTED', 'DISEASES', 'SPELLED', 'ITEM', 'LISTED', 'EXACT', 'GROUP_CELLS', 'LOOK_ROWS',
+           'TEXT_CELLS', 'WHAT', 'MOST_PARTS', 'CODINGS', 'Labels', 'Ways', 'as_date', 'Wanted', 'groups_of',
+           'TableSummary', 'gather_rows', 'read_table']
 
 # %% ../../nbs/biobank/16_table.ipynb #3a70a827
-MISSING_TEXTS = ["", "NA"]
 ISO, DAY_FIRST = "%Y-%m-%d", "%d/%m/%Y"
+
+
+class Labels(NamedTuple):
+    "The codes that labels stand for."
+
+    texts: pl.Enum  # Labels
+    codes: pl.Series  # Their codes as text; null where a label stands for several
 
 
 @dataclass(frozen=True)
@@ -45,60 +54,64 @@ class Ways:
     "How a file writes what can be written in several ways."
 
     floats: frozenset[str] = frozenset()  # Columns of whole numbers that are written with decimals
-    labels: dict[str, dict[str, str | None]] = field(default_factory=dict)  # Codes by label, by column
+    labels: dict[str, Labels] = field(default_factory=dict)  # Columns of labels in the place of codes
+    spelled: frozenset[str] = frozenset()  # Columns of codes of text with a dot within or a label behind them
     date: str = ISO  # How a day is written
-    leading: frozenset[str] = frozenset()  # Columns of codes of text with labels that begin with the code
+    nan: bool = False  # Does NaN stand for nothing?
+
+# %% ../../nbs/biobank/16_table.ipynb #d1dcdd63
+CODE = r"""^[^\s,|'"\[\]]+$"""  # a code of text
+UNDOTTED = r"""^[^\s,.|'"\[\]]+$"""  # one of ICD or OPCS
+DISEASES = (19, 87, 240, 259)  # codings of ICD-10, ICD-9, OPCS-4 and OPCS-3
+SPELLED = r"^((?:[A-Z][0-9]{2}|[0-9]{3}|E[0-9]{3})\.[0-9A-Z]{1,2}|[A-Z]?[0-9][0-9A-Z]*)(?:\s|$)"
 
 
-def _codes_of(text: pl.Expr, labels: dict[str, str | None] | None) -> pl.Expr:
-    "Put codes in the place of labels; nothing where a label stands for several codes."
-    return text.replace(list(labels), list(labels.values())) if labels else text
+def _codes_of(text: pl.Expr, labels: Labels | None, spelled: bool) -> pl.Expr:
+    "Put codes in the place of what is written for them; nothing where a label stands for several."
+    if spelled:
+        code = text.str.extract(SPELLED, 1).str.replace(".", "", literal=True)
+        return pl.when(text.is_not_null()).then(code.fill_null("?,"))
+    if labels:  # looked up by its number: `replace` takes 20 times the memory
+        number = text.cast(labels.texts, strict=False).to_physical()
+        return pl.when(number.is_not_null()).then(pl.lit(labels.codes).gather(number)).otherwise(text)
+    return text
+
+# %% ../../nbs/biobank/16_table.ipynb #00af6bc6
+ITEM = r"""(?:"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?|null|'[^'"]*')"""
+LISTED = rf"^\[\s*(?:{ITEM}\s*(?:,\s*{ITEM}\s*)*)?\]$"
 
 
-CODE = r"""^[^\s,|'"\[\]]+$"""  # a code of text, such as I219
-LEADING = r"^([A-Z]?[0-9][0-9A-Z]*(?:\.[0-9A-Z]+)?)\s"  # the code in "I21.9 Acute myocardial infarction, unspecified"
-
-
-def _leading(text: pl.Expr) -> pl.Expr:
-    "The codes that labels begin with, without dots; a code by itself stays."
-    code = text.str.extract(LEADING, 1).str.replace_all(".", "", literal=True)
-    return pl.when(text.str.contains(r"\s")).then(code.fill_null("?,")).otherwise(text)
-
-
-def _codes_by_comma(column: pl.Expr) -> pl.Expr:
-    "The codes of a multiple choice with commas between them."
-    return column.str.replace_all(r"""[\[\]"' ]""", "").str.replace_all(r"\|", ",")
-
-
-def _without_decimals(column: pl.Expr) -> pl.Expr:
-    "A multiple choice whose codes were written as 1065.0."
-    return _codes_by_comma(column).str.replace_all(r"\.0+(,|$)", "$1")
-
-
-def _texts(column: pl.Expr) -> pl.Expr:
-    "The answers of a multiple choice as texts; outside of a JSON list only | divides, since a label may hold commas."
-    within = column.str.replace_all(r"""[\[\]"' ]""", "").str.split(",")
-    each = pl.when(column.str.starts_with("[")).then(within).otherwise(column.str.split("|"))
+def _texts(cell: pl.Expr) -> pl.Expr:
+    "The answers of a multiple choice as texts, without those of nothing; a list that is none becomes one odd answer."
+    text = pl.when(cell.str.contains('"', literal=True)).then(cell).otherwise(cell.str.replace_all("'", '"'))
+    listed = cell.str.starts_with("[")
+    json = pl.when(listed & cell.str.contains(LISTED)).then(text).str.json_decode(pl.List(pl.String))
+    each = pl.when(listed).then(json.fill_null(pl.lit(["[,"]))).otherwise(cell.str.split("|"))
     each = each.list.eval(pl.element().str.strip_chars())
     return each.list.eval(pl.element().filter(pl.element() != ""))
 
 
-def _list_of_text(
-    column: pl.Expr,
+def _list_of(
+    cell: pl.Expr,
     dtype: pl.List,
-    labels: dict[str, str | None] | None = None,
+    labels: Labels | None = None,
+    spelled: bool = False,
+    floats: bool = False,
     strict: bool = True,
-    leading: bool = False,
 ) -> pl.Expr:
-    "Read RAP's multiple choice, a JSON list or codes joined by |, as a list; one of nothing is missing."
-    if labels or dtype.inner == pl.String:
-        code = _codes_of(_leading(pl.element()) if leading else pl.element(), labels)
-        each = _texts(column).list.eval(code).list.drop_nulls()
-        return pl.when(each.list.len() > 0).then(each).cast(dtype, strict=strict)
-    codes = _codes_by_comma(column)
-    return pl.when(codes != "").then(codes).str.split(",").cast(dtype, strict=strict)
+    "Read a multiple choice in one cell as a list; one of nothing is missing."
+    if dtype.inner != pl.String and not labels:
+        cell = (
+            pl.when(cell.str.starts_with("["))
+            .then(cell)
+            .otherwise(cell.str.replace_all(",", "|", literal=True))
+        )
+    code = _codes_of(pl.element(), labels, spelled)
+    code = code.str.replace(r"\.0+$", "") if floats else code
+    each = _texts(cell).list.eval(code).list.drop_nulls()
+    return pl.when(each.list.len() > 0).then(each).cast(dtype, strict=strict)
 
-# %% ../../nbs/biobank/16_table.ipynb #d1dcdd63
+# %% ../../nbs/biobank/16_table.ipynb #b5562ff8
 def as_date(
     text: pl.Expr,  # Days as text
     date: str = ISO,  # How a day is written
@@ -125,21 +138,20 @@ def _parsed(text: pl.Expr, dtype: pl.DataType, date: str = ISO, strict: bool = T
 
 def _value(source: str, dtype: pl.DataType, ways: Ways) -> pl.Expr:
     "The expression that makes a value of its field's type from one column of the file."
-    text = _leading(pl.col(source)) if source in ways.leading else pl.col(source)
-    text = _codes_of(text, ways.labels.get(source))
-    expression = _parsed(text, dtype, ways.date)
+    text = _codes_of(pl.col(source), ways.labels.get(source), source in ways.spelled)
+    value = _parsed(text, dtype, ways.date)
     if source in ways.floats or source in ways.labels and not dtype.is_temporal():
-        expression = expression.cast(dtype)
-    return pl.when(expression.is_finite()).then(expression) if dtype == pl.Float64 else expression
+        value = value.cast(dtype)
+    return value.fill_nan(None) if ways.nan and dtype == pl.Float64 else value
 
 
 def _column(name: str, header: Header, ways: Ways) -> pl.Expr:
     "The expression that makes a canonical column from the columns of the file."
     sources, field_of = header.columns[name], header.fields[name]
     if name in header.lists:
-        text = _without_decimals(pl.col(sources[0])) if sources[0] in ways.floats else pl.col(sources[0])
-        labels, leading = ways.labels.get(sources[0]), sources[0] in ways.leading
-        return _list_of_text(text, pl.List(field_of.dtype), labels, leading=leading).alias(name)
+        labels, spelled = ways.labels.get(sources[0]), sources[0] in ways.spelled
+        floats = sources[0] in ways.floats
+        return _list_of(pl.col(sources[0]), pl.List(field_of.dtype), labels, spelled, floats).alias(name)
     if field_of.value_type == "categorical_multiple":
         values = [_value(source, field_of.dtype, ways) for source in sources]
         every = pl.concat_arr(
@@ -167,27 +179,6 @@ def _file_types(targets: dict[str, pl.DataType], ways: Ways) -> dict[str, pl.Dat
     floats = dict.fromkeys(ways.floats - as_text, pl.Float64)
     return types | floats | dict.fromkeys(ways.labels, pl.String)
 
-# %% ../../nbs/biobank/16_table.ipynb #a118a2f7
-def scan_text(
-    layout: Layout,  # A table of text
-    types: dict[str, pl.DataType],  # How to read each column
-    n_rows: int | None = None,  # Rows to read; None for all
-) -> pl.LazyFrame:
-    "Scan a table of text lazily with the given types; columns that are left out may share a name."
-    count = Counter(layout.names)
-    names = [name if count[name] == 1 else f"{name}\n{i}" for i, name in enumerate(layout.names)]
-    return pl.scan_csv(
-        layout.path,
-        separator=layout.delimiter,
-        has_header=False,
-        skip_rows=1,
-        schema={key: types[name] for key, name in zip(names, layout.names, strict=True)},
-        null_values=MISSING_TEXTS,
-        n_rows=n_rows,
-        quote_char='"' if layout.quoted else None,
-        low_memory=True,
-    )
-
 # %% ../../nbs/biobank/16_table.ipynb #8a3c3090
 def _as_text(name: str, dtype: pl.DataType) -> pl.Expr:
     "A column of a parquet file as a text table would write it."
@@ -200,7 +191,7 @@ def _as_text(name: str, dtype: pl.DataType) -> pl.Expr:
     return pl.when(~text.is_in(MISSING_TEXTS)).then(text)
 
 
-def _scan(layout: Layout, types: dict[str, pl.DataType], n_rows: int) -> pl.LazyFrame:
+def _scan(layout: Layout, types: dict[str, pl.DataType], n_rows: int | None = None) -> pl.LazyFrame:
     "Scan a table lazily with the given types."
     return scan_text(layout, types, n_rows) if layout.delimiter else _scan_parquet(layout, types)
 
@@ -220,21 +211,96 @@ def _scan_parquet(layout: Layout, types: dict[str, pl.DataType]) -> pl.LazyFrame
         columns.append(text.cast(types[name]).alias(name))
     return frame.select(columns)
 
+# %% ../../nbs/biobank/16_table.ipynb #dfc41c7f
+class Wanted(NamedTuple):
+    "What a column of a file shall hold."
+
+    dtype: pl.DataType  # Type of its field, in a list for a multiple choice in one cell
+    code: str = CODE  # What a code of text looks like
+    labels: Labels | None = None  # Of its coding; None where the dictionary has none
+
+
+def _pattern(field_of: Field, dictionary: Dictionary) -> str | None:
+    "What a code of a field looks like; None where its values are no codes of text, or there are codes that look like none."
+    if not field_of.is_category or field_of.dtype != pl.String:
+        return None
+    if field_of.coding in DISEASES:
+        return UNDOTTED
+    known = dictionary.labels.get(field_of.coding or -1, ())
+    return CODE if all(re.match(CODE, code) for code in known) else None
+
+
+def _labels_of(field_of: Field, dictionary: Dictionary) -> Labels | None:
+    "The labels of a field's coding; None where the dictionary has none."
+    codes = dictionary.codes(field_of.coding)
+    midnight = " 00:00:00" if field_of.value_type == "time" else ""  # a day stands for its first moment
+    values = [f"{code}{midnight}" if code and len(code) == 10 else code for code in codes.values()]
+    return Labels(pl.Enum(list(codes)), pl.Series(values, dtype=pl.String)) if codes else None
+
+# %% ../../nbs/biobank/16_table.ipynb #63f3cde0
+@dataclass(frozen=True)
+class _Task:
+    "A table that is being read."
+
+    layout: Layout  # How it is written
+    header: Header  # What its columns are
+    dictionary: Dictionary  # Where types and labels come from
+    eids: np.ndarray  # int64 [row]
+    coding: str  # One of `CODINGS`
+    out: Path  # Where to write
+
+    @cached_property
+    def patterns(self) -> dict[str, str]:
+        "What a code looks like, by canonical column of codes of text."
+        found = {name: _pattern(one, self.dictionary) for name, one in self.header.fields.items()}
+        return {name: pattern for name, pattern in found.items() if pattern}
+
+    @cached_property
+    def labels(self) -> dict[str, Labels]:
+        "The labels of each column of the file; those of a coding are held once."
+        made, found = {}, {}
+        for name, one in self.header.fields.items() if self.coding != "codes" else ():
+            key = (one.coding, one.value_type == "time")
+            made[key] = made[key] if key in made else _labels_of(one, self.dictionary)
+            found |= dict.fromkeys(self.header.columns[name], made[key])
+        return {source: labels for source, labels in found.items() if labels}
+
+    @cached_property
+    def wanted(self) -> dict[str, Wanted]:
+        "What each column of the file shall hold, but those of texts that may be anything."
+        codes = {source: code for name, code in self.patterns.items() for source in self.header.columns[name]}
+        return {
+            name: Wanted(dtype, codes.get(name, CODE), self.labels.get(name))
+            for name, dtype in _target_types(self.header, self.layout.names).items()
+            if name != self.header.eid and (dtype != pl.String or name in codes)
+        }
+
+    def texts(self, n_rows: int | None = None) -> pl.LazyFrame:
+        "Scan all columns as text."
+        as_text = dict.fromkeys(self.layout.names, pl.String)
+        return _scan(self.layout, as_text, len(self.eids) if n_rows is None else n_rows)
+
 # %% ../../nbs/biobank/16_table.ipynb #4a706fc9
-def _parses(text: pl.Expr, dtype: pl.DataType, ways: Ways = Ways(), source: str = "") -> pl.Expr:
-    "Does the text parse as `dtype`?"
-    labels, leading = ways.labels.get(source), source in ways.leading
+def _fits(text: pl.Expr, wanted: Wanted, ways: Ways = Ways(), source: str = "") -> pl.Expr:
+    "Does a text parse, written in some ways?"
+    dtype, labels, spelled = wanted.dtype, ways.labels.get(source), source in ways.spelled
     if dtype.is_nested():
-        codes = _list_of_text(text, dtype, labels, strict=False, leading=leading)
+        codes = _list_of(text, dtype, labels, spelled, source in ways.floats, strict=False)
+        known = codes.list.drop_nulls()
         if dtype.inner == pl.String:
-            return codes.list.eval(pl.element().str.contains(CODE)).list.all().fill_null(True)
-        return (codes.list.drop_nulls().list.len() == codes.list.len()).fill_null(True)
-    text = _codes_of(_leading(text) if leading else text, labels)
+            return known.list.eval(pl.element().str.contains(wanted.code)).list.all().fill_null(True)
+        return (known.list.len() == codes.list.len()).fill_null(True)
+    if source in ways.floats:
+        return _whole(text, dtype)
+    text = _codes_of(text, labels, spelled)
     if dtype == pl.String:
-        return text.is_null() | text.str.contains(CODE)
+        return text.is_null() | text.str.contains(wanted.code)
     if dtype.is_temporal():
         return text.is_null() | _parsed(text, dtype, ways.date, strict=False).is_not_null()
-    return text.is_null() | text.cast(dtype, strict=False).is_not_null()
+    value = text.cast(dtype, strict=False)
+    return text.is_null() | (~value.is_infinite() if dtype == pl.Float64 else value.is_not_null()).fill_null(
+        False
+    )
 
 
 EXACT = {pl.Int32: 2**31 - 1, pl.Int64: 2**53 - 1}  # up to here a float is the same whole number
@@ -246,63 +312,87 @@ def _whole(text: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     fits = (number == number.round()) & (number.abs() <= EXACT[dtype])
     return fits.fill_null(False) & ~text.str.contains("[eE]")
 
-
-def _undecided(text: pl.Expr, dtype: pl.DataType, labels: dict[str, str | None]) -> pl.Expr:
-    "Is there a label that stands for several codes?"
-    several = [label for label, code in labels.items() if code is None]
-    if dtype.is_nested():
-        return text.str.split("|").list.eval(pl.element().str.strip_chars().is_in(several)).list.any()
-    return text.is_in(several)
-
 # %% ../../nbs/biobank/16_table.ipynb #d3c3d969
-def _count_misfits(
-    layout: Layout, types: dict[str, pl.DataType], known: dict[str, dict[str, str | None]], n_rows: int
-) -> dict[str, dict[str, int]]:
-    "Count each column's values that do not fit, by way of writing: as they should be, as floats, labels, day first."
-    labelled, day_first, checks = Ways(labels=known), Ways(date=DAY_FIRST), []
-    for name, dtype in types.items():
-        given, text = pl.col(name).is_not_null(), pl.col(name)
-        checks.append((given & ~_parses(text, dtype)).sum().alias(f"plain:{name}"))
-        if dtype.is_integer():
-            checks.append((given & ~_whole(text, dtype)).sum().alias(f"floats:{name}"))
-        if dtype.is_nested() and dtype.inner.is_integer():
-            checks.append((given & ~_parses(_without_decimals(text), dtype)).sum().alias(f"floats:{name}"))
-        if name in known:
-            checks.append((given & ~_parses(text, dtype, labelled, name)).sum().alias(f"labels:{name}"))
-            checks.append(_undecided(text, dtype, known[name]).sum().alias(f"undecided:{name}"))
-        if pl.String in (dtype, getattr(dtype, "inner", None)):
-            leading = Ways(leading=frozenset([name]))
-            checks.append((given & ~_parses(text, dtype, leading, name)).sum().alias(f"leading:{name}"))
-        if dtype.is_temporal():
-            checks.append((given & ~_parses(text, dtype, day_first)).sum().alias(f"day_first:{name}"))
-    if not checks:
-        return {}
-    frame = _scan(layout, dict.fromkeys(layout.names, pl.String), n_rows)
+def _trials(name: str, wanted: Wanted) -> dict[str, Ways]:
+    "The ways in which a column might be written, by what they are called."
+    dtype, trials = wanted.dtype, {"plain": Ways()}
+    inner = dtype.inner if dtype.is_nested() else dtype
+    if inner.is_integer():
+        trials["floats"] = Ways(floats=frozenset([name]))
+    if wanted.labels:
+        trials["labels"] = Ways(labels={name: wanted.labels})
+    if inner == pl.String:
+        trials["spelled"] = Ways(spelled=frozenset([name]))
+    if inner.is_temporal():
+        trials["day_first"] = Ways(date=DAY_FIRST)
+    return trials
+
+
+def _misfits(texts: pl.Series, wanted: Wanted) -> dict[str, int]:
+    "Count a column's values that do not fit, by way of writing; a text that occurs often is looked at once."
+    name = texts.name
+    table = texts.drop_nulls().value_counts(name="\n")
+    fits = {way: _fits(pl.col(name), wanted, ways, name) for way, ways in _trials(name, wanted).items()}
+    return table.select((~one * pl.col("\n")).sum().alias(way) for way, one in fits.items()).row(
+        0, named=True
+    )
+
+# %% ../../nbs/biobank/16_table.ipynb #ef25e72b
+GROUP_CELLS = 40_000_000  # Values held in memory at a time: about 320 MB
+
+
+def groups_of(
+    columns: Sequence[str],  # Names of columns
+    n_rows: int,  # Participants
+    most: int | None = None,  # Groups at most; None for as many as it takes
+    cells: int | None = None,  # Values of a group; None for `GROUP_CELLS`
+) -> list[list[str]]:  # Groups of so few columns that they can be held in memory
+    "Divide columns into groups of at most `cells` values, as long as `most` allows."
+    wanted = -(-len(columns) * n_rows // (cells or GROUP_CELLS)) or 1
+    width = -(-len(columns) // min(wanted, most or wanted, max(1, len(columns))))
+    return [list(columns[i : i + width]) for i in range(0, len(columns), width)]
+
+# %% ../../nbs/biobank/16_table.ipynb #75783026
+LOOK_ROWS = 20_000  # First rows that are looked at
+TEXT_CELLS = 10_000_000  # Texts held in memory at a time: about 500 MB
+
+
+def _count_misfits(task: _Task, names: Collection[str], n_rows: int) -> dict[str, dict[str, int]]:
+    "Count the values of some columns that do not fit, by way of writing, in the first `n_rows`."
     found: dict[str, dict[str, int]] = {}
-    for key, count in frame.select(checks).collect(engine="streaming").row(0, named=True).items():
-        way, name = key.split(":", 1)
-        found.setdefault(name, {})[way] = count
+    groups = groups_of(sorted(names), n_rows, cells=TEXT_CELLS) if names else []
+    for group in progress(groups, f"looking at how {task.layout.name} is written", len(groups)):
+        for column in task.texts(n_rows).select(group).collect(engine="streaming"):
+            found[column.name] = _misfits(column, task.wanted[column.name])
     return found
 
-# %% ../../nbs/biobank/16_table.ipynb #de4f4379
-def _decide(
-    counts: dict[str, dict[str, int]], known: dict[str, dict[str, str | None]], labelled: bool = False
-) -> tuple[Ways, set[str]]:
-    "Which ways a file has, labels for certain if it is `labelled`; and the columns that fit none of them."
+
+def _that_do_not_fit(task: _Task, ways: Ways) -> set[str]:
+    "The columns that hold something which does not fit the ways that were found, over the whole file."
+    checks = [
+        (pl.col(name).is_not_null() & ~_fits(pl.col(name), one, ways, name)).any().alias(name)
+        for name, one in task.wanted.items()
+    ]
+    row = task.texts().select(checks).collect(engine="streaming").row(0, named=True)
+    return {name for name, misfits in row.items() if misfits}
+
+# %% ../../nbs/biobank/16_table.ipynb #a2880d74
+def _decide(task: _Task, counts: dict[str, dict[str, int]]) -> tuple[Ways, set[str]]:
+    "Which ways a file has, labels for certain where that was said; and the columns that fit none of them."
     bad = {name for name, count in counts.items() if count["plain"]}
     floats = frozenset(name for name in bad if counts[name].get("floats") == 0)
-    labels = {name: known[name] for name in known if counts[name]["labels"] == 0}
-    labels = labels if labelled or any(name in labels for name in bad - floats) else {}
+    labels = {name: task.labels[name] for name in counts if counts[name].get("labels") == 0}
+    labels = labels if task.coding == "labels" or any(name in labels for name in bad - floats) else {}
     dates = [name for name in bad if counts[name].get("day_first") == 0 and name not in labels]
     date = DAY_FIRST if dates and not _some_iso(counts, dates) else ISO
-    leading = frozenset(name for name in bad - set(labels) if counts[name].get("leading") == 0)
-    left = bad - floats - set(labels) - leading - (set(dates) if date == DAY_FIRST else set())
-    return Ways(floats - set(labels), labels, date, leading), left
+    spelled = frozenset(name for name in bad - set(labels) if counts[name].get("spelled") == 0)
+    left = bad - floats - set(labels) - spelled - (set(dates) if date == DAY_FIRST else set())
+    return _everywhere(task, Ways(floats - set(labels), labels, spelled, date)), left
 
 
 def _fewest(count: dict[str, int]) -> tuple[int, str]:
     "How many of a column's values do not fit, and in which way: the one in which the fewest do not."
-    ways = {way: n for way, n in count.items() if n and way in ("plain", "floats", "labels", "leading")}
+    ways = {way: n for way, n in count.items() if n and way != "day_first"}
     way = min(ways, key=lambda way: (ways[way], way != "plain"))
     return ways[way], way
 
@@ -312,7 +402,7 @@ def _some_iso(counts: dict[str, dict[str, int]], dates: list[str]) -> bool:
     others = [count for name, count in counts.items() if "day_first" in count and name not in dates]
     return any(count["day_first"] > count["plain"] for count in others)
 
-# %% ../../nbs/biobank/16_table.ipynb #ef25e72b
+# %% ../../nbs/biobank/16_table.ipynb #f36cdd1f
 WHAT = {
     "i": "whole numbers",
     "f": "numbers",
@@ -331,33 +421,25 @@ def _expected(dtype: pl.DataType) -> str:
     return WHAT["l" if dtype.is_nested() else "d" if dtype == pl.Date else "t"]
 
 
-def _first(
-    layout: Layout, name: str, dtype: pl.DataType, way: str, labels: dict[str, str | None] | None, n_rows: int
-) -> str:
+def _first(task: _Task, name: str, way: str) -> str:
     "The first line, or row of a parquet file, whose value does not parse."
-    text = _scan(layout, dict.fromkeys(layout.names, pl.String), n_rows).with_row_index("index")
-    ways = {"labels": Ways(labels={name: labels}), "leading": Ways(leading=frozenset([name]))}.get(
-        way, Ways()
-    )
-    whole = way == "floats" and not dtype.is_nested()
-    fits = _whole(pl.col(name), dtype) if whole else _parses(pl.col(name), dtype, ways, name)
-    bad = text.filter(pl.col(name).is_not_null() & ~fits)
-    line = line_of(layout, bad.select(pl.col("index").first()).collect(engine="streaming").item())
-    return f"{'line' if layout.delimiter else 'row'} {line:,}"
+    wanted = task.wanted[name]
+    fits = _fits(pl.col(name), wanted, _trials(name, wanted)[way], name)
+    bad = task.texts().with_row_index("\nindex").filter(pl.col(name).is_not_null() & ~fits)
+    index = bad.select(pl.col("\nindex").first()).collect(engine="streaming").item()
+    return f"{'line' if task.layout.delimiter else 'row'} {line_of(task.layout, index):,}"
 
-# %% ../../nbs/biobank/16_table.ipynb #75783026
-def _refuse_misfits(
-    layout: Layout, types: dict, bad: dict[str, tuple[int, str]], known: dict, n_rows: int
-) -> None:
+# %% ../../nbs/biobank/16_table.ipynb #c03f50be
+def _refuse_misfits(task: _Task, bad: dict[str, tuple[int, str]]) -> None:
     "Raise `TableError` that names the columns whose values do not fit, without the values."
     parts = [
-        f"{name} ({show_count(count)} values, first at {_first(layout, name, types[name], way, known.get(name), n_rows)},"
-        f" expected {'labels of its coding' if way == 'labels' else _expected(types[name])})"
+        f"{name} ({show_count(count)} values, first at {_first(task, name, way)},"
+        f" expected {'labels of its coding' if way == 'labels' else _expected(task.wanted[name].dtype)})"
         for name, (count, way) in list(bad.items())[:5]
     ]
     more = f" and {len(bad) - 5} more columns" if len(bad) > 5 else ""
     raise TableError(
-        layout.name,
+        task.layout.name,
         expected="values of the types in the data dictionary",
         found=f"others in {'; '.join(parts)}{more}",
         remedy="Correct the file; describe the field as it is with --fields; where codes were replaced by their "
@@ -373,11 +455,21 @@ def _refuse_rows(layout: Layout, bad: np.ndarray, expected: str, found: str, rem
         raise TableError(f"{layout.name}, column eid", expected, found, remedy)
 
 
-def _check_eids(eids: np.ndarray, layout: Layout, drop_negative: bool) -> None:
+def _why_odd(layout: Layout, eid: str, row: int) -> str:
+    "What may have happened to an identifier that is no whole number, and what to do."
+    text = _scan(layout, dict.fromkeys(layout.names, pl.String)).select(eid).slice(row, 1).collect().item()
+    if text == eid:
+        return "The header stands there a second time: give files one by one, not one behind the other."
+    if re.fullmatch(r"[\d.,]+[eE]\+?\d+", text):
+        return "A spreadsheet may have written it as 1.2E+06, and lost digits: export the table again."
+    return "Correct the file, or export it again."
+
+
+def _check_eids(eids: np.ndarray, layout: Layout, eid: str, drop_negative: bool) -> None:
     "Raise `TableError` where identifiers are missing, repeated or negative, or nobody's."
-    whole = "whole numbers, digits only"
-    remedy = "A spreadsheet may have written them as 1.2E+06, and lost digits: export the table again."
-    _refuse_rows(layout, eids == NO_NUMBER, whole, "that are not", remedy)
+    odd = eids == NO_NUMBER
+    remedy = _why_odd(layout, eid, int(odd.argmax())) if odd.any() else ""
+    _refuse_rows(layout, odd, "whole numbers, digits only", "that are not", remedy)
     remedy = "Remove these rows, or export the table again."
     _refuse_rows(layout, eids == MISSING, "an identifier in each row", "rows without", remedy)
     repeated = ~pl.Series(eids).is_first_distinct().to_numpy() & (eids > 0)
@@ -412,21 +504,9 @@ class TableSummary:
     n_dropped: int = 0  # Rows dropped for a negative identifier
 
 
-GROUP_CELLS = 40_000_000  # Values held in memory at a time: about 320 MB
 MOST_PARTS = 8  # Parquet files of a table at most
 
 # %% ../../nbs/biobank/16_table.ipynb #fab7c548
-def groups_of(
-    columns: Sequence[str],  # Names of columns
-    n_rows: int,  # Participants
-    most: int | None = None,  # Groups at most; None for as many as it takes
-) -> list[list[str]]:  # Groups of so few columns that they can be held in memory
-    "Divide columns into groups of at most `GROUP_CELLS` values, as long as `most` allows."
-    wanted = -(-len(columns) * n_rows // GROUP_CELLS) or 1
-    width = -(-len(columns) // min(wanted, most or wanted, max(1, len(columns))))
-    return [list(columns[i : i + width]) for i in range(0, len(columns), width)]
-
-
 def _sink(frame: pl.LazyFrame, path: Path, n_columns: int, packed: str = "zstd") -> pl.LazyFrame:
     "The plan to stream a lazy table to a parquet file; `n_columns` are written at the same time."
     size = max(1_000, min(131_072, GROUP_CELLS // max(1, n_columns)))
@@ -444,21 +524,17 @@ def gather_rows(
 ) -> None:
     "Write some columns of a parquet file with its rows in another order, a group of columns at a time."
     index = pl.Series(np.where(rows < 0, 0, rows)).set(pl.Series(rows < 0), None).cast(pl.UInt32)
-    pieces = []
-    try:
-        with atomic_file(out) as done:
-            for number, group in enumerate(groups_of(columns, len(rows))):
-                pieces.append(out.with_name(f".{out.name}-{number}.piece"))
-                frame = pl.read_parquet(source, columns=group).select(pl.col(group).gather(index))
-                _sink(frame.lazy(), pieces[-1], n_columns or len(columns)).collect(engine="streaming")
-            if len(pieces) == 1:
-                pieces[0].replace(done)
-            else:
-                frame = pl.concat([pl.scan_parquet(piece) for piece in pieces], how="horizontal")
-                _sink(frame, done, n_columns or len(columns)).collect(engine="streaming")
-    finally:
-        for piece in pieces:
-            piece.unlink(missing_ok=True)
+    with atomic_file(out) as done, scratch_folder(out.parent) as scratch:
+        groups = groups_of(columns, len(rows))
+        pieces = [scratch / str(number) for number in range(len(groups))]
+        for piece, group in zip(pieces, groups, strict=True):
+            frame = pl.read_parquet(source, columns=group).select(pl.col(group).gather(index))
+            _sink(frame.lazy(), piece, n_columns or len(columns)).collect(engine="streaming")
+        if len(pieces) == 1:
+            pieces[0].replace(done)
+        else:
+            frame = pl.concat([pl.scan_parquet(piece) for piece in pieces], how="horizontal")
+            _sink(frame, done, n_columns or len(columns)).collect(engine="streaming")
 
 # %% ../../nbs/biobank/16_table.ipynb #13746ea7
 def _write_parts(frame: pl.LazyFrame, eids: np.ndarray, out: Path) -> list[str]:
@@ -468,134 +544,116 @@ def _write_parts(frame: pl.LazyFrame, eids: np.ndarray, out: Path) -> list[str]:
     rows = rows[eids[rows] > 0]
     in_order = len(rows) == n and bool((np.diff(rows) == 1).all())
     parts = {f"{out.name}-{i}.parquet": group for i, group in enumerate(groups_of(columns, n, MOST_PARTS))}
-    with ExitStack() as files:
-        made = {
-            name: files.enter_context(atomic_file(out.with_name(name if in_order else f".{name}.raw")))
-            for name in parts
-        }
+    with scratch_folder(out.parent) as scratch:
         packed = "zstd" if in_order else "lz4"
         plans = [
-            _sink(frame.select(group), made[name], len(columns), packed) for name, group in parts.items()
+            _sink(frame.select(group), scratch / name, len(columns), packed) for name, group in parts.items()
         ]
         pl.collect_all(plans, engine="streaming")
-    if not in_order:
+        if in_order:
+            for name in parts:
+                (scratch / name).replace(out.with_name(name))
+            return list(parts)
         for name, group in progress(parts.items(), "putting participants in order", len(parts)):
-            raw = out.with_name(f".{name}.raw")
-            gather_rows(raw, group, rows, out.with_name(name), len(columns))
-            raw.unlink()
+            gather_rows(scratch / name, group, rows, out.with_name(name), len(columns))
+            (scratch / name).unlink()
     return list(parts)
 
 # %% ../../nbs/biobank/16_table.ipynb #f117e6a3
-def _typed(layout: Layout, header: Header, n_rows: int, ways: Ways) -> pl.LazyFrame:
+def _typed(task: _Task, ways: Ways) -> pl.LazyFrame:
     "The table with canonical names and types."
-    targets = _target_types(header, layout.names)
-    frame = _scan(layout, _file_types(targets, ways), n_rows)
-    return frame.select([_column(name, header, ways) for name in header.columns])
+    targets = _target_types(task.header, task.layout.names)
+    frame = _scan(task.layout, _file_types(targets, ways), len(task.eids))
+    return frame.select([_column(name, task.header, ways) for name in task.header.columns])
+
+
+def _oddities(task: _Task, parts: list[str]) -> set[str]:
+    "What parses always and shows afterwards only: a `code` of text that is none, a `nan`, an `infinite` number."
+    found: set[str] = set()
+    for part in parts:
+        frame, checks = pl.scan_parquet(task.out.with_name(part)), []
+        for name, dtype in frame.collect_schema().items():
+            value = pl.col(name).explode() if dtype.is_nested() else pl.col(name)
+            if name in task.patterns:
+                checks.append((~value.str.contains(task.patterns[name])).any().alias(f"code {name}"))
+            if dtype == pl.Float64:
+                checks.append(value.is_nan().any().alias(f"nan {name}"))
+                checks.append(value.is_infinite().any().alias(f"infinite {name}"))
+        row = frame.select(checks).collect(engine="streaming").row(0, named=True) if checks else {}
+        found |= {key.split()[0] for key, odd in row.items() if odd}
+    return found
 
 # %% ../../nbs/biobank/16_table.ipynb #1975cf8f
-def _coded(header: Header, dictionary: Dictionary) -> set[str]:
-    "Canonical columns of codes of text, such as ICD-10, but for codings of which a code looks like no code."
-    fields = {
-        name: field for name, field in header.fields.items() if field.is_category and field.dtype == pl.String
-    }
-    plain = {
-        coding: all(re.match(CODE, code) for code in dictionary.labels.get(coding or -1, ()))
-        for coding in {field.coding for field in fields.values()}
-    }
-    return {name for name, field in fields.items() if plain[field.coding]}
-
-
-def _odd_codes(out: Path, parts: list[str], coded: set[str]) -> bool:
-    "Is there anything but codes in columns of codes of text? Text parses always, so this shows afterwards only."
-    for part in parts:
-        frame, checks = pl.scan_parquet(out.with_name(part)), []
-        for name, dtype in frame.collect_schema().items():
-            if name in coded:
-                value = pl.col(name).explode() if dtype.is_nested() else pl.col(name)
-                checks.append((~value.str.contains(CODE)).any().alias(name))
-        if checks and any(frame.select(checks).collect(engine="streaming").row(0)):
-            return True
-    return False
-
-# %% ../../nbs/biobank/16_table.ipynb #e3b89ba7
-def _write_as(
-    layout: Layout, header: Header, coded: set[str], eids: np.ndarray, ways: Ways, out: Path
-) -> list[str] | None:
+def _write_as(task: _Task, ways: Ways) -> list[str] | None:
     "Parse a table and write it; None where a value does not fit."
     try:
-        parts = _write_parts(_typed(layout, header, len(eids), ways), eids, out)
+        parts = _write_parts(_typed(task, ways), task.eids, task.out)
     except pl.exceptions.PolarsError:
         return None
-    written = pl.scan_parquet(out.with_name(parts[0])).select(pl.len()).collect().item()
-    whole = written == (eids > 0).sum()
-    if whole and not _odd_codes(out, parts, coded):
+    written = pl.scan_parquet(task.out.with_name(parts[0])).select(pl.len()).collect().item()
+    odd, whole = _oddities(task, parts), written == (task.eids > 0).sum()
+    if whole and not odd:
         return parts
     for part in parts:
-        out.with_name(part).unlink()
-    if whole:
-        return None
-    raise stray_quote(layout)  # polars has joined rows
+        task.out.with_name(part).unlink()
+    if not whole:
+        raise stray_quote(task.layout)  # polars has joined rows
+    return _write_as(task, replace(ways, nan=True)) if odd == {"nan"} and not ways.nan else None
 
 
-def _parse_to(
-    layout: Layout, header: Header, dictionary: Dictionary, eids: np.ndarray, coding: str, out: Path
-) -> tuple[list[str], Ways, dict[str, int]]:
-    "Parse a table and write it; returns the files, the ways it is written in, and undecided labels by column."
-    coded = _coded(header, dictionary)
-    parts = None if coding == "labels" else _write_as(layout, header, coded, eids, Ways(), out)
+def _everywhere(task: _Task, ways: Ways) -> Ways:
+    "Read labels in columns of any text too, which can't show whether they hold some, where others do."
+    if not ways.labels and task.coding != "labels":
+        return ways
+    free = {name: labels for name, labels in task.labels.items() if name not in task.wanted}
+    return replace(ways, labels=ways.labels | free)
+
+# %% ../../nbs/biobank/16_table.ipynb #e3b89ba7
+def _parse_to(task: _Task) -> tuple[list[str], Ways]:
+    "Parse a table and write it; returns the files, and the ways it is written in."
+    parts = None if task.coding == "labels" else _write_as(task, Ways())
     if parts:
-        return parts, Ways(), {}
-    ways, undecided = _ways(layout, header, dictionary, len(eids), coding)
-    parts = _write_as(layout, header, coded, eids, ways, out)
-    if parts is None:
-        raise stray_quote(layout)
-    return parts, ways, undecided
-
-# %% ../../nbs/biobank/16_table.ipynb #111436c6
-def _labels(header: Header, dictionary: Dictionary) -> dict[str, dict[str, str | None]]:
-    "Codes by label, by column of the file: of each field with a coding whose labels the dictionary has."
-    known = {}
-    for column, sources in header.columns.items():
-        codes = dictionary.codes(header.fields[column].coding)
-        if header.fields[column].value_type == "time":  # a day stands for its first moment
-            codes = {
-                label: f"{code} 00:00:00" if code and len(code) == 10 else code
-                for label, code in codes.items()
-            }
-        known |= {source: codes for source in sources} if codes else {}
-    return known
-
-
-def _ways(
-    layout: Layout, header: Header, dictionary: Dictionary, n_rows: int, coding: str
-) -> tuple[Ways, dict[str, int]]:
-    "Find the ways in which a file is written; raises `TableError` where a column fits none."
-    get_logger().info("%s: looking at how its values are written", layout.name)
-    coded = {source for name in _coded(header, dictionary) for source in header.columns[name]}
-    every = _target_types(header, layout.names).items()
-    types = {
-        name: dtype for name, dtype in every if name != header.eid and (dtype != pl.String or name in coded)
-    }
-    labels = {} if coding == "codes" else _labels(header, dictionary)
-    known = {name: codes for name, codes in labels.items() if name in types}
+        return parts, Ways()
+    get_logger().info("%s: looking at how its values are written", task.layout.name)
     try:
-        counts = _count_misfits(layout, types, known, n_rows)
+        return _parse_other(task)
     except pl.exceptions.PolarsError:
-        raise stray_quote(layout) from None
-    ways, left = _decide(counts, known, coding == "labels")
-    if left:
-        bad = {name: _fewest(counts[name]) for name in types if name in left}
-        _refuse_misfits(layout, types, bad, known, n_rows)
-    if ways == Ways() and coding != "labels":
-        raise stray_quote(layout)
-    if (
-        ways.labels or coding == "labels"
-    ):  # columns of text can't show whether they hold labels; the others did
-        ways = replace(
-            ways, labels={name: labels[name] for name in labels if name in ways.labels or name not in types}
-        )
-    undecided = {name: counts[name]["undecided"] for name in ways.labels if name in types}
-    return ways, {name: count for name, count in undecided.items() if count}
+        raise stray_quote(task.layout) from None
+
+
+def _parse_other(task: _Task) -> tuple[list[str], Ways]:
+    "Parse a table that is not written as it should be."
+    counts = _count_misfits(task, task.wanted, min(len(task.eids), LOOK_ROWS))
+    ways, left = _decide(task, counts)
+    parts = None if left else _write_as(task, ways)
+    if parts is None:
+        worse = left | _that_do_not_fit(task, ways)
+        counts |= _count_misfits(task, worse, len(task.eids))
+        ways, left = _decide(task, counts)
+        if left:
+            _refuse_misfits(task, {name: _fewest(counts[name]) for name in task.wanted if name in left})
+        parts = _write_as(task, ways)
+    if parts is None:
+        raise stray_quote(task.layout)
+    return parts, ways
+
+
+def _undecided(task: _Task, ways: Ways) -> dict[str, int]:
+    "Count participants with a label that stands for several codes, by column."
+    checks = []
+    for name, labels in ways.labels.items():
+        several = labels.texts.categories.filter(labels.codes.is_null()).implode()
+        cell = pl.col(name)
+        if len(several.item()) and name in task.wanted:
+            nested = task.wanted[name].dtype.is_nested()
+            found = (
+                _texts(cell).list.eval(pl.element().is_in(several)).list.any()
+                if nested
+                else cell.is_in(several)
+            )
+            checks.append(found.sum().alias(name))
+    row = task.texts().select(checks).collect(engine="streaming").row(0, named=True) if checks else {}
+    return {name: count for name, count in row.items() if count}
 
 # %% ../../nbs/biobank/16_table.ipynb #62d8d32b
 def _header_of(layout: Layout, dictionary: Dictionary, leave_out: Collection[str]) -> Header:
@@ -651,32 +709,27 @@ def _read_file(
             layout = _parquet_layout(path) if is_parquet(path) else read_layout(plain.path, plain.name)
             header = _header_of(layout, dictionary, leave_out)
             layout, eids, notes = _eids_of(layout, header, filled)
-            _check_eids(eids, layout, drop_negative)
-            written = _parse_to(layout, header, dictionary, eids, coding, out)
+            _check_eids(eids, layout, header.eid, drop_negative)
+            task = _Task(layout, header, dictionary, eids, coding, out)
+            parts, ways = _parse_to(task)
+            undecided = _undecided(task, ways)
     finally:
         filled.unlink(missing_ok=True)
-        for left in out.parent.glob(f".*{out.name}-*.partial"):  # polars may go on writing after an error
-            left.unlink(missing_ok=True)
-    return _summary(layout.name, header, eids, [*plain.notes, *notes], *written), np.sort(eids[eids > 0])
+    return _summary(task, [*plain.notes, *notes], parts, ways, undecided), np.sort(eids[eids > 0])
 
 
 def _summary(
-    name: str,
-    header: Header,
-    eids: np.ndarray,
-    notes: list[str],
-    parts: list[str],
-    ways: Ways,
-    undecided: dict[str, int],
+    task: _Task, notes: list[str], parts: list[str], ways: Ways, undecided: dict[str, int]
 ) -> TableSummary:
     "Say what became of a file."
+    header = task.header
     notes += ["dates are written day/month/year"] if ways.date == DAY_FIRST else []
     notes += [f"left out as asked: {', '.join(header.left_out)}"] if header.left_out else []
     notes += [f"left out, a newer basket has them too: {', '.join(header.older)}"] if header.older else []
-    n_rows = int((eids > 0).sum())
+    n_rows = int((task.eids > 0).sum())
     return TableSummary(
-        name, n_rows, list(header.columns), parts, header.unknown, header.spellings, header.ambiguous,
-        notes, sorted(ways.floats), sorted({*ways.labels, *ways.leading}), undecided, len(eids) - n_rows,
+        task.layout.name, n_rows, list(header.columns), parts, header.unknown, header.spellings, header.ambiguous,
+        notes, sorted(ways.floats), sorted({*ways.labels, *ways.spelled}), undecided, len(task.eids) - n_rows,
     )  # fmt: skip
 
 # %% ../../nbs/biobank/16_table.ipynb #f822a24d

@@ -197,7 +197,7 @@ def test_headers_that_would_lose_a_column_are_refused(names, message):
 def test_of_a_column_in_several_baskets_the_newest_stays_and_a_name_to_be_left_out_is_taken_at_its_word():
     header = read_header(["eid", "31-0.0_99", "31-0.0_100", "20002-0.0_99", "20002-0.1_99"], D)
     assert header.columns == {"p31": ["31-0.0_100"], "p20002_i0": ["20002-0.0_99", "20002-0.1_99"]}
-    assert header.older == ["31-0.0_99"]
+    assert header.older == {"31-0.0_99": "31-0.0_100"}
     header = read_header(["eid", "p31", "31-0.0"], D, leave_out=["p31"])
     assert (header.columns, header.left_out) == ({"p31": ["31-0.0"]}, ["p31"])
 

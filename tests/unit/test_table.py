@@ -589,7 +589,7 @@ def test_of_one_column_in_two_baskets_of_a_file_the_newest_is_read_and_the_other
     data = "eid,31-0.0_900,31-0.0_1000,21003-0.0\n5000001,0,1,50\n"
     summary, _, table = read(tmp_path, data)
     assert (table["p31"].to_list(), table["p21003_i0"].to_list()) == ([1], [50])
-    assert summary.notes == ["left out, a newer basket has them too: 31-0.0_900"]
+    assert summary.notes[0] == "left out, a newer basket has them too: 31-0.0_900"
     summary, _, table = read(tmp_path, data, leave_out=["31-0.0_1000"])
     assert table["p31"].to_list() == [0]
 
@@ -699,3 +699,63 @@ def test_a_wide_table_of_labels_takes_no_more_memory_than_one_of_codes(tmp_path)
     )
     assert done.returncode == 0, done.stderr
     assert len(labels) > 1_000 and float(done.stdout) < 1.0
+
+
+def test_no_byte_of_a_windows_text_is_lost(tmp_path):
+    every = bytes(byte for byte in range(0x80, 0x100))
+    _, _, found = read(tmp_path, f"eid,{TEXT}-0.0\n1,".encode() + every + b"\n")
+    text = found[f"p{TEXT}_i0"].item()
+    assert len(set(text)) == 128 and text[0] == "\u20ac" and text[1] == "\x81" and text[-1] == "\xff"
+
+
+def test_what_an_older_basket_of_the_same_file_has_otherwise_is_counted(tmp_path):
+    people = range(1000001, 1000013)
+    lines = [f"{eid},{eid % 2},{eid % 2},{i},{i + (i > 3)}" for i, eid in enumerate(people)]
+    summary, _, found = read(
+        tmp_path, "\n".join(["eid,31-0.0_100,31-0.0_200,21003-0.0_200,21003-0.0_100", *lines]) + "\n"
+    )
+    assert found["p21003_i0"].to_list() == list(range(12))
+    assert summary.notes == [
+        "left out, a newer basket has them too: 31-0.0_100, 21003-0.0_100",
+        "21003-0.0_100 differs from its newer basket in 8 participants",
+    ]
+
+
+def test_titles_of_several_fields_are_told_apart_by_the_list_they_were_exported_by(tmp_path):
+    twins = [one for one in D.fields.values() if one.title == "Weight"]
+    assert {one.field_id for one in twins} >= {21002, 23098}
+    (tmp_path / "a.field_names.txt").write_text("eid\np23098_i1\np21002_i1\np34\n")
+    header = "Participant ID,Weight | Instance 1,Weight | Instance 1,Year of birth"
+    summary, _, found = read(tmp_path, f"{header}\n1000001,70,70.5,1950\n")
+    assert found.to_dict(as_series=False) == {"p23098_i1": [70.0], "p21002_i1": [70.5], "p34": [1950]}
+    assert "columns named by a.field_names.txt" in summary.notes and not summary.ambiguous
+    (tmp_path / "a.field_names.txt").write_text("eid\np23098_i1\np34\np21002_i1\n")
+    with pytest.raises(
+        TableError,
+        match=r"a.field_names.txt, column 3 in the list of columns: .*'Weight \| Instance 1', found p34",
+    ):
+        read(tmp_path, f"{header}\n1000001,70,70.5,1950\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("eid 31-0.0\n1000001 1\n", "tabs, commas or semicolons between them, found spaces"),
+        (
+            "eid,31-0.0\n1000001,1\neid,31-0.0\n1000002,1\n",
+            "first at line 3. The header stands there a second time",
+        ),
+        ("eid,31-0.0\n1.000001E+06,1\n", "A spreadsheet may have written it"),
+        ("eid,31-0.0\nabc,1\n", "first at line 2. Correct the file"),
+    ],
+)
+def test_what_happened_to_a_table_is_said(tmp_path, text, message):
+    with pytest.raises(TableError, match=re.escape(message)):
+        read(tmp_path, text)
+
+
+def test_semicolons_and_line_breaks_in_names_are_read(tmp_path):
+    _, _, found = read(tmp_path, "eid;31-0.0;50-0.0\n1000001;1;170.5\n")
+    assert found.row(0) == (1, 170.5)
+    summary, _, found = read(tmp_path, 'eid,"Sex\n of p",53-0.0\n1000001,1,2008-01-02\n')
+    assert (summary.unknown, found.columns) == (["Sex\n of p"], ["p53_i0"])

@@ -17,6 +17,7 @@ import polars as pl
 from .files import compression_of, is_parquet
 from .names import is_eid, parse_name
 from .showcase import FORMS
+from .table import field_names_of
 from ..core import TableError
 
 # %% auto #0
@@ -29,7 +30,7 @@ HEAD_BYTES = 1 << 22
 def first_words(
     path: str | Path,  # A text file, perhaps compressed with gzip
 ) -> list[str]:  # Nothing where it is empty, or no text
-    "The words of a file's first line, divided by tabs, commas or spaces."
+    "The words of a file's first line, divided by tabs, semicolons, commas or spaces."
     path = Path(path)
     try:
         with gzip.open(path, "rb") if compression_of(path) == "gzip" else path.open("rb") as stream:
@@ -41,7 +42,7 @@ def first_words(
     text = line.decode("utf-8-sig", errors="replace").strip("\r\n\0")
     if "\0" in text:
         return []
-    divider = next((letter for letter in "\t, " if letter in text), ",")
+    divider = next((letter for letter in "\t;, " if letter in text), ",")
     return [word.strip() for word in next(csv.reader([text], delimiter=divider), [])] if text else []
 
 # %% ../../nbs/biobank/17a_delivery.ipynb #9a564d2e
@@ -127,6 +128,8 @@ def find_delivery(
             places = {"table": found.tables, "relatedness": found.relatedness, "withdrawals": found.withdrawals,
                       "dictionary": found.dictionary}  # fmt: skip
             places.get(kind, found.unknown).append(path)
+    lists = {field_names_of(path) for path in found.tables}  # read with their tables
+    found.unknown = [path for path in found.unknown if path not in lists]
     if not found.tables:
         raise TableError(f"the folder {folder.name}", "a table with a column of participants", f"none among its {len(list(folder.iterdir())):,} files",
                          "Name the files of the extract one by one.")  # fmt: skip

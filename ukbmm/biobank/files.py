@@ -75,11 +75,23 @@ def _marked(path: Path) -> bool:
         return stream.read(2) in MARKS
 
 # %% ../../nbs/biobank/12_files.ipynb #53428953
+class _Windows1252:
+    "Decode Windows-1252, whatever the bytes are."
+
+    LETTERS = {byte: bytes([byte]).decode("cp1252") for byte in range(0x80, 0xA0) if byte not in (0x81, 0x8D, 0x8F, 0x90, 0x9D)}  # fmt: skip
+
+    def decode(self, chunk: bytes, final: bool = False) -> str:
+        "The text of some bytes."
+        try:
+            return chunk.decode("cp1252")
+        except UnicodeDecodeError:
+            return chunk.decode("latin-1").translate(self.LETTERS)
+
+# %% ../../nbs/biobank/12_files.ipynb #68f1a731
 def _write_text(path: Path, out: Path, encoding: str) -> None:
     "Write a file's text as UTF-8; raises `TableError` where it is not in that encoding."
-    errors = "replace" if encoding == "cp1252" else "strict"  # five bytes that mean nothing
     try:
-        decoder = codecs.getincrementaldecoder(encoding)(errors)
+        decoder = _Windows1252() if encoding == "cp1252" else codecs.getincrementaldecoder(encoding)()
     except LookupError:
         found = f"{encoding!r}, which is none"
         raise TableError(

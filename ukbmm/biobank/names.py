@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from .dictionary import Dictionary, Field
@@ -14,7 +14,7 @@ from ..core import TableError
 
 # %% auto #0
 __all__ = ['SPELLINGS', 'EID_NAMES', 'TITLE_PARTS', 'Column', 'is_eid', 'parse_name', 'titles', 'parse_title', 'canonical',
-           'Header', 'read_header']
+           'Header', 'named', 'read_header']
 
 # %% ../../nbs/biobank/11_names.ipynb #c50457ff
 class Column(NamedTuple):
@@ -33,7 +33,7 @@ SPELLINGS = {
     "rap": re.compile(r"(?:[a-z_0-9]+\.)?p(?P<field>\d+)(?:_i(?P<instance>\d+))?(?:_a(?P<array>\d+))?"),
     "ukbconv": re.compile(r"(?P<field>\d+)-(?P<instance>\d+)\.(?P<array>\d+)(?:_(?P<basket>\w+))?"),
     "r": re.compile(r"(?:f\.|X)(?P<field>\d+)\.(?P<instance>\d+)\.(?P<array>\d+)"),
-    "r_clean": re.compile(r"x(?P<field>\d+)_(?P<instance>\d+)_(?P<array>\d+)"),
+    "r_clean": re.compile(r"(?:x|f_)(?P<field>\d+)_(?P<instance>\d+)_(?P<array>\d+)"),
     "stata": re.compile(r"(?:n|s|ts)_(?P<field>\d+)_(?P<instance>\d+)_(?P<array>\d+)"),
 }
 EID_NAMES = {
@@ -62,7 +62,8 @@ def parse_name(
 
 # %% ../../nbs/biobank/11_names.ipynb #8cedcd2a
 TITLE_PARTS = re.compile(
-    r"(?P<title>.*?)(?:\s*\|\s*Instance (?P<instance>\d+))?(?:\s*\|\s*Array (?P<array>\d+))?"
+    r"(?P<title>.*?)(?:(?:\s*\|\s*|\.{3})Instance[ .](?P<instance>\d+))?(?:(?:\s*\|\s*|\.{3})Array[ .](?P<array>\d+))?",
+    re.DOTALL,
 )
 
 
@@ -72,7 +73,9 @@ def titles(
     "Index a dictionary by title."
     index: dict[str, list[int]] = {}
     for field_id, field in dictionary.fields.items():
-        index.setdefault(field.title.strip().lower(), []).append(field_id)
+        title = field.title.strip().lower()
+        for spelled in {title, re.sub(r"[^a-z0-9_]", ".", title)}:
+            index.setdefault(spelled, []).append(field_id)
     return index
 
 
@@ -123,7 +126,7 @@ class Header(NamedTuple):
     lists: frozenset[str] = frozenset()  # Canonical names of multiple choices that are one cell with a list
     ambiguous: dict[str, list[int]] = {}  # Fields that a title in the file may stand for, where it is not one
     left_out: list[str] = []  # Names that were to be left out
-    older: list[str] = []  # Names of columns that a newer basket has too
+    older: dict[str, str] = {}  # Names of columns that a newer basket has too, and their names there
 
 
 def _find_eid(names: list[str]) -> str:
@@ -137,6 +140,25 @@ def _find_eid(names: list[str]) -> str:
             remedy="Export the table with its eid column.",
         )
     return found[0]
+
+# %% ../../nbs/biobank/11_names.ipynb #1ed65006
+def named(
+    names: Sequence[str],  # Header of a file
+    given: Sequence[str],  # The columns that were to be exported, in the same order
+    dictionary: Dictionary,  # What fields there are
+) -> list[str]:  # The header's names, with the given ones in the place of titles
+    "Name columns by the list they were exported by; raises `TableError` where that is another file's."
+    if len(names) != len(given):
+        raise TableError("the list of columns", f"{len(names):,}, as the table has", f"{len(given):,}")
+    index, plain = titles(dictionary), []
+    for number, (name, wanted) in enumerate(zip(names, given, strict=True), 1):
+        parsed, wanted = parse_name(wanted), wanted.strip()
+        may_be, _ = _identify(name, dictionary, index)
+        agrees = is_eid(name) if is_eid(wanted) else parsed and (parsed[0] in may_be or not may_be)
+        if not agrees:
+            raise TableError(f"column {number:,} in the list of columns", f"the name of {name!r}", wanted)
+        plain.append(wanted)
+    return plain
 
 # %% ../../nbs/biobank/11_names.ipynb #33fdfb32
 def _identify(name: str, dictionary: Dictionary, index: dict[str, list[int]]) -> tuple[list[Column], str]:
@@ -160,14 +182,14 @@ def _to_leave_out(found: dict[str, tuple], dictionary: Dictionary, wanted: Colle
     return [name for name in found if name in wanted or _is_one_of(name, found[name][0], dictionary, others)]
 
 
-def _older_baskets(names: Iterable[str]) -> list[str]:
-    "Of columns that a file has from several baskets, all but the one of the newest, which has the highest number."
+def _older_baskets(names: Iterable[str]) -> dict[str, str]:
+    "Of columns that a file has from several baskets, all but the newest, which has the highest number; and that one's name."
     baskets: dict[str, list[tuple[int, str]]] = {}
     for name in names:
         plain, _, basket = name.strip().partition("_")
         if basket.isdigit() and SPELLINGS["ukbconv"].fullmatch(name.strip()):
             baskets.setdefault(plain, []).append((int(basket), name))
-    return [name for several in baskets.values() for _, name in sorted(several)[:-1]]
+    return {name: max(several)[1] for several in baskets.values() for _, name in sorted(several)[:-1]}
 
 
 def read_header(

@@ -29,14 +29,14 @@ from ukbmm.biobank.lines import (
     scan_text,
     stray_quote,
 )
-from .names import SPELLINGS, Header, read_header
+from .names import SPELLINGS, Header, named, read_header
 from ..core import TableError, atomic_file, get_logger, progress, scratch_folder
 from ..disclosure import show_count
 
 # %% auto #0
 __all__ = ['ISO', 'DAY_FIRST', 'CODE', 'UNDOTTED', 'DISEASES', 'SPELLED', 'ITEM', 'LISTED', 'EXACT', 'GROUP_CELLS', 'LOOK_ROWS',
            'TEXT_CELLS', 'WHAT', 'MOST_PARTS', 'CODINGS', 'Labels', 'Ways', 'as_date', 'Wanted', 'groups_of',
-           'TableSummary', 'gather_rows', 'read_table']
+           'TableSummary', 'gather_rows', 'field_names_of', 'read_table']
 
 # %% ../../nbs/biobank/16_table.ipynb #3a70a827
 ISO, DAY_FIRST = "%Y-%m-%d", "%d/%m/%Y"
@@ -101,11 +101,7 @@ def _list_of(
 ) -> pl.Expr:
     "Read a multiple choice in one cell as a list; one of nothing is missing."
     if dtype.inner != pl.String and not labels:
-        cell = (
-            pl.when(cell.str.starts_with("["))
-            .then(cell)
-            .otherwise(cell.str.replace_all(",", "|", literal=True))
-        )
+        cell = pl.when(cell.str.starts_with("[")).then(cell).otherwise(cell.str.replace_all(",", "|", literal=True))
     code = _codes_of(pl.element(), labels, spelled)
     code = code.str.replace(r"\.0+$", "") if floats else code
     each = _texts(cell).list.eval(code).list.drop_nulls()
@@ -298,9 +294,7 @@ def _fits(text: pl.Expr, wanted: Wanted, ways: Ways = Ways(), source: str = "") 
     if dtype.is_temporal():
         return text.is_null() | _parsed(text, dtype, ways.date, strict=False).is_not_null()
     value = text.cast(dtype, strict=False)
-    return text.is_null() | (~value.is_infinite() if dtype == pl.Float64 else value.is_not_null()).fill_null(
-        False
-    )
+    return text.is_null() | (~value.is_infinite() if dtype == pl.Float64 else value.is_not_null()).fill_null(False)
 
 
 EXACT = {pl.Int32: 2**31 - 1, pl.Int64: 2**53 - 1}  # up to here a float is the same whole number
@@ -333,9 +327,7 @@ def _misfits(texts: pl.Series, wanted: Wanted) -> dict[str, int]:
     name = texts.name
     table = texts.drop_nulls().value_counts(name="\n")
     fits = {way: _fits(pl.col(name), wanted, ways, name) for way, ways in _trials(name, wanted).items()}
-    return table.select((~one * pl.col("\n")).sum().alias(way) for way, one in fits.items()).row(
-        0, named=True
-    )
+    return table.select((~one * pl.col("\n")).sum().alias(way) for way, one in fits.items()).row(0, named=True)
 
 # %% ../../nbs/biobank/16_table.ipynb #ef25e72b
 GROUP_CELLS = 40_000_000  # Values held in memory at a time: about 320 MB
@@ -646,11 +638,7 @@ def _undecided(task: _Task, ways: Ways) -> dict[str, int]:
         cell = pl.col(name)
         if len(several.item()) and name in task.wanted:
             nested = task.wanted[name].dtype.is_nested()
-            found = (
-                _texts(cell).list.eval(pl.element().is_in(several)).list.any()
-                if nested
-                else cell.is_in(several)
-            )
+            found = _texts(cell).list.eval(pl.element().is_in(several)).list.any() if nested else cell.is_in(several)
             checks.append(found.sum().alias(name))
     row = task.texts().select(checks).collect(engine="streaming").row(0, named=True) if checks else {}
     return {name: count for name, count in row.items() if count}
@@ -663,6 +651,26 @@ def _header_of(layout: Layout, dictionary: Dictionary, leave_out: Collection[str
     except TableError as error:
         thing = f"{layout.name}, {error.thing}"
         raise TableError(thing, error.expected, error.found, error.remedy) from None
+
+# %% ../../nbs/biobank/16_table.ipynb #dce66b13
+def field_names_of(
+    path: str | Path,  # A table
+) -> Path:  # Such as participant.field_names.txt beside participant.csv.gz
+    "Say where the list of names lies by which RAP's exporter wrote a table, if there is one."
+    return Path(path).with_name(f"{Path(path).name.split('.')[0]}.field_names.txt")
+
+
+def _named_beside(layout: Layout, path: Path, dictionary: Dictionary) -> tuple[Layout, list[str]]:
+    "Name the columns of a text table by the list beside it, where there is one; and say so."
+    beside = field_names_of(path)
+    if not (layout.delimiter and beside.is_file()):
+        return layout, []
+    given = beside.read_text(encoding="utf-8", errors="replace").split()
+    try:
+        return replace(layout, names=named(layout.names, given, dictionary)), [f"columns named by {beside.name}"]
+    except TableError as error:
+        thing, remedy = f"{beside.name}, {error.thing}", "It has to be the list that this table was exported by."
+        raise TableError(thing, error.expected, error.found, remedy) from None
 
 # %% ../../nbs/biobank/16_table.ipynb #481fa881
 CODINGS = ("auto", "codes", "labels")
@@ -707,6 +715,7 @@ def _read_file(
     try:
         with plain_text(path, out.parent, encoding) as plain:
             layout = _parquet_layout(path) if is_parquet(path) else read_layout(plain.path, plain.name)
+            layout, listed = _named_beside(layout, path, dictionary)
             header = _header_of(layout, dictionary, leave_out)
             layout, eids, notes = _eids_of(layout, header, filled)
             _check_eids(eids, layout, header.eid, drop_negative)
@@ -715,7 +724,15 @@ def _read_file(
             undecided = _undecided(task, ways)
     finally:
         filled.unlink(missing_ok=True)
-    return _summary(task, [*plain.notes, *notes], parts, ways, undecided), np.sort(eids[eids > 0])
+    return _summary(task, [*plain.notes, *listed, *notes], parts, ways, undecided), np.sort(eids[eids > 0])
+
+
+def _older_that_differ(task: _Task) -> dict[str, int]:
+    "Count participants whose values in an older basket are others than in the newest; columns without any are left out."
+    older = task.header.older.items()
+    checks = [pl.col(name).ne_missing(pl.col(newer)).sum().alias(name) for name, newer in older]
+    row = task.texts().select(checks).collect(engine="streaming").row(0, named=True) if checks else {}
+    return {name: count for name, count in row.items() if count}
 
 
 def _summary(
@@ -725,7 +742,9 @@ def _summary(
     header = task.header
     notes += ["dates are written day/month/year"] if ways.date == DAY_FIRST else []
     notes += [f"left out as asked: {', '.join(header.left_out)}"] if header.left_out else []
+    differ = {name: show_count(count) for name, count in _older_that_differ(task).items()}
     notes += [f"left out, a newer basket has them too: {', '.join(header.older)}"] if header.older else []
+    notes += [f"{name} differs from its newer basket in {count} participants" for name, count in differ.items()]
     n_rows = int((task.eids > 0).sum())
     return TableSummary(
         task.layout.name, n_rows, list(header.columns), parts, header.unknown, header.spellings, header.ambiguous,

@@ -101,7 +101,11 @@ def _list_of(
 ) -> pl.Expr:
     "Read a multiple choice in one cell as a list; one of nothing is missing."
     if dtype.inner != pl.String and not labels:
-        cell = pl.when(cell.str.starts_with("[")).then(cell).otherwise(cell.str.replace_all(",", "|", literal=True))
+        cell = (
+            pl.when(cell.str.starts_with("["))
+            .then(cell)
+            .otherwise(cell.str.replace_all(",", "|", literal=True))
+        )
     code = _codes_of(pl.element(), labels, spelled)
     code = code.str.replace(r"\.0+$", "") if floats else code
     each = _texts(cell).list.eval(code).list.drop_nulls()
@@ -294,7 +298,9 @@ def _fits(text: pl.Expr, wanted: Wanted, ways: Ways = Ways(), source: str = "") 
     if dtype.is_temporal():
         return text.is_null() | _parsed(text, dtype, ways.date, strict=False).is_not_null()
     value = text.cast(dtype, strict=False)
-    return text.is_null() | (~value.is_infinite() if dtype == pl.Float64 else value.is_not_null()).fill_null(False)
+    return text.is_null() | (~value.is_infinite() if dtype == pl.Float64 else value.is_not_null()).fill_null(
+        False
+    )
 
 
 EXACT = {pl.Int32: 2**31 - 1, pl.Int64: 2**53 - 1}  # up to here a float is the same whole number
@@ -327,7 +333,9 @@ def _misfits(texts: pl.Series, wanted: Wanted) -> dict[str, int]:
     name = texts.name
     table = texts.drop_nulls().value_counts(name="\n")
     fits = {way: _fits(pl.col(name), wanted, ways, name) for way, ways in _trials(name, wanted).items()}
-    return table.select((~one * pl.col("\n")).sum().alias(way) for way, one in fits.items()).row(0, named=True)
+    return table.select((~one * pl.col("\n")).sum().alias(way) for way, one in fits.items()).row(
+        0, named=True
+    )
 
 # %% ../../nbs/biobank/16_table.ipynb #ef25e72b
 GROUP_CELLS = 40_000_000  # Values held in memory at a time: about 320 MB
@@ -638,7 +646,11 @@ def _undecided(task: _Task, ways: Ways) -> dict[str, int]:
         cell = pl.col(name)
         if len(several.item()) and name in task.wanted:
             nested = task.wanted[name].dtype.is_nested()
-            found = _texts(cell).list.eval(pl.element().is_in(several)).list.any() if nested else cell.is_in(several)
+            found = (
+                _texts(cell).list.eval(pl.element().is_in(several)).list.any()
+                if nested
+                else cell.is_in(several)
+            )
             checks.append(found.sum().alias(name))
     row = task.texts().select(checks).collect(engine="streaming").row(0, named=True) if checks else {}
     return {name: count for name, count in row.items() if count}
@@ -667,9 +679,14 @@ def _named_beside(layout: Layout, path: Path, dictionary: Dictionary) -> tuple[L
         return layout, []
     given = beside.read_text(encoding="utf-8", errors="replace").split()
     try:
-        return replace(layout, names=named(layout.names, given, dictionary)), [f"columns named by {beside.name}"]
+        return replace(layout, names=named(layout.names, given, dictionary)), [
+            f"columns named by {beside.name}"
+        ]
     except TableError as error:
-        thing, remedy = f"{beside.name}, {error.thing}", "It has to be the list that this table was exported by."
+        thing, remedy = (
+            f"{beside.name}, {error.thing}",
+            "It has to be the list that this table was exported by.",
+        )
         raise TableError(thing, error.expected, error.found, remedy) from None
 
 # %% ../../nbs/biobank/16_table.ipynb #481fa881
@@ -744,7 +761,9 @@ def _summary(
     notes += [f"left out as asked: {', '.join(header.left_out)}"] if header.left_out else []
     differ = {name: show_count(count) for name, count in _older_that_differ(task).items()}
     notes += [f"left out, a newer basket has them too: {', '.join(header.older)}"] if header.older else []
-    notes += [f"{name} differs from its newer basket in {count} participants" for name, count in differ.items()]
+    notes += [
+        f"{name} differs from its newer basket in {count} participants" for name, count in differ.items()
+    ]
     n_rows = int((task.eids > 0).sum())
     return TableSummary(
         task.layout.name, n_rows, list(header.columns), parts, header.unknown, header.spellings, header.ambiguous,

@@ -800,12 +800,11 @@ def fit(self: SNPBlock, biobank: Biobank, rows: np.ndarray) -> SNPBlock:
     self.frequency = frequency[self._kept]
     spread = np.sqrt(2 * self.frequency * (1 - self.frequency))
     scale = np.divide(1, spread, out=np.zeros_like(spread), where=spread > 0)
-    self._index = (
-        None
-        if self._panel is not None and len(self._kept) == len(self._chosen)
-        else torch.from_numpy(self._place[self._kept])
-    )
+    place = self._place[self._kept]
+    in_order = np.array_equal(place, np.arange(len(place)))
+    self._index = None if in_order else torch.from_numpy(place)
     self._mean, self._scale = torch.from_numpy(2 * self.frequency).float(), torch.from_numpy(scale).float()
+    self._table = _dosage_table()
     return self
 
 # %% ../../nbs/data/32_blocks.ipynb #5395d855
@@ -824,18 +823,26 @@ def present(self: SNPBlock, rows: Tensor) -> Tensor:  # bool [batch]
     return self._sample.index_select(0, rows) >= 0
 
 
+def _dosage_table() -> Tensor:  # float32 [256, 4]
+    "The four dosages that each byte holds, NaN where one is missing."
+    codes = (torch.arange(256)[:, None] >> torch.arange(0, 8, 2)) & 3
+    return codes.float().masked_fill(codes == 3, torch.nan)
+
+
 @patch
-def _codes(self: SNPBlock, raw: Tensor, start: int, stop: int) -> Tensor:
-    "Two-bit codes of variants `start` to `stop`, as uint8 [batch, variant]."
-    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=raw.device)
-    if self._index is None:  # every variant of the panel, in order
-        first = start // 4
-        codes = ((raw[:, first : -(-stop // 4)].unsqueeze(-1) >> shifts) & 3).flatten(1)
-        return codes[:, start - 4 * first : stop - 4 * first]
-    if stop - start == self.n_variants:
-        return ((raw.unsqueeze(-1) >> shifts) & 3).flatten(1).index_select(1, self._index)
-    place = self._index[start:stop]
-    return (raw.index_select(1, place // 4) >> (place % 4 * 2).to(torch.uint8)) & 3
+def _dosages(self: SNPBlock, raw: Tensor, start: int, stop: int) -> Tensor:
+    "Copies of A1 of variants `start` to `stop`, NaN where missing, float32 [batch, variant]."
+    if self._index is not None and stop - start < self.n_variants:
+        place = self._index[start:stop]
+        return self._table.flatten()[4 * raw.index_select(1, place // 4).int() + place % 4]
+    first, last = (0, raw.shape[1]) if self._index is not None else (start // 4, -(-stop // 4))
+    part = raw[:, first:last]
+    every = self._table.index_select(0, part.flatten().int()).view(len(raw), 4 * part.shape[1])
+    return (
+        every[:, start - 4 * first : stop - 4 * first]
+        if self._index is None
+        else every.index_select(1, self._index)
+    )
 
 
 @patch
@@ -845,11 +852,12 @@ def transform(
     "Unpack and standardise variants `start` to `stop` (all of them), on the device of `raw`; 0 where missing."
     stop = self.n_variants if stop is None else min(stop, self.n_variants)
     if self._mean.device != raw.device:
-        self._mean, self._scale = self._mean.to(raw.device), self._scale.to(raw.device)
+        self._mean, self._scale, self._table = (
+            part.to(raw.device) for part in (self._mean, self._scale, self._table)
+        )
         self._index = None if self._index is None else self._index.to(raw.device)
-    codes = self._codes(raw, start, stop)
-    standard = codes.float().sub_(self._mean[start:stop]).mul_(self._scale[start:stop])
-    return standard.masked_fill_(codes == 3, 0.0)
+    dosages = self._dosages(raw, start, stop)
+    return (dosages - self._mean[start:stop]).mul_(self._scale[start:stop]).nan_to_num_(0.0)
 
 
 @patch

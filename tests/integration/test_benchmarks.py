@@ -16,7 +16,7 @@ ROWS = {
         "limit: raw read",
         "peak, GiB",
     ],
-    "cleaning": ["limit: copying the matrix", "ours: the whole block", "ours: bits", "NumPy's scatter"],
+    "cleaning": ["limit: copying the matrix", "ours: together", "ours: bits", "NumPy's scatter"],
     "training": [
         "limit: a bare PyTorch loop",
         "peer: a bare fastai Learner",

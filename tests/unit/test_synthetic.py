@@ -1,12 +1,11 @@
 "A synthetic delivery is a function of its seed, whole, streamed, readable, and holds the truth that it states."
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import polars as pl
 import pytest
+from memory import peak_mib
 from sklearn.linear_model import LinearRegression
 
 from ukbmm.biobank import synthetic
@@ -124,17 +123,15 @@ def test_what_is_interrupted_leaves_no_file(tmp_path, monkeypatch):
 # ---- memory -----------------------------------------------------------------------------------------------------
 
 PEAK = """
-import resource, sys, tempfile
+import sys, tempfile
 from ukbmm.biobank.synthetic import write_extract
 with tempfile.TemporaryDirectory() as folder:
     write_extract(folder, participants=int(sys.argv[1]), variants=100, seed=1)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
 def test_memory_does_not_grow_with_the_number_of_people():
-    peaks = [int(subprocess.run([sys.executable, "-c", PEAK, str(n)], capture_output=True, text=True, check=True).stdout)
-             for n in (3 * CHUNK, 15 * CHUNK)]  # fmt: skip
+    peaks = [peak_mib(PEAK, n) for n in (3 * CHUNK, 15 * CHUNK)]
     assert peaks[1] - peaks[0] < 40  # MiB, for 48,000 people more
 
 

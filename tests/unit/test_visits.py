@@ -76,11 +76,13 @@ def test_only_the_index_visit_and_earlier_ones_are_ever_asked_for(visited, monke
     asked = []
     for method in ("read", "clean"):
         whole = getattr(Biobank, method)
-        monkeypatch.setattr(
-            Biobank,
-            method,
-            lambda self, names, *rest, whole=whole: asked.extend(names) or whole(self, names, *rest),
-        )
+
+        def watched(self, names, *rest, whole=whole):
+            names = list(names)
+            asked.extend(names)
+            return whole(self, names, *rest)
+
+        monkeypatch.setattr(Biobank, method, watched)
     block = VisitBlock(FIELDS, until=1).fit(visited, TRAINING)
     assert asked and not [name for name in [*asked, *block.columns] if "_i2" in name]
     assert {"p53_i1", "p4080_i1_a1", "p21001_i0"} <= set(block.columns) <= set(asked)

@@ -53,6 +53,10 @@ class People:
         "The same people, of whom nobody has a modality."
         return replace(self, present=self.present & (torch.arange(len(NAMES)) != modality))
 
+    def only(self, modality: int) -> "People":
+        "The same people, of whom nothing but a modality is known."
+        return replace(self, present=self.present & (torch.arange(len(NAMES)) == modality))
+
     def best(self) -> Tensor:  # float32 [batch, 1]
         "The best prediction from what is present."
         return expected(self.numbers.sum(2) / WIDTH**0.5, self.present)

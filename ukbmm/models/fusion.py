@@ -42,7 +42,7 @@ class FusionSettings(Settings):
         description="Position of the modality that modulates the others; None takes each participant's first",
     )
     modality_dropout: float = Setting(
-        0.0, ge=0, lt=1, description="Share of present modalities hidden from the network while training"
+        0.1, ge=0, lt=1, description="Share of present modalities hidden from the network while training, never all"
     )
     auxiliary: float = Setting(
         0.0, ge=0, description="Weight of the losses of heads that see one modality alone, while training"

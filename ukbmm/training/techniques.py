@@ -26,7 +26,6 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 from ..core import ModelError, UkbmmError, derive_seed, did_you_mean
-from ..data.loaders import own_slice
 from .callbacks import BestWeights, DirectCallback, MixedPrecision
 from .watching import ResumableCallback, batch_size, parts_of
 
@@ -269,19 +268,19 @@ class GradientModulation(DirectCallback):
 @torch.no_grad()
 def scores(self: GradientModulation) -> Tensor:  # [2, modality]: sums over people, and their number
     "How well each modality predicts alone the batch that was seen last."
-    (z, present), x, loader = self.seen, self.learn.xb[0], self.learn.dl
-    rank, world = getattr(loader, "rank", 0), getattr(loader, "world", 1)
-    target = [own_slice(part, rank, world) for part in self.learn.yb]  # several processes have gathered them
+    (z, present), additive = self.seen, self.bare.additive(self.learn.xb[0])
+    gather = getattr(self.learn.dl, "gather", lambda values: values)  # targets are the whole batch's
     each = copy.copy(self.learn.loss_func)
     each.reduction = "none"
-    additive, found = self.bare.additive(x), []
+    outputs = []
     for i in range(len(self.names)):
         alone = torch.zeros_like(present)
         alone[:, i] = present[:, i]
-        output = self.bare.head(self.bare.fusion(z.float(), alone), additive[:, i])
-        truth = (-each(output, *target).float().flatten(1).mean(1)).exp()
-        found.append(torch.stack([(truth * present[:, i]).sum(), present[:, i].sum()]))
-    return torch.stack(found, dim=1)
+        outputs.append(self.bare.head(self.bare.fusion(z.float(), alone), additive[:, i]))
+    outputs, there = gather(torch.stack(outputs, dim=1)), gather(present)
+    losses = [each(output, *self.learn.yb).float().flatten(1).mean(1) for output in outputs.unbind(1)]
+    truth = (-torch.stack(losses, dim=1)).exp()
+    return torch.stack([(truth * there).sum(0), there.sum(0)])
 
 
 @patch
@@ -297,8 +296,6 @@ def after_loss(self: GradientModulation) -> None:
 @patch
 def before_step(self: GradientModulation) -> None:
     "Multiply gradients, and add noise."
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(self.sums)
     factors = modulation(self.sums[0] / self.sums[1], self.alpha)
     self.sums.zero_()
     self.total.add_(factors)

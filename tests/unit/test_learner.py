@@ -238,3 +238,67 @@ def test_a_callback_surrounds_a_fit_and_no_validation(study):
     with pytest.raises(KeyboardInterrupt):
         quiet(learn, lambda learn: learn.fit(1))
     assert seen == ["in", "out", "fail", "in", "out"]
+
+
+class Order(Callback):
+    "Note the rows of each training epoch, in their order."
+
+    def __init__(self):
+        self.epochs = []
+
+    def before_train(self):
+        self.epochs.append([])
+
+    def before_batch(self):
+        if self.learn.training:
+            self.epochs[-1] += self.learn.x["row"].tolist()
+
+
+def order_of(study, work) -> list[list[int]]:
+    "The order of rows in each epoch of what is done with a new learner."
+    learn = fusion_learner(study(), SMALL, seed=1, patience=None, cbs=[Order()])
+    quiet(learn, work)
+    return [epoch for epoch in learn.order.epochs if len(epoch) == 225]
+
+
+def test_what_was_looked_at_before_does_not_change_a_training(study, tmp_path):
+    def trained(before):
+        learn = fusion_learner(study(), SMALL, seed=1, patience=None, path=tmp_path)
+        quiet(learn, before)
+        quiet(learn, lambda learn: learn.fit_one_cycle(2))
+        return weights(learn)
+
+    plain = trained(lambda learn: None)
+    for look in (
+        lambda learn: learn.lr_find(num_it=20, show_plot=False),
+        lambda learn: next(iter(learn.dls.train)),
+        lambda learn: learn.validate(ds_idx=0),
+    ):
+        assert torch.equal(trained(look), plain)
+
+
+def test_every_epoch_of_every_fit_has_an_order_of_its_own(study):
+    twice = order_of(study, lambda learn: (learn.fit(2), learn.fit(3)))
+    once = order_of(study, lambda learn: learn.fit(5))
+    assert twice == once and len(set(map(tuple, once))) == 5
+    assert order_of(study, lambda learn: learn.fine_tune(4)) == once
+
+
+def test_a_fit_that_passes_over_epochs_finds_the_others_in_their_order(study):
+    whole = order_of(study, lambda learn: learn.fit(4))
+    assert order_of(study, lambda learn: learn.fit(4, start_epoch=2)) == whole[2:]
+
+
+def test_a_fit_after_one_that_was_given_up_has_another_order(study):
+    class GiveUp(Callback):
+        def before_batch(self):
+            if self.learn.epoch == 1 and self.learn.iter == 3:
+                raise KeyboardInterrupt
+
+    def work(learn):
+        with pytest.raises(KeyboardInterrupt):
+            learn.fit(4, cbs=GiveUp())
+        learn.fit(2)
+
+    whole = order_of(study, lambda learn: learn.fit(4))
+    assert order_of(study, work) == [whole[0], *whole[2:]]

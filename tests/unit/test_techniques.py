@@ -189,7 +189,6 @@ def test_a_resumed_fit_has_the_same_averages_to_the_bit(make, average):
     learn.model.load_state_dict(snapshot.kept["model"])
     learn.opt.load_state_dict(snapshot.kept["opt"])
     resumed.load_state_dict(snapshot.kept["average"])
-    learn.dls.train.epoch = 2
     learn.remove_cb(learn.seed_fit)
     torch.set_rng_state(snapshot.kept["rng"])
     fit(learn, 4, start_epoch=2)

@@ -128,7 +128,7 @@ class MultiModalLoader(DataLoader):
         self.seed, self.workers = seed, num_workers
         self.rows = np.ascontiguousarray(rows, dtype=np.int64)
         self.rank, self.world = rank, world
-        self.epoch = 0  # Number of the next epoch
+        self.epoch = 0  # Number of the next epoch; a `FusionLearner` sets it to its own
         self.first = 0  # Batch at which the next epoch is entered
         self.whole = 0  # Participants of the batch that was given out last, over all processes
         self._reader = _Reader(blocks)

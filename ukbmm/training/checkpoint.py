@@ -138,8 +138,7 @@ def _keepers(learn: Learner) -> list:
 
 def _place(learn: Learner) -> dict:
     "Where a training is."
-    train = learn.dls.train
-    place = {"epoch": learn.epoch, "batch": learn.iter + 1, "of_loader": train.epoch - train.shuffle}
+    place = {"epochs_before": learn.epochs_before, "epoch": learn.epoch, "batch": learn.iter + 1}
     return {**place, "pct_train": learn.pct_train, "train_iter": learn.train_iter}
 
 
@@ -183,9 +182,9 @@ def set_training_state(
     _set_recorded(learn, on_device(state["recorded"], torch.device("cpu")))
     for cb, (_, remembered) in zip(_keepers(learn), state["callbacks"], strict=True):
         cb.load_state_dict(remembered)
-    place, train = state["place"], learn.dls.train
+    place = state["place"]
     learn.pct_train, learn.train_iter = place["pct_train"], place["train_iter"]
-    train.epoch, train.first = place["of_loader"], place["batch"]
+    learn.epochs_before, learn.dls.train.first = place["epochs_before"], place["batch"]
 
 # %% ../../nbs/training/62_checkpoint.ipynb #0325977b
 def _digest(*parts: Any) -> str:

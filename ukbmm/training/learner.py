@@ -84,21 +84,30 @@ class FusionLearner(Learner):
     "fastai's learner, which can enter a fit at any batch, and lets callbacks surround a fit."
 
     first_epoch = 0  # The epoch that a fit begins with; a checkpoint sets it
+    epochs_before = 0  # Epochs of the fits before this one: no two epochs have the same order
 
     def _do_fit(self) -> None:
         "Go through the epochs, inside of what callbacks put around a fit by a method `around_fit`."
-        self.first_epoch = 0
+        self.first_epoch, started = 0, 0
         with contextlib.ExitStack() as around:
+            around.callback(lambda: self._count(started))
             for cb in self.cbs.sorted("order"):
                 if hasattr(type(cb), "around_fit"):
                     around.enter_context(cb.around_fit())
             for epoch in range(self.first_epoch, self.n_epoch):
-                self.epoch = epoch
+                self.epoch, started = epoch, epoch + 1
                 self._with_events(self._do_epoch, "epoch", CancelEpochException)
+
+    def _count(self, epochs: int) -> None:
+        "Count the epochs of a fit; a search for a learning rate is none."
+        if not hasattr(self, "lr_finder"):
+            self.epochs_before += epochs
 
     def all_batches(self) -> None:
         "Go through an epoch's batches, from the one that the loader begins with."
         self.n_iter = len(self.dl)
+        if self.training and isinstance(self.dl, MultiModalLoader):
+            self.dl.epoch = self.epochs_before + self.epoch
         for i, batch in enumerate(self.dl, getattr(self.dl, "first", 0)):
             self.one_batch(i, batch)
 

@@ -251,6 +251,15 @@ class GradientModulation(DirectCallback):
         self.sums = torch.zeros(2, len(self.names), device=device)  # of scores, and of people
         self.total, self.steps = torch.zeros(len(self.names), device=device), 0
 
+    def state_dict(self) -> dict[str, Any]:
+        "The coefficients so far."
+        names = ("epochs", "sums", "total", "steps")
+        return {name: copy.deepcopy(vars(self)[name]) for name in names if name in vars(self)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        "Take up the coefficients of a checkpoint."
+        vars(self).update(copy.deepcopy(dict(state)))
+
     def after_train(self) -> None:
         "Note the mean coefficients of the epoch."
         mean = (self.total / max(1, self.steps)).tolist()

@@ -168,6 +168,22 @@ def test_modulation_compares_modalities_over_the_whole_batch(loaders, tmp_path):
     agree(both(loaders, tmp_path, **how())[0], alone, 2e-4)
 
 
+@BOTH
+def test_predictions_with_inputs_and_losses_are_those_of_one_process(loaders, tmp_path, sharded):
+    def predicted(learn):
+        with learn.no_bar(), learn.no_logging():
+            x, *others = learn.get_preds(with_input=True, with_loss=True)
+        return [x["row"], *others]
+
+    def work(processes):
+        torch.save(predicted(train(loaders, processes)), tmp_path / f"{processes.rank}.pt")
+
+    assert together(work, sharded=sharded) == [0, 0]
+    for rank in range(2):
+        for one, other in zip(predicted(train(loaders)), torch.load(tmp_path / f"{rank}.pt"), strict=True):
+            torch.testing.assert_close(one, other, atol=2e-4, rtol=2e-4)
+
+
 class Rows(Callback):
     "Note whom the own slice of each training batch holds, and whom a validation batch holds."
 

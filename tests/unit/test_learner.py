@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 import torch
 from fastai.callback.core import Callback
+from fastai.interpret import Interpretation
 from fastai.learner import load_learner
 from torch import nn
 
@@ -130,7 +131,7 @@ def test_what_a_fastai_user_expects_works(study, tmp_path):
     quiet(learn, lambda learn: learn.fine_tune(2, 3e-3, freeze_epochs=1))
     assert len(learn.recorder.values) == 2 and len(learn.recorder.losses) == 16
     preds, targets, losses = quiet(learn, lambda learn: learn.get_preds(with_loss=True))
-    torch.testing.assert_close(losses, (preds - targets).square(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(losses, (preds - targets).square()[:, 0], atol=1e-5, rtol=1e-4)
     np.testing.assert_allclose(
         learn.dls.outcome.decode(preds.double().numpy()), predict_rows(learn, learn.dls.valid.rows), rtol=1e-4
     )
@@ -238,6 +239,40 @@ def test_a_callback_surrounds_a_fit_and_no_validation(study):
     with pytest.raises(KeyboardInterrupt):
         quiet(learn, lambda learn: learn.fit(1))
     assert seen == ["in", "out", "fail", "in", "out"]
+
+
+def test_predictions_come_with_inputs_and_losses_in_the_order_of_the_rows(study):
+    learn = fusion_learner(study(), SMALL, seed=1, patience=None)
+    quiet(learn, lambda learn: learn.fit(1))
+    for loader in (learn.dls.valid, learn.dls.train):  # the second one shuffles
+        x, preds, targets, losses = quiet(
+            learn, lambda learn, dl=loader: learn.get_preds(dl=dl, with_input=True, with_loss=True)
+        )
+        assert x["row"].tolist() == loader.rows.tolist()
+        expected = predict_rows(learn, loader.rows)
+        np.testing.assert_allclose(learn.dls.outcome.decode(preds.double().numpy()), expected, rtol=1e-4)
+        assert torch.equal(targets, learn.dls.outcome.batch(torch.from_numpy(loader.rows)))
+        torch.testing.assert_close(losses, (preds - targets).square()[:, 0], atol=1e-5, rtol=1e-4)
+        with torch.no_grad():  # what is given is what a network can be given
+            torch.testing.assert_close(learn.model.eval()(x), preds, atol=1e-5, rtol=1e-4)
+    few = learn.dls.test_dl(study.test[:5], bs=2, with_labels=True)
+    preds, targets = quiet(learn, lambda learn: learn.get_preds(dl=few))
+    assert len(preds) == 5 and torch.equal(targets, learn.dls.outcome.batch(torch.from_numpy(study.test[:5])))
+    assert quiet(learn, lambda learn: learn.get_preds(dl=learn.dls.test_dl(study.test[:5])))[1] is None
+
+
+def test_what_a_model_gets_most_wrong_is_found_as_fastai_finds_it(study):
+    learn = fusion_learner(study(), SMALL, seed=1, patience=None)
+    quiet(learn, lambda learn: learn.fit(1))
+    losses, places, rows = quiet(
+        learn, lambda learn: Interpretation.from_learner(learn).top_losses(3, items=True)
+    )
+    expected = quiet(learn, lambda learn: learn.get_preds(with_loss=True))[2]
+    assert torch.equal(losses, expected.sort(descending=True).values[:3])
+    assert list(rows) == learn.dls.valid.rows[places.numpy()].tolist()
+    x, _, targets, _, one = quiet(learn, lambda learn: Interpretation.from_learner(learn)[places])
+    assert x["row"].tolist() == list(rows) and torch.equal(one, losses)
+    assert torch.equal(targets, learn.dls.outcome.batch(torch.tensor(list(rows))))
 
 
 class Order(Callback):

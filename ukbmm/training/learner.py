@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from fastai.callback.core import CancelEpochException
 from fastai.learner import Learner, Metric
-from fastcore.basics import patch
+from fastcore.basics import detuplify, patch
 from torch import nn
 
 from ..core import UkbmmError, write_text
@@ -250,6 +250,33 @@ def predict_rows(
         return np.zeros((0, 1))
     return learn.dls.outcome.decode(torch.cat(outputs).double().numpy())
 
+# %% ../../nbs/training/61_learner.ipynb #f9a2af94
+@patch
+def get_preds(
+    self: FusionLearner,
+    ds_idx: int = 1,  # 0: training rows, 1: validation rows
+    dl: Any = None,  # A loader; None takes that of `ds_idx`
+    with_input: bool = False,  # Give the inputs, first?
+    with_decoded: bool = False,  # Give decoded predictions, after targets?
+    with_loss: bool = False,  # Give each participant's loss, last?
+    act: Callable | None = None,  # What raw outputs stand for; None takes what the loss says
+    inner: bool = False,  # Within a fit, without a bar of its own?
+    reorder: bool = True,  # For other loaders than ours, in the order of their items?
+    cbs: Any = None,  # Further callbacks
+    **options,  # Of fastai's GatherPredsCallback
+) -> tuple:  # [inputs,] predictions, targets[, decoded][, losses]
+    "Predict a loader's participants, in the order of its rows."
+    loader = self.dls[ds_idx] if dl is None else dl
+    ours = isinstance(loader, MultiModalLoader)
+    loader = loader.new(shuffle=False, drop_last=False) if ours else loader
+    found = Learner.get_preds(self, ds_idx, loader, with_input and not ours, with_decoded, with_loss, act, inner,
+                              reorder and not ours, cbs, **options)  # fmt: skip
+    if not ours:
+        return found
+    *found, last = found
+    inputs = [loader.everybody().one_batch()[0]] if with_input else []
+    return (*inputs, *found, last.flatten() if with_loss else last)
+
 # %% ../../nbs/training/61_learner.ipynb #862f11b7
 @patch
 def show_results(
@@ -263,7 +290,7 @@ def show_results(
     import matplotlib.pyplot as plt
 
     some = slice(0, max_n)
-    target, predicted = (value[some, 0].float().cpu() for value in (batch[-1], predictions))
+    target, predicted = (value[some, 0].float().cpu() for value in (batch[-1], detuplify(predictions)))
     _, axis = plt.subplots(figsize=(4, 0.25 * len(target) + 0.8))
     axis.plot(target, range(len(target)), "o", label="had")
     axis.plot(predicted, range(len(target)), "x", label="predicted")

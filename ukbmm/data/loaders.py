@@ -226,7 +226,7 @@ def one_batch(self: MultiModalLoader) -> tuple:
     small = self._small(epoch_batches(len(self.rows), self.bs, self.seed, self.epoch, self.shuffle)[0])
     return self.unpack(self._reader[small["row"]], small)
 
-
+# %% ../../nbs/data/33_loaders.ipynb #e5ae483d
 @patch
 def everybody(self: MultiModalLoader) -> MultiModalLoader:
     "A loader of all its participants as one batch, in the order of its rows, on the processor."

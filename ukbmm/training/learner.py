@@ -36,6 +36,7 @@ from ukbmm.training.callbacks import (
     SeedFit,
     Strict,
 )
+from .divergence import StopOnNaN
 from .modalities import modality_callbacks
 
 # %% auto #0
@@ -199,9 +200,9 @@ def fusion_learner(
     seed: int = 0,  # Decides how weights start and what dropout drops
     history: str | Path | None = None,  # Write a CSV line for each epoch here; None writes none
     cbs: Any = None,  # Further callbacks
-    path: str | Path = ".",  # Where fastai saves models
+    path: str | Path = ".",  # Where fastai saves models, and the row numbers of a batch with NaN are written
 ) -> FusionLearner:
-    "Make a fastai learner that trains a fusion network."
+    "Make a fastai learner that trains a fusion network, and stops where its numbers are none."
     settings = settings or ModelSettings()
     loss = settings.loss_for(dls.outcome)
     if model is None:
@@ -218,7 +219,9 @@ def fusion_learner(
     callbacks += [Compile()] if compile else []
     callbacks += [FinishLoss()] if loss.finishes else []
     callbacks += [History(history)] if history is not None else []
-    callbacks += [] if cbs is None else cbs if isinstance(cbs, list | tuple) else [cbs]
+    given = [] if cbs is None else cbs if isinstance(cbs, list | tuple) else [cbs]
+    callbacks += [] if any(isinstance(cb, StopOnNaN) for cb in given) else [StopOnNaN(path)]
+    callbacks += given
     shown = [metric.name for metric in METRICS.entries.values() if metric.kind == dls.outcome.outcome.kind]
     metrics = [PooledMetric(name, loss) for name in shown[:1]]  # several outcomes at once have none
     return FusionLearner(

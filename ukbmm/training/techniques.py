@@ -26,8 +26,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 from ..core import ModelError, UkbmmError, derive_seed, did_you_mean
-from .callbacks import BestWeights, DirectCallback, MixedPrecision
-from .watching import ResumableCallback, batch_size, parts_of
+from .callbacks import BestWeights, DirectCallback, MixedPrecision, ResumableCallback
+from .divergence import parts_of
+from .watching import batch_size
 
 # %% auto #0
 __all__ = ['SMALLER', 'AveragedWeights', 'EMA', 'SWA', 'chosen_encoders', 'lrs_by_encoder', 'Freeze', 'modulation',

@@ -13,10 +13,11 @@ from fastai.learner import load_learner
 from torch import nn
 
 from ukbmm.cohort.outcomes import RegressionOutcome, read_outcome
-from ukbmm.core import UkbmmError
+from ukbmm.core import ModelError, UkbmmError
 from ukbmm.data.blocks import OutcomeBlock, PhenotypeBlock, SNPBlock
 from ukbmm.data.loaders import MultiModalDataBlock
 from ukbmm.models.fusion import FusionSettings
+from ukbmm.models.genotype import GenotypeSettings
 from ukbmm.models.multimodal import ModelSettings
 from ukbmm.training.learner import FusionLearner, fusion_learner, predict_rows
 from ukbmm.training.settings import TrainSettings
@@ -337,3 +338,10 @@ def test_a_fit_after_one_that_was_given_up_has_another_order(study):
 
     whole = order_of(study, lambda learn: learn.fit(4))
     assert order_of(study, work) == [whole[0], *whole[2:]]
+
+
+def test_settings_of_an_encoder_that_is_not_there_are_refused(study):
+    with pytest.raises(ModelError, match=r"modality 'snp'.*found none.*Did you mean 'snps'\?"):
+        fusion_learner(study(), SMALL, encoders={"snp": GenotypeSettings(block=8)})
+    learn = fusion_learner(study(), SMALL, encoders={"snps": GenotypeSettings(block=8)})
+    assert learn.model.encoders["snps"].local.block == 8

@@ -543,6 +543,9 @@ class BatchMemoryError(UkbmmError):
     "A batch that does not fit into the memory of the device."
 
 # %% ../../nbs/training/65_techniques.ipynb #cade9418
+_STEP = "the step of the optimizer"
+
+
 def running_part(
     model: nn.Module,  # A network
     error: BaseException,  # What it raised
@@ -554,10 +557,10 @@ def running_part(
         named[id(frame.f_locals["self"])] for frame in frames if id(frame.f_locals.get("self")) in named
     ]
     calls = {frame.f_code.co_name for frame in frames}
-    places = {"backward": "the backward pass", "step": "the step of the optimizer"}
+    places = {"backward": "the backward pass", "step": _STEP}
     return next(iter(inside), next((words for name, words in places.items() if name in calls), "the loss"))
 
-
+# %% ../../nbs/training/65_techniques.ipynb #80568af2
 class ExplainMemory(DirectCallback):
     "Where memory runs out in a fit, say in which encoder, and what to change."
 
@@ -581,20 +584,30 @@ class ExplainMemory(DirectCallback):
         learn.xb, learn.yb, learn.pred, learn.loss, learn.loss_grad = (None,), (None,), None, None, None
         traceback.clear_frames(error.__traceback__)
         torch.cuda.empty_cache()
+        found, remedy = self.in_step() if where == _STEP else self.in_batch(where, people)
+        place = f"epoch {learn.epoch + 1}, batch {learn.iter + 1} of {people} participants"
+        return BatchMemoryError(place, "room in memory", f"memory ran out in {where}{found}", remedy)
+
+    def in_step(self) -> tuple[str, str]:
+        "What fills memory in the step of the optimizer, and what helps: no smaller batch does."
+        parts = {"the network": self.learn.model} | parts_of(self.learn.model)
+        sizes = {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()}
+        everything = sizes.pop("the network")
+        most = max(sizes, key=sizes.get, default="the network")
+        found = f"; {most} has {sizes.get(most, everything):,} of {everything:,} weights"
+        return found, (
+            f"An optimizer keeps numbers for each weight, whatever the batch: make {most} narrower, take one that "
+            "keeps fewer (learn.opt_func = SGD of fastai.optimizer), or share the network among processes (FSDP)."
+        )
+
+    def in_batch(self, where: str, people: int) -> tuple[str, str]:
+        "What fills memory while a batch is computed, and what helps."
         most = where if where.startswith("encoder") else self.largest()
-        found = f"memory ran out in {where}" + (
-            f"; {most} keeps the most of the encoders" if most and most != where else ""
-        )
-        name = (most or "...").removeprefix("encoder ")
-        remedy = (
+        recompute = f"train.recompute: [{most.removeprefix('encoder ')}], " if most else ""
+        found = f"; {most} keeps the most of the encoders" if most and most != where else ""
+        return found, (
             f"Take fewer than {people} participants (train.batch_size: auto finds how many, train.accumulate makes up "
-            f"for it), train.amp: bf16, train.recompute: [{name}], or a narrower encoder."
-        )
-        return BatchMemoryError(
-            f"epoch {learn.epoch + 1}, batch {learn.iter + 1} of {people} participants",
-            "room in memory",
-            found,
-            remedy,
+            f"for it), train.amp: bf16, {recompute}or a narrower encoder."
         )
 
     def largest(self) -> str | None:

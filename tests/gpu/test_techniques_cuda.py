@@ -10,6 +10,7 @@ from torch import nn
 from ukbmm.cohort.outcomes import RegressionOutcome, read_outcome
 from ukbmm.data.blocks import OutcomeBlock, PhenotypeBlock, SNPBlock
 from ukbmm.data.loaders import MultiModalDataBlock
+from ukbmm.training.divergence import DivergenceError, StopOnNaN
 from ukbmm.training.learner import fusion_learner
 from ukbmm.training.techniques import (
     EMA,
@@ -22,7 +23,7 @@ from ukbmm.training.techniques import (
     find_batch_size,
     memory_by_part,
 )
-from ukbmm.training.watching import DivergenceError, Speed, StopOnNaN
+from ukbmm.training.watching import Speed
 
 pytestmark = [
     pytest.mark.gpu,

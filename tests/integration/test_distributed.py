@@ -28,6 +28,7 @@ from ukbmm.training.callbacks import take_weights
 from ukbmm.training.checkpoint import Checkpoint
 from ukbmm.training.distributed import Distributed, Processes
 from ukbmm.training.learner import fusion_learner, predict_rows
+from ukbmm.training.techniques import GradientModulation
 from ukbmm.workflow.pipeline import TrainingPipeline
 from ukbmm.workflow.run import Run
 from ukbmm.workflow.spec import Spec
@@ -53,13 +54,13 @@ def loaders(biobank):
     return dls
 
 
-def train(dls, processes=None, dropout=0.0, checkpoints=None, cbs=(), loss=None, **settings):
+def train(dls, processes=None, dropout=0.0, checkpoints=None, cbs=(), loss=None, shape=SMALL, **settings):
     "Train alone or with others; returns the learner."
     cbs = [*cbs, *([Distributed(processes)] if processes else [])]
     cbs += [Checkpoint(checkpoints, every=3)] if checkpoints else []
     learn = fusion_learner(
         type(dls)(dls.train.new(), dls.valid.new(), device="cpu"),
-        SMALL,
+        shape,
         **{"seed": 5, "patience": 3, **settings},
         cbs=cbs,
     )
@@ -138,14 +139,49 @@ class Pairs(RegressionLoss):
     gathers = True
 
     def __call__(self, output, target):
-        if self.reduction == "none":
-            return super().__call__(output, target)
-        return ((output - output.T) - (target - target.T)).square().mean()
+        each = ((output - output.T) - (target - target.T)).square().mean(1, keepdim=True)
+        return each if self.reduction == "none" else each.mean()
 
 
 def test_a_loss_of_the_whole_batch_is_right(loaders, tmp_path):
     alone = outcome_of(train(loaders, loss=Pairs()), loaders.valid.rows)
     agree(both(loaders, tmp_path, loss=Pairs())[0], alone, 2e-4)
+
+
+@BOTH
+def test_heads_of_single_modalities_see_the_whole_batch(loaders, tmp_path, sharded):
+    fusion = SMALL.fusion.model_copy(update={"auxiliary": 0.5, "modality_dropout": 0.3})
+    how = {"shape": SMALL.model_copy(update={"fusion": fusion}), "loss": Pairs(), "accumulate": 2}
+    alone = outcome_of(train(loaders, **how), loaders.valid.rows)
+    agree(both(loaders, tmp_path, sharded, **how)[0], alone, 2e-4)
+    assert (
+        alone["losses"]
+        != outcome_of(train(loaders, loss=Pairs(), accumulate=2), loaders.valid.rows)["losses"]
+    )
+
+
+def test_modulation_compares_modalities_over_the_whole_batch(loaders, tmp_path):
+    def how():
+        return {"loss": Pairs(), "cbs": [GradientModulation(0.4)]}
+
+    alone = outcome_of(train(loaders, **how()), loaders.valid.rows)
+    agree(both(loaders, tmp_path, **how())[0], alone, 2e-4)
+
+
+@BOTH
+def test_predictions_with_inputs_and_losses_are_those_of_one_process(loaders, tmp_path, sharded):
+    def predicted(learn):
+        with learn.no_bar(), learn.no_logging():
+            x, *others = learn.get_preds(with_input=True, with_loss=True)
+        return [x["row"], *others]
+
+    def work(processes):
+        torch.save(predicted(train(loaders, processes)), tmp_path / f"{processes.rank}.pt")
+
+    assert together(work, sharded=sharded) == [0, 0]
+    for rank in range(2):
+        for one, other in zip(predicted(train(loaders)), torch.load(tmp_path / f"{rank}.pt"), strict=True):
+            torch.testing.assert_close(one, other, atol=2e-4, rtol=2e-4)
 
 
 class Rows(Callback):

@@ -100,7 +100,8 @@ class Die(Callback):
 def test_a_training_with_everything_on_is_killed_and_ends_with_the_same_bits(loaders, tmp_path, more):
     def work(folder, *cbs):
         learn = train(loaders, folder, cbs=cbs, **{**EVERYTHING, **more})
-        torch.save(outcome_of(learn), folder / "outcome.pt")
+        shown = {"coefficients": [list(epoch.values()) for epoch in learn.gradient_modulation.epochs]}
+        torch.save({**outcome_of(learn), **shown}, folder / "outcome.pt")
 
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
@@ -109,8 +110,8 @@ def test_a_training_with_everything_on_is_killed_and_ends_with_the_same_bits(loa
         assert in_a_process(lambda at=at: work(tmp_path / "killed", Die(at))) == -signal.SIGKILL
     assert in_a_process(lambda: work(tmp_path / "killed")) == 0
     whole, killed = (torch.load(tmp_path / name / "outcome.pt") for name in ("whole", "killed"))
-    assert same(whole, killed)
-    assert whole["losses"][-1] != whole["losses"][0]
+    assert same(whole, killed) and whole["coefficients"] == killed["coefficients"]
+    assert len(whole["coefficients"]) == 4 and whole["losses"][-1] != whole["losses"][0]
 
 
 def both(work, folder: Path, sharded=False) -> list[dict]:

@@ -11,6 +11,10 @@ import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback
+from fastai.callback.progress import CSVLogger
+from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
+from fastai.callback.training import GradientAccumulation
+from fastcore.foundation import L
 from processes import forked, in_a_process, status_of
 
 from ukbmm.cohort.outcomes import RegressionOutcome, read_outcome
@@ -40,6 +44,24 @@ class Witness(Callback):
         self.count += 1
         if self.count == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
+
+    before_epoch = before_train = before_batch = after_pred = before_step = happened
+    after_batch = after_train = after_epoch = happened
+
+    def state_dict(self):
+        return {}  # each start counts by itself
+
+    def load_state_dict(self, state):
+        pass
+
+
+class Interrupted(Witness):
+    "Give up where that was planned, as Ctrl-C does."
+
+    def happened(self):
+        self.count += 1
+        if self.count == self.kill_at:
+            raise KeyboardInterrupt
 
     before_epoch = before_train = before_batch = after_pred = before_step = happened
     after_batch = after_train = after_epoch = happened
@@ -206,6 +228,88 @@ def test_every_generator_is_needed(loaders, tmp_path, monkeypatch, left_out):
     assert same(whole, interrupted(anew(loaders[0]), tmp_path / "with"))
     monkeypatch.setattr(checkpoint, "set_random_state", partly)
     assert not same(whole, interrupted(anew(loaders[0]), tmp_path / "without"))
+
+
+class Falling(Callback):
+    "What people write: it counts, keeps a tensor and a list, and lowers the rate by what it has counted."
+
+    order = 50
+
+    def __init__(self):
+        self.seen, self.mean, self.levels = 0, None, L()
+
+    def before_fit(self):
+        self.weights = [*self.learn.model.parameters(), *self.learn.model.state_dict().values()]
+
+    def after_loss(self):
+        if self.learn.training:
+            loss = self.learn.loss.detach()
+            self.mean = loss if self.mean is None else 0.9 * self.mean + 0.1 * loss
+            self.seen += 1
+            self.levels.append(float(self.mean))
+
+    def before_step(self):
+        self.learn.opt.hypers[-1]["lr"] = 1e-3 * float(self.mean) / (1 + len(self.levels))
+
+    def after_epoch(self):
+        for weight in self.weights:
+            weight.data.mul_(0.999)
+
+
+STATEFUL = {
+    "early stopping": (lambda: EarlyStoppingCallback(patience=2), 2e-2),
+    "plateau": (lambda: ReduceLROnPlateau(patience=1, factor=10), 5e-2),
+    "best model": (lambda: SaveModelCallback(fname="best"), 5e-2),
+    "accumulation": (lambda: GradientAccumulation(100), 8e-3),
+    "a user's own": (Falling, 8e-3),
+}
+
+
+@pytest.mark.parametrize("kind", STATEFUL)
+def test_callbacks_of_others_go_on_where_they_were(loaders, tmp_path, kind):
+    make, lr = STATEFUL[kind]
+
+    def go(folder, *cbs):
+        settings = {"patience": None, "path": tmp_path / folder, "fit": lambda learn: learn.fit(7, lr)}
+        return train(loaders[0], tmp_path / folder, [make(), *cbs], every=1, **settings)
+
+    whole = go("whole")
+    for kill_at in (100, 9, 10):  # events: an epoch has 45 at most
+        with pytest.raises(KeyboardInterrupt):
+            go("often", Interrupted(kill_at))
+    again = go("often")
+    assert same(again.model.state_dict(), whole.model.state_dict())
+    assert same([list(one) for one in again.recorder.values], [list(one) for one in whole.recorder.values])
+
+
+def test_a_callback_is_made_as_it_is_made_now_and_goes_on_with_what_it_had_counted(loaders, tmp_path):
+    class Count(Callback):
+        def __init__(self, title):
+            self.title, self.batches, self.labels = title, 0, {"kept": [1, 2]}
+
+        def after_batch(self):
+            self.batches += self.learn.training
+
+    with pytest.raises(KeyboardInterrupt):
+        train(loaders[0], tmp_path, [Count("before"), Stop()])
+    now = Count("after")
+    train(loaders[0], tmp_path, [now])
+    assert (now.title, now.batches) == ("after", 4 * len(loaders[0].train))
+    state = torch.load(Checkpoint(tmp_path / "checkpoints").files()[-1], weights_only=True)
+    assert set(state["observed"]["count 0"]) == {"batches"}
+
+
+@pytest.mark.parametrize("what", [object(), {1}, np.zeros(3), torch.nn.Linear(1, 1)])
+def test_a_callback_whose_state_cannot_be_kept_is_refused_by_name(loaders, tmp_path, what):
+    class Odd(Callback):
+        def before_fit(self):
+            self.thing = what
+
+    with pytest.raises(RunError, match="callback 'odd', its 'thing'.*found .*state_dict and load_state_dict"):
+        train(loaders[0], tmp_path, [Odd()])
+    with pytest.raises(RunError, match="'csv_logger', its 'file'.*found TextIOWrapper"):
+        train(loaders[0], tmp_path, [CSVLogger(tmp_path / "log.csv")])
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_sigterm_writes_a_checkpoint_and_ends_with_143(loaders, tmp_path):

@@ -8,14 +8,16 @@ import polars as pl
 import pytest
 import torch
 from fastai.callback.core import Callback
+from fastai.interpret import Interpretation
 from fastai.learner import load_learner
 from torch import nn
 
 from ukbmm.cohort.outcomes import RegressionOutcome, read_outcome
-from ukbmm.core import UkbmmError
+from ukbmm.core import ModelError, UkbmmError
 from ukbmm.data.blocks import OutcomeBlock, PhenotypeBlock, SNPBlock
 from ukbmm.data.loaders import MultiModalDataBlock
 from ukbmm.models.fusion import FusionSettings
+from ukbmm.models.genotype import GenotypeSettings
 from ukbmm.models.multimodal import ModelSettings
 from ukbmm.training.learner import FusionLearner, fusion_learner, predict_rows
 from ukbmm.training.settings import TrainSettings
@@ -130,7 +132,7 @@ def test_what_a_fastai_user_expects_works(study, tmp_path):
     quiet(learn, lambda learn: learn.fine_tune(2, 3e-3, freeze_epochs=1))
     assert len(learn.recorder.values) == 2 and len(learn.recorder.losses) == 16
     preds, targets, losses = quiet(learn, lambda learn: learn.get_preds(with_loss=True))
-    torch.testing.assert_close(losses, (preds - targets).square(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(losses, (preds - targets).square()[:, 0], atol=1e-5, rtol=1e-4)
     np.testing.assert_allclose(
         learn.dls.outcome.decode(preds.double().numpy()), predict_rows(learn, learn.dls.valid.rows), rtol=1e-4
     )
@@ -238,3 +240,108 @@ def test_a_callback_surrounds_a_fit_and_no_validation(study):
     with pytest.raises(KeyboardInterrupt):
         quiet(learn, lambda learn: learn.fit(1))
     assert seen == ["in", "out", "fail", "in", "out"]
+
+
+def test_predictions_come_with_inputs_and_losses_in_the_order_of_the_rows(study):
+    learn = fusion_learner(study(), SMALL, seed=1, patience=None)
+    quiet(learn, lambda learn: learn.fit(1))
+    for loader in (learn.dls.valid, learn.dls.train):  # the second one shuffles
+        x, preds, targets, losses = quiet(
+            learn, lambda learn, dl=loader: learn.get_preds(dl=dl, with_input=True, with_loss=True)
+        )
+        assert x["row"].tolist() == loader.rows.tolist()
+        expected = predict_rows(learn, loader.rows)
+        np.testing.assert_allclose(learn.dls.outcome.decode(preds.double().numpy()), expected, rtol=1e-4)
+        assert torch.equal(targets, learn.dls.outcome.batch(torch.from_numpy(loader.rows)))
+        torch.testing.assert_close(losses, (preds - targets).square()[:, 0], atol=1e-5, rtol=1e-4)
+        with torch.no_grad():  # what is given is what a network can be given
+            torch.testing.assert_close(learn.model.eval()(x), preds, atol=1e-5, rtol=1e-4)
+    few = learn.dls.test_dl(study.test[:5], bs=2, with_labels=True)
+    preds, targets = quiet(learn, lambda learn: learn.get_preds(dl=few))
+    assert len(preds) == 5 and torch.equal(targets, learn.dls.outcome.batch(torch.from_numpy(study.test[:5])))
+    assert quiet(learn, lambda learn: learn.get_preds(dl=learn.dls.test_dl(study.test[:5])))[1] is None
+
+
+def test_what_a_model_gets_most_wrong_is_found_as_fastai_finds_it(study):
+    learn = fusion_learner(study(), SMALL, seed=1, patience=None)
+    quiet(learn, lambda learn: learn.fit(1))
+    losses, places, rows = quiet(
+        learn, lambda learn: Interpretation.from_learner(learn).top_losses(3, items=True)
+    )
+    expected = quiet(learn, lambda learn: learn.get_preds(with_loss=True))[2]
+    assert torch.equal(losses, expected.sort(descending=True).values[:3])
+    assert list(rows) == learn.dls.valid.rows[places.numpy()].tolist()
+    x, _, targets, _, one = quiet(learn, lambda learn: Interpretation.from_learner(learn)[places])
+    assert x["row"].tolist() == list(rows) and torch.equal(one, losses)
+    assert torch.equal(targets, learn.dls.outcome.batch(torch.tensor(list(rows))))
+
+
+class Order(Callback):
+    "Note the rows of each training epoch, in their order."
+
+    def __init__(self):
+        self.epochs = []
+
+    def before_train(self):
+        self.epochs.append([])
+
+    def before_batch(self):
+        if self.learn.training:
+            self.epochs[-1] += self.learn.x["row"].tolist()
+
+
+def order_of(study, work) -> list[list[int]]:
+    "The order of rows in each epoch of what is done with a new learner."
+    learn = fusion_learner(study(), SMALL, seed=1, patience=None, cbs=[Order()])
+    quiet(learn, work)
+    return [epoch for epoch in learn.order.epochs if len(epoch) == 225]
+
+
+def test_what_was_looked_at_before_does_not_change_a_training(study, tmp_path):
+    def trained(before):
+        learn = fusion_learner(study(), SMALL, seed=1, patience=None, path=tmp_path)
+        quiet(learn, before)
+        quiet(learn, lambda learn: learn.fit_one_cycle(2))
+        return weights(learn)
+
+    plain = trained(lambda learn: None)
+    for look in (
+        lambda learn: learn.lr_find(num_it=20, show_plot=False),
+        lambda learn: next(iter(learn.dls.train)),
+        lambda learn: learn.validate(ds_idx=0),
+    ):
+        assert torch.equal(trained(look), plain)
+
+
+def test_every_epoch_of_every_fit_has_an_order_of_its_own(study):
+    twice = order_of(study, lambda learn: (learn.fit(2), learn.fit(3)))
+    once = order_of(study, lambda learn: learn.fit(5))
+    assert twice == once and len(set(map(tuple, once))) == 5
+    assert order_of(study, lambda learn: learn.fine_tune(4)) == once
+
+
+def test_a_fit_that_passes_over_epochs_finds_the_others_in_their_order(study):
+    whole = order_of(study, lambda learn: learn.fit(4))
+    assert order_of(study, lambda learn: learn.fit(4, start_epoch=2)) == whole[2:]
+
+
+def test_a_fit_after_one_that_was_given_up_has_another_order(study):
+    class GiveUp(Callback):
+        def before_batch(self):
+            if self.learn.epoch == 1 and self.learn.iter == 3:
+                raise KeyboardInterrupt
+
+    def work(learn):
+        with pytest.raises(KeyboardInterrupt):
+            learn.fit(4, cbs=GiveUp())
+        learn.fit(2)
+
+    whole = order_of(study, lambda learn: learn.fit(4))
+    assert order_of(study, work) == [whole[0], *whole[2:]]
+
+
+def test_settings_of_an_encoder_that_is_not_there_are_refused(study):
+    with pytest.raises(ModelError, match=r"modality 'snp'.*found none.*Did you mean 'snps'\?"):
+        fusion_learner(study(), SMALL, encoders={"snp": GenotypeSettings(block=8)})
+    learn = fusion_learner(study(), SMALL, encoders={"snps": GenotypeSettings(block=8)})
+    assert learn.model.encoders["snps"].local.block == 8

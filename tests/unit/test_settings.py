@@ -317,7 +317,7 @@ def test_auxiliary_losses_of_several_outcomes_are_those_by_hand(make, loaders):
         ]
         expected += sum(parts) / 3
     learn.xb, learn.yb, learn.pred, learn.loss_grad = (x,), (y,), pred, torch.zeros(())
-    learn.training = True
+    learn.training, learn.dl = True, learn.dls.train
     learn.auxiliary_loss.after_loss()
     assert float(learn.loss_grad.detach()) == pytest.approx(0.5 * float(expected), rel=1e-5)
 

@@ -189,7 +189,6 @@ def test_a_resumed_fit_has_the_same_averages_to_the_bit(make, average):
     learn.model.load_state_dict(snapshot.kept["model"])
     learn.opt.load_state_dict(snapshot.kept["opt"])
     resumed.load_state_dict(snapshot.kept["average"])
-    learn.dls.train.epoch = 2
     learn.remove_cb(learn.seed_fit)
     torch.set_rng_state(snapshot.kept["rng"])
     fit(learn, 4, start_epoch=2)
@@ -582,7 +581,7 @@ class Greedy(nn.Module):
 @pytest.mark.parametrize("amp", ["no", "bf16"])
 @pytest.mark.parametrize(
     "where",
-    ["encoder 'phenotype'", "encoder 'blood'", "the backward pass", "the step of the optimizer", "the loss"],
+    ["encoder 'phenotype'", "encoder 'blood'", "the backward pass", "the loss"],
 )
 def test_an_error_of_memory_says_where_and_what_to_change(make, where, amp):
     learn = make(ExplainMemory(), amp=amp)
@@ -595,6 +594,30 @@ def test_an_error_of_memory_says_where_and_what_to_change(make, where, amp):
     if where.startswith("encoder"):
         assert f"train.recompute: [{where.removeprefix('encoder ')}]" in text
     assert isinstance(raised.value.__cause__, torch.OutOfMemoryError) and not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("amp", ["no", "bf16"])
+def test_memory_that_runs_out_in_the_step_of_the_optimizer_is_a_matter_of_weights(make, amp):
+    learn = make(ExplainMemory(), amp=amp)
+    learn.model.encoders["blood"].wide = nn.Linear(3000, 50)
+    plant(learn, "the step of the optimizer")
+    with pytest.raises(BatchMemoryError) as raised:
+        fit(learn, 1)
+    text = str(raised.value)
+    own, everything = (
+        sum(w.numel() for w in part.parameters()) for part in (learn.model.encoders["blood"], learn.model)
+    )
+    assert f"of the optimizer; encoder 'blood' has {own:,} of {everything:,} weights" in text
+    assert "SGD" in text and "FSDP" in text and "fewer than" not in text and "recompute" not in text
+
+
+def test_an_encoder_that_cannot_be_found_is_not_made_up(make, monkeypatch):
+    monkeypatch.setattr("ukbmm.training.techniques.memory_by_part", raise_short)
+    learn = make(ExplainMemory())
+    plant(learn, "the backward pass")
+    with pytest.raises(BatchMemoryError, match="train.amp: bf16, or a narrower encoder") as raised:
+        fit(learn, 1)
+    assert "recompute" not in str(raised.value) and "..." not in str(raised.value)
 
 
 def test_other_errors_pass_as_they_are_and_cancelling_works(make):

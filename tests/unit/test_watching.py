@@ -17,18 +17,16 @@ from ukbmm.core import MissingExtraError, UkbmmError, get_logger
 from ukbmm.data.blocks import OutcomeBlock, PhenotypeBlock, SNPBlock
 from ukbmm.data.loaders import MultiModalDataBlock
 from ukbmm.training import watching
+from ukbmm.training.divergence import DivergenceError, StopOnNaN, norm_by_part
 from ukbmm.training.learner import fusion_learner
 from ukbmm.training.watching import (
     TRACKERS,
-    DivergenceError,
     LearningCurve,
     Speed,
-    StopOnNaN,
     TextProgress,
     Tracker,
     epoch_rows,
     flat_settings,
-    norm_by_part,
     plot_learning,
     trackers,
 )
@@ -456,3 +454,15 @@ def test_norms_by_part_add_up_to_the_norm_of_all(make):
     assert sum(norm**2 for norm in norm_by_part(learn.model).values()) ** 0.5 == pytest.approx(
         float(total), rel=1e-5
     )
+
+
+def test_a_learner_stops_at_nan_unless_that_is_left_out(make, tmp_path):
+    with pytest.raises(DivergenceError, match="epoch 1, batch .*finite"):
+        fit(make(), lr=1e7)
+    assert json.loads((tmp_path / "stopped_batch.json").read_text())["epoch"] == 1
+    learn = make()
+    learn.remove_cbs(StopOnNaN)
+    fit(learn, lr=1e7)  # all epochs, as fastai does
+    assert len(learn.recorder.values) == 3 and np.isnan(learn.recorder.values[-1][0])
+    own = StopOnNaN(tmp_path / "own", times=3.0)
+    assert [cb for cb in make(own).cbs if isinstance(cb, StopOnNaN)] == [own]

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
-from fastai.torch_core import default_device
+from fastai.torch_core import default_device, to_detach
 from fastcore.basics import patch
 from torch import Tensor
 
@@ -128,11 +129,16 @@ class MultiModalLoader(DataLoader):
         self.seed, self.workers = seed, num_workers
         self.rows = np.ascontiguousarray(rows, dtype=np.int64)
         self.rank, self.world = rank, world
-        self.epoch = 0  # Number of the next epoch
+        self.epoch = 0  # Number of the next epoch; a `FusionLearner` sets it to its own
         self.first = 0  # Batch at which the next epoch is entered
         self.whole = 0  # Participants of the batch that was given out last, over all processes
         self._reader = _Reader(blocks)
         self._processes: torch.utils.data.DataLoader | None = None
+
+    @property
+    def items(self) -> list[int]:
+        "What fastai calls the rows."
+        return self.rows.tolist()
 
     @property
     def _leaves(self) -> bool:
@@ -220,6 +226,19 @@ def one_batch(self: MultiModalLoader) -> tuple:
     small = self._small(epoch_batches(len(self.rows), self.bs, self.seed, self.epoch, self.shuffle)[0])
     return self.unpack(self._reader[small["row"]], small)
 
+# %% ../../nbs/data/33_loaders.ipynb #e5ae483d
+@patch
+def everybody(self: MultiModalLoader) -> MultiModalLoader:
+    "A loader of all its participants as one batch, in the order of its rows, on the processor."
+    whole = dict(bs=max(1, len(self.rows)), shuffle=False, drop_last=False, num_workers=0)
+    return self.new(**whole, device=torch.device("cpu"), rank=0, world=1)
+
+
+@patch
+def to_detach(self: MultiModalLoader, values: Any, cpu: bool = True, gather: bool = True) -> Any:
+    "Detach what a learner made of a batch; fastai calls it, and would gather what is of the whole batch already."
+    return to_detach(values, cpu, gather=False)
+
 
 @patch
 def new(self: MultiModalLoader, dataset: np.ndarray | None = None, **kwargs) -> MultiModalLoader:
@@ -271,12 +290,19 @@ class MultiModalDataLoaders(DataLoaders):
         "The fitted target."
         return self.train.outcome
 
-    def test_dl(self, rows: np.ndarray, bs: int | None = None) -> MultiModalLoader:
-        "A loader over other rows, with what was fitted on the training rows; no targets. An exported learner has none to give."
+    def test_dl(
+        self,
+        rows: np.ndarray,  # Rows of the Biobank
+        bs: int | None = None,  # Participants in a batch; None takes the validation loader's
+        with_labels: bool = False,  # With targets?
+        **ignored,  # What fastai passes besides
+    ) -> MultiModalLoader:
+        "A loader over other rows, with what was fitted on the training rows. An exported learner has none to give."
         if not self.blocks:
             raise DataError("the loaders", "fitted blocks", "none: an exported learner holds nobody's data",
                             "Give it loaders of your own: learn.dls = dls.")  # fmt: skip
-        return self.valid.new(rows, outcome=None, additive=None, bs=bs or self.valid.bs)
+        outcome = self.outcome if with_labels else None
+        return self.valid.new(np.asarray(rows), outcome=outcome, additive=None, bs=bs or self.valid.bs)
 
     @property
     def fitted_rows(self) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ import ukbmm.models.experts
 import ukbmm.models.genotype
 import ukbmm.models.tabular  # noqa: F401, these four register what a spec can name
 from ..config import Settings
-from ..core import ModelError, derive_seed, seed_everything
+from ..core import ModelError, derive_seed, did_you_mean, seed_everything
 from ..data.batch import RESERVED, blank_absent
 from ..data.blocks import Block, OutcomeBlock
 from .fusion import EachLinear, Fusion, FusionSettings
@@ -141,8 +141,12 @@ def build_model(
     seed: int = 0,  # Decides how weights start
     loss: Loss | None = None,  # What it will be trained with; None gives one raw output
 ) -> MultiModalModel:
-    "Make a network for some blocks."
+    "Make a network for some blocks; raises `ModelError` for settings of an encoder that there is none of."
     settings, encoders = settings or ModelSettings(), encoders or {}
+    for name in encoders:
+        if name not in blocks:
+            raise ModelError(f"encoder settings of modality {name!r}", "a modality of the network", "none",
+                             did_you_mean(name, list(blocks)))  # fmt: skip
     seed_everything(seed, "weights")
     dim, n_outputs = settings.fusion.dim, 1 if loss is None else loss.n_outputs
     parts = {name: build_encoder(block, dim, encoders.get(name), n_outputs) for name, block in blocks.items()}

@@ -9,7 +9,7 @@ import contextlib
 import copy
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from ..core import UkbmmError, get_logger, seed_everything
 
 # %% auto #0
-__all__ = ['Precision', 'DirectCallback', 'MixedPrecision', 'Accumulate', 'Clip', 'deterministic', 'Strict', 'Compile', 'whole',
-           'part_like', 'whole_weights', 'take_weights', 'beats', 'BestWeights', 'FinishLoss', 'SeedFit']
+__all__ = ['Precision', 'DirectCallback', 'ResumableCallback', 'MixedPrecision', 'Accumulate', 'Clip', 'deterministic', 'Strict',
+           'Compile', 'whole', 'part_like', 'whole_weights', 'take_weights', 'beats', 'BestWeights', 'FinishLoss',
+           'SeedFit']
 
 # %% ../../nbs/training/60_callbacks.ipynb #39aa2f10
 class DirectCallback(Callback):
@@ -37,6 +38,30 @@ class DirectCallback(Callback):
             except UkbmmError as error:
                 error.args = (error.message(),)
                 raise
+
+# %% ../../nbs/training/60_callbacks.ipynb #e454b695
+class ResumableCallback(DirectCallback):
+    "A callback that begins anew with each fit, unless the state of a checkpoint was loaded."
+
+    kept: tuple[str, ...] = ()  # Attributes that are its state
+    begun = resumed = False
+
+    def before_train(self) -> None:
+        "Begin, where an epoch is the first of a fit."
+        if not self.resumed and not (self.begun and self.learn.epoch):
+            self.begin()
+        self.begun, self.resumed = True, False
+
+    def begin(self) -> None:
+        "Forget everything."
+
+    def state_dict(self) -> dict[str, Any]:
+        "A copy of the state."
+        return {name: copy.deepcopy(getattr(self, name)) for name in self.kept}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        "Take the state of a checkpoint: the next fit goes on from there."
+        vars(self).update(copy.deepcopy({name: state[name] for name in self.kept}), resumed=True)
 
 # %% ../../nbs/training/60_callbacks.ipynb #e5f8ccfb
 Precision = Literal["no", "bf16", "fp16"]

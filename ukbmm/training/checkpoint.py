@@ -6,21 +6,25 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import os
 import random
 import re
 import signal
 import threading
+import types
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 import torch
-from fastai.callback.core import CancelFitException
+from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
-from fastai.learner import Learner, Metric
+from fastai.learner import Learner, Metric, Recorder
 from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import Tensor
@@ -66,22 +70,23 @@ def set_random_state(
 def plain(
     value: Any,  # What somebody wants to keep
     owner: str,  # Who, for the error
+    remedy: str = "Give it another form in state_dict.",  # For the error
 ) -> Any:
     "Turn a state into tensors, numbers, text and collections; raises `RunError` for anything else."
     if isinstance(value, Tensor):
-        return whole(value.detach())
+        return whole(value.detach()).as_subclass(Tensor)  # fastai's kinds of tensors are code to a reader
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, dict):
-        return {key: plain(part, owner) for key, part in value.items()}
+        return {key: plain(part, owner, remedy) for key, part in value.items()}
     if isinstance(value, tuple):
-        return tuple(plain(part, owner) for part in value)
+        return tuple(plain(part, owner, remedy) for part in value)
     if isinstance(value, list | L):
-        return [plain(part, owner) for part in value]
+        return [plain(part, owner, remedy) for part in value]
     if value is None or isinstance(value, bool | int | float | str | bytes):
         return value
-    raise RunError(f"the state of {owner}", "tensors, numbers, text, lists and dictionaries", type(value).__name__,
-                   "Give it another form in state_dict.")  # fmt: skip
+    what = "tensors, numbers, text, lists and dictionaries"
+    raise RunError(f"the state of {owner}", what, type(value).__name__, remedy)
 
 
 def on_device(value: Any, device: torch.device) -> Any:
@@ -130,30 +135,120 @@ def _set_recorded(learn: Learner, state: dict) -> None:
     for cb, noted in zip(schedules, state["schedules"], strict=True):
         cb.hps = {name: values.tolist() for name, values in noted.items()}
 
+# %% ../../nbs/training/62_checkpoint.ipynb #588ef60c
+_DISPLAY = (Recorder, ParamScheduler, ProgressCallback)  # What matters of these is kept above
+_SETTINGS = types.FunctionType, types.BuiltinFunctionType, types.MethodType, type, partial, np.ufunc, PurePath
+
+
+def _by_name(learn: Learner) -> dict[str, Callback]:
+    "Callbacks by name, and by number where several have one."
+    names = [cb.name for cb in learn.cbs]
+    return {f"{cb.name} {names[:i].count(cb.name)}": cb for i, cb in enumerate(learn.cbs)}
+
+
+def _keepers(learn: Learner) -> dict[str, Callback]:
+    "Callbacks that say what they remember."
+    return {key: cb for key, cb in _by_name(learn).items() if hasattr(type(cb), "state_dict")}
+
+
+def _observed(learn: Learner) -> dict[str, Callback]:
+    "Callbacks that do not say what they remember; those of this package say it."
+    own = __name__.partition(".")[0]
+    others = {key: cb for key, cb in _by_name(learn).items() if key not in _keepers(learn)}
+    return {
+        key: cb
+        for key, cb in others.items()
+        if not isinstance(cb, _DISPLAY) and type(cb).__module__.partition(".")[0] != own
+    }
+
+# %% ../../nbs/training/62_checkpoint.ipynb #f866f59b
+def _address(value: Any) -> int:
+    "Where a thing is, or the numbers of a tensor are."
+    if not isinstance(value, Tensor):
+        return id(value)
+    return (value.to_local() if hasattr(value, "to_local") else value).untyped_storage().data_ptr()
+
+
+def _is_part(value: Any, parts: set[int]) -> bool:
+    "Is something among the learner's parts, or made of such?"
+    several = isinstance(value, list | tuple | L)
+    return any(_is_part(one, parts) for one in value) if several else _address(value) in parts
+
+
+def _attributes(learn: Learner) -> dict[str, dict[str, Any]]:
+    "A copy of all that observed callbacks have, by callback; raises `RunError` for what a checkpoint cannot hold."
+    model, remedy = learn.model, "Give it methods state_dict and load_state_dict, or leave it out."
+    things = [learn, learn.opt, learn.loss_func, learn.dls, *learn.dls.loaders, *learn.cbs, *model.modules()]
+    parts = {_address(one) for one in [*things, *model.parameters(), *model.buffers()]} - {0}
+    return {
+        key: {
+            name: copy.deepcopy(plain(value, f"the callback {cb.name!r}, its {name!r}", remedy))
+            for name, value in vars(cb).items()
+            if not isinstance(value, _SETTINGS) and not _is_part(value, parts)
+        }
+        for key, cb in _observed(learn).items()
+    }
+
+# %% ../../nbs/training/62_checkpoint.ipynb #b5a40ec3
+def _alike(one: Any, other: Any) -> bool:
+    "Are two plain values the same?"
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    return one == other
+
+
+def _changed(learn: Learner, start: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    "What has changed in observed callbacks since they had the attributes `start`."
+    nothing = object()
+    return {
+        key: {
+            name: value
+            for name, value in now.items()
+            if not _alike(start.get(key, {}).get(name, nothing), value)
+        }
+        for key, now in _attributes(learn).items()
+    }
+
+
+def _set_changed(learn: Learner, state: dict[str, dict[str, Any]]) -> None:
+    "Give observed callbacks back what had changed."
+    for key, cb in _observed(learn).items():
+        for name, value in state.get(key, {}).items():
+            before = vars(cb).get(name)
+            vars(cb)[name] = L(value) if isinstance(before, L) else value
+
 # %% ../../nbs/training/62_checkpoint.ipynb #bb5275f7
-def _keepers(learn: Learner) -> list:
-    "Callbacks that remember something."
-    return [cb for cb in learn.cbs if hasattr(type(cb), "state_dict")]
+def _gradient(weight: Tensor) -> Tensor | bool:
+    "A gradient that waits for others before a step is made; where there is nothing in it, whether there is one."
+    found = None if weight.grad is None else whole(weight.grad.detach())
+    return found.clone() if found is not None and bool(found.any()) else found is not None
 
 
 def _place(learn: Learner) -> dict:
     "Where a training is."
-    train = learn.dls.train
-    place = {"epoch": learn.epoch, "batch": learn.iter + 1, "of_loader": train.epoch - train.shuffle}
+    place = {"epochs_before": learn.epochs_before, "epoch": learn.epoch, "batch": learn.iter + 1}
     return {**place, "pct_train": learn.pct_train, "train_iter": learn.train_iter}
 
 
 def training_state(
-    learn: Learner,  # In the middle of a fit, after a step
+    learn: Learner,  # In the middle of a fit, after a batch
+    start: dict | None = None,  # Attributes that other callbacks began with; None keeps all of them
 ) -> dict:
     "Everything that the rest of a training depends on, apart from random numbers."
     return {
         "place": plain(_place(learn), "the learner"),
         "model": whole_weights(learn.model),
         "optimizer": plain(learn.opt.state_dict(), "the optimizer"),
-        "graded": [p.grad is not None for p in learn.model.parameters()],
+        "gradients": [_gradient(p) for p in learn.model.parameters()],
         "recorded": plain(_recorded(learn), "the recorder"),
-        "callbacks": [[cb.name, plain(cb.state_dict(), cb.name)] for cb in _keepers(learn)],
+        "callbacks": {key: plain(cb.state_dict(), cb.name) for key, cb in _keepers(learn).items()},
+        "observed": _changed(learn, start or {}),
     }
 
 # %% ../../nbs/training/62_checkpoint.ipynb #c34349fc
@@ -178,14 +273,17 @@ def set_training_state(
     state = on_device(state, next(learn.model.parameters()).device)
     take_weights(learn.model, state["model"])
     _set_optimizer(learn, state["optimizer"])
-    for p, graded in zip(learn.model.parameters(), state["graded"], strict=True):
-        p.grad = torch.zeros_like(p) if graded else None
+    for p, gradient in zip(learn.model.parameters(), state["gradients"], strict=True):
+        waits = isinstance(gradient, Tensor)
+        p.grad = part_like(gradient, p) if waits else torch.zeros_like(p) if gradient else None
     _set_recorded(learn, on_device(state["recorded"], torch.device("cpu")))
-    for cb, (_, remembered) in zip(_keepers(learn), state["callbacks"], strict=True):
-        cb.load_state_dict(remembered)
-    place, train = state["place"], learn.dls.train
+    for key, cb in _keepers(learn).items():
+        if key in state["callbacks"]:
+            cb.load_state_dict(state["callbacks"][key])
+    _set_changed(learn, state["observed"])
+    place = state["place"]
     learn.pct_train, learn.train_iter = place["pct_train"], place["train_iter"]
-    train.epoch, train.first = place["of_loader"], place["batch"]
+    learn.epochs_before, learn.dls.train.first = place["epochs_before"], place["batch"]
 
 # %% ../../nbs/training/62_checkpoint.ipynb #0325977b
 def _digest(*parts: Any) -> str:
@@ -205,7 +303,8 @@ def _plan(learn: Learner) -> list:
     rates = [(hyper["lr"], hyper["wd"]) for hyper in learn.opt.hypers]
     names = ("seed", "batches", "patience", "precision", "max_norm", "decay", "share", "frozen_for", "alpha")
     settings = [(name, vars(cb)[name]) for cb in learn.cbs for name in names if name in vars(cb)]
-    return [learn.n_epoch, points, rates, settings, [cb.name for cb in _keepers(learn)]]
+    keepers = [key for key, cb in _keepers(learn).items() if cb.state_dict()]
+    return [learn.n_epoch, points, rates, settings, keepers]
 
 
 def identity(
@@ -266,6 +365,7 @@ class Checkpoint(DirectCallback):
         self.fits = 0  # Fits that came to their end
         self.running = self.asked = self.agreed = self.due = False
         self.found: dict | None = None  # A state to take up
+        self.start: dict[str, dict[str, Any]] = {}  # What other callbacks began with
 
     def files(self) -> list[Path]:
         "The checkpoints that are there, in order."
@@ -280,6 +380,7 @@ class Checkpoint(DirectCallback):
             return
         self.running, self.asked, self.agreed, self.due = True, False, False, False
         try:
+            self.start = _attributes(self.learn) | self.start
             self._take_up()
             with on_sigterm(self._ask):
                 yield
@@ -402,7 +503,7 @@ def save(self: Checkpoint) -> None:
     if train.world > 1:
         states = [None] * train.world
         torch.distributed.all_gather_object(states, random_state())
-    state = {"fit": self.fits, "identity": self.own, "random": states, **training_state(learn)}
+    state = {"fit": self.fits, "identity": self.own, "random": states, **training_state(learn, self.start)}
     if train.rank == 0:
         self._write(state)
         for path in self.files()[: -self.keep]:

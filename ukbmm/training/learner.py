@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from fastai.callback.core import CancelEpochException
 from fastai.learner import Learner, Metric
-from fastcore.basics import patch
+from fastcore.basics import detuplify, patch
 from torch import nn
 
 from ..core import UkbmmError, write_text
@@ -36,6 +36,7 @@ from ukbmm.training.callbacks import (
     SeedFit,
     Strict,
 )
+from .divergence import StopOnNaN
 from .modalities import modality_callbacks
 
 # %% auto #0
@@ -84,21 +85,30 @@ class FusionLearner(Learner):
     "fastai's learner, which can enter a fit at any batch, and lets callbacks surround a fit."
 
     first_epoch = 0  # The epoch that a fit begins with; a checkpoint sets it
+    epochs_before = 0  # Epochs of the fits before this one: no two epochs have the same order
 
     def _do_fit(self) -> None:
         "Go through the epochs, inside of what callbacks put around a fit by a method `around_fit`."
-        self.first_epoch = 0
+        self.first_epoch, started = 0, 0
         with contextlib.ExitStack() as around:
+            around.callback(lambda: self._count(started))
             for cb in self.cbs.sorted("order"):
                 if hasattr(type(cb), "around_fit"):
                     around.enter_context(cb.around_fit())
             for epoch in range(self.first_epoch, self.n_epoch):
-                self.epoch = epoch
+                self.epoch, started = epoch, epoch + 1
                 self._with_events(self._do_epoch, "epoch", CancelEpochException)
+
+    def _count(self, epochs: int) -> None:
+        "Count the epochs of a fit; a search for a learning rate is none."
+        if not hasattr(self, "lr_finder"):
+            self.epochs_before += epochs
 
     def all_batches(self) -> None:
         "Go through an epoch's batches, from the one that the loader begins with."
         self.n_iter = len(self.dl)
+        if self.training and isinstance(self.dl, MultiModalLoader):
+            self.dl.epoch = self.epochs_before + self.epoch
         for i, batch in enumerate(self.dl, getattr(self.dl, "first", 0)):
             self.one_batch(i, batch)
 
@@ -190,9 +200,9 @@ def fusion_learner(
     seed: int = 0,  # Decides how weights start and what dropout drops
     history: str | Path | None = None,  # Write a CSV line for each epoch here; None writes none
     cbs: Any = None,  # Further callbacks
-    path: str | Path = ".",  # Where fastai saves models
+    path: str | Path = ".",  # Where fastai saves models, and the row numbers of a batch with NaN are written
 ) -> FusionLearner:
-    "Make a fastai learner that trains a fusion network."
+    "Make a fastai learner that trains a fusion network, and stops where its numbers are none."
     settings = settings or ModelSettings()
     loss = settings.loss_for(dls.outcome)
     if model is None:
@@ -209,7 +219,9 @@ def fusion_learner(
     callbacks += [Compile()] if compile else []
     callbacks += [FinishLoss()] if loss.finishes else []
     callbacks += [History(history)] if history is not None else []
-    callbacks += [] if cbs is None else cbs if isinstance(cbs, list | tuple) else [cbs]
+    given = [] if cbs is None else cbs if isinstance(cbs, list | tuple) else [cbs]
+    callbacks += [] if any(isinstance(cb, StopOnNaN) for cb in given) else [StopOnNaN(path)]
+    callbacks += given
     shown = [metric.name for metric in METRICS.entries.values() if metric.kind == dls.outcome.outcome.kind]
     metrics = [PooledMetric(name, loss) for name in shown[:1]]  # several outcomes at once have none
     return FusionLearner(
@@ -241,6 +253,33 @@ def predict_rows(
         return np.zeros((0, 1))
     return learn.dls.outcome.decode(torch.cat(outputs).double().numpy())
 
+# %% ../../nbs/training/61_learner.ipynb #f9a2af94
+@patch
+def get_preds(
+    self: FusionLearner,
+    ds_idx: int = 1,  # 0: training rows, 1: validation rows
+    dl: Any = None,  # A loader; None takes that of `ds_idx`
+    with_input: bool = False,  # Give the inputs, first?
+    with_decoded: bool = False,  # Give decoded predictions, after targets?
+    with_loss: bool = False,  # Give each participant's loss, last?
+    act: Callable | None = None,  # What raw outputs stand for; None takes what the loss says
+    inner: bool = False,  # Within a fit, without a bar of its own?
+    reorder: bool = True,  # For other loaders than ours, in the order of their items?
+    cbs: Any = None,  # Further callbacks
+    **options,  # Of fastai's GatherPredsCallback
+) -> tuple:  # [inputs,] predictions, targets[, decoded][, losses]
+    "Predict a loader's participants, in the order of its rows."
+    loader = self.dls[ds_idx] if dl is None else dl
+    ours = isinstance(loader, MultiModalLoader)
+    loader = loader.new(shuffle=False, drop_last=False) if ours else loader
+    found = Learner.get_preds(self, ds_idx, loader, with_input and not ours, with_decoded, with_loss, act, inner,
+                              reorder and not ours, cbs, **options)  # fmt: skip
+    if not ours:
+        return found
+    *found, last = found
+    inputs = [loader.everybody().one_batch()[0]] if with_input else []
+    return (*inputs, *found, last.flatten() if with_loss else last)
+
 # %% ../../nbs/training/61_learner.ipynb #862f11b7
 @patch
 def show_results(
@@ -254,7 +293,7 @@ def show_results(
     import matplotlib.pyplot as plt
 
     some = slice(0, max_n)
-    target, predicted = (value[some, 0].float().cpu() for value in (batch[-1], predictions))
+    target, predicted = (value[some, 0].float().cpu() for value in (batch[-1], detuplify(predictions)))
     _, axis = plt.subplots(figsize=(4, 0.25 * len(target) + 0.8))
     axis.plot(target, range(len(target)), "o", label="had")
     axis.plot(predicted, range(len(target)), "x", label="predicted")

@@ -58,7 +58,8 @@ class AuxiliaryLoss(DirectCallback):
         if model.answers is None:
             raise ModelError("auxiliary losses", "a model with heads for single modalities", "none",
                              "Build it with `fusion: {auxiliary: 0.1}`.")  # fmt: skip
-        present, answers = learn.xb[0]["present"], model.answers.float()
+        gather = getattr(learn.dl, "gather", lambda values: values)  # `learn.pred` is the whole batch's
+        present, answers = gather(learn.xb[0]["present"]), gather(model.answers.float())
         own = learn.pred.detach().unsqueeze(1).expand(-1, present.shape[1], -1)
         answers = torch.where(present.unsqueeze(-1), answers, own[..., : answers.shape[-1]])
         answers = torch.cat([answers, own[..., answers.shape[-1] :]], dim=-1)

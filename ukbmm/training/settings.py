@@ -33,7 +33,7 @@ from ukbmm.training.techniques import (
     find_batch_size,
     lrs_by_encoder,
 )
-from .watching import Speed, StopOnNaN, TextProgress, trackers
+from .watching import Speed, TextProgress, trackers
 
 # %% auto #0
 __all__ = ['Epochs', 'Rate', 'FIRST_SIZE', 'LARGEST_SIZE', 'BATCHES', 'LoopSettings', 'TrainSettings', 'contradictions',
@@ -174,11 +174,10 @@ def check_training(
 
 # %% ../../nbs/training/66_settings.ipynb #0f880e45
 def watching_callbacks(
-    folder: str | Path = ".",  # Where the row numbers of a batch with NaN are written
     name: str = "training",  # What is trained, for the person who watches
 ) -> list[Callback]:
-    "The callbacks that watch every training."
-    return [StopOnNaN(folder), Speed(), TextProgress(what=name), ExplainMemory()]
+    "The callbacks that watch every training of a spec, beside the stop at NaN that each learner has."
+    return [Speed(), TextProgress(what=name), ExplainMemory()]
 
 
 def technique_callbacks(
@@ -227,12 +226,12 @@ def learner_for(
         raise UkbmmError(f"train.{'.'.join(map(str, place))}: {what}")
     check_training(settings, any(isinstance(cb, Distributed) and cb.processes.sharded for cb in cbs))
     remembered = {"train": settings.model_dump(mode="json")} if about is None else about
-    callbacks = watching_callbacks(folder, name) + technique_callbacks(settings, seed)
+    callbacks = watching_callbacks(name) + technique_callbacks(settings, seed)
     callbacks += trackers(settings.trackers, folder, name, remembered)
     learn = fusion_learner(dls, model, encoders, linear=linear, lr=settings.lr, wd=settings.weight_decay,
                            patience=settings.patience, amp=settings.amp, accumulate=settings.accumulate, clip=settings.clip,
                            strict=settings.strict, compile=settings.compile, seed=seed,
-                           cbs=[*callbacks, *cbs])  # fmt: skip
+                           cbs=[*callbacks, *cbs], path=folder)  # fmt: skip
     if settings.lrs:
         learn.lr = lrs_by_encoder(learn.model, settings.lrs, settings.lr)
     if settings.batch_size == "auto":

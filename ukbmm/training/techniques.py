@@ -26,9 +26,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 from ..core import ModelError, UkbmmError, derive_seed, did_you_mean
-from ..data.loaders import own_slice
-from .callbacks import BestWeights, DirectCallback, MixedPrecision
-from .watching import ResumableCallback, batch_size, parts_of
+from .callbacks import BestWeights, DirectCallback, MixedPrecision, ResumableCallback
+from .divergence import parts_of
+from .watching import batch_size
 
 # %% auto #0
 __all__ = ['SMALLER', 'AveragedWeights', 'EMA', 'SWA', 'chosen_encoders', 'lrs_by_encoder', 'Freeze', 'modulation',
@@ -252,6 +252,15 @@ class GradientModulation(DirectCallback):
         self.sums = torch.zeros(2, len(self.names), device=device)  # of scores, and of people
         self.total, self.steps = torch.zeros(len(self.names), device=device), 0
 
+    def state_dict(self) -> dict[str, Any]:
+        "The coefficients so far."
+        names = ("epochs", "sums", "total", "steps")
+        return {name: copy.deepcopy(vars(self)[name]) for name in names if name in vars(self)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        "Take up the coefficients of a checkpoint."
+        vars(self).update(copy.deepcopy(dict(state)))
+
     def after_train(self) -> None:
         "Note the mean coefficients of the epoch."
         mean = (self.total / max(1, self.steps)).tolist()
@@ -269,19 +278,19 @@ class GradientModulation(DirectCallback):
 @torch.no_grad()
 def scores(self: GradientModulation) -> Tensor:  # [2, modality]: sums over people, and their number
     "How well each modality predicts alone the batch that was seen last."
-    (z, present), x, loader = self.seen, self.learn.xb[0], self.learn.dl
-    rank, world = getattr(loader, "rank", 0), getattr(loader, "world", 1)
-    target = [own_slice(part, rank, world) for part in self.learn.yb]  # several processes have gathered them
+    (z, present), additive = self.seen, self.bare.additive(self.learn.xb[0])
+    gather = getattr(self.learn.dl, "gather", lambda values: values)  # targets are the whole batch's
     each = copy.copy(self.learn.loss_func)
     each.reduction = "none"
-    additive, found = self.bare.additive(x), []
+    outputs = []
     for i in range(len(self.names)):
         alone = torch.zeros_like(present)
         alone[:, i] = present[:, i]
-        output = self.bare.head(self.bare.fusion(z.float(), alone), additive[:, i])
-        truth = (-each(output, *target).float().flatten(1).mean(1)).exp()
-        found.append(torch.stack([(truth * present[:, i]).sum(), present[:, i].sum()]))
-    return torch.stack(found, dim=1)
+        outputs.append(self.bare.head(self.bare.fusion(z.float(), alone), additive[:, i]))
+    outputs, there = gather(torch.stack(outputs, dim=1)), gather(present)
+    losses = [each(output, *self.learn.yb).float().flatten(1).mean(1) for output in outputs.unbind(1)]
+    truth = (-torch.stack(losses, dim=1)).exp()
+    return torch.stack([(truth * there).sum(0), there.sum(0)])
 
 
 @patch
@@ -297,8 +306,6 @@ def after_loss(self: GradientModulation) -> None:
 @patch
 def before_step(self: GradientModulation) -> None:
     "Multiply gradients, and add noise."
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(self.sums)
     factors = modulation(self.sums[0] / self.sums[1], self.alpha)
     self.sums.zero_()
     self.total.add_(factors)
@@ -536,6 +543,9 @@ class BatchMemoryError(UkbmmError):
     "A batch that does not fit into the memory of the device."
 
 # %% ../../nbs/training/65_techniques.ipynb #cade9418
+_STEP = "the step of the optimizer"
+
+
 def running_part(
     model: nn.Module,  # A network
     error: BaseException,  # What it raised
@@ -547,10 +557,10 @@ def running_part(
         named[id(frame.f_locals["self"])] for frame in frames if id(frame.f_locals.get("self")) in named
     ]
     calls = {frame.f_code.co_name for frame in frames}
-    places = {"backward": "the backward pass", "step": "the step of the optimizer"}
+    places = {"backward": "the backward pass", "step": _STEP}
     return next(iter(inside), next((words for name, words in places.items() if name in calls), "the loss"))
 
-
+# %% ../../nbs/training/65_techniques.ipynb #80568af2
 class ExplainMemory(DirectCallback):
     "Where memory runs out in a fit, say in which encoder, and what to change."
 
@@ -574,20 +584,30 @@ class ExplainMemory(DirectCallback):
         learn.xb, learn.yb, learn.pred, learn.loss, learn.loss_grad = (None,), (None,), None, None, None
         traceback.clear_frames(error.__traceback__)
         torch.cuda.empty_cache()
+        found, remedy = self.in_step() if where == _STEP else self.in_batch(where, people)
+        place = f"epoch {learn.epoch + 1}, batch {learn.iter + 1} of {people} participants"
+        return BatchMemoryError(place, "room in memory", f"memory ran out in {where}{found}", remedy)
+
+    def in_step(self) -> tuple[str, str]:
+        "What fills memory in the step of the optimizer, and what helps: no smaller batch does."
+        parts = {"the network": self.learn.model} | parts_of(self.learn.model)
+        sizes = {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()}
+        everything = sizes.pop("the network")
+        most = max(sizes, key=sizes.get, default="the network")
+        found = f"; {most} has {sizes.get(most, everything):,} of {everything:,} weights"
+        return found, (
+            f"An optimizer keeps numbers for each weight, whatever the batch: make {most} narrower, take one that "
+            "keeps fewer (learn.opt_func = SGD of fastai.optimizer), or share the network among processes (FSDP)."
+        )
+
+    def in_batch(self, where: str, people: int) -> tuple[str, str]:
+        "What fills memory while a batch is computed, and what helps."
         most = where if where.startswith("encoder") else self.largest()
-        found = f"memory ran out in {where}" + (
-            f"; {most} keeps the most of the encoders" if most and most != where else ""
-        )
-        name = (most or "...").removeprefix("encoder ")
-        remedy = (
+        recompute = f"train.recompute: [{most.removeprefix('encoder ')}], " if most else ""
+        found = f"; {most} keeps the most of the encoders" if most and most != where else ""
+        return found, (
             f"Take fewer than {people} participants (train.batch_size: auto finds how many, train.accumulate makes up "
-            f"for it), train.amp: bf16, train.recompute: [{name}], or a narrower encoder."
-        )
-        return BatchMemoryError(
-            f"epoch {learn.epoch + 1}, batch {learn.iter + 1} of {people} participants",
-            "room in memory",
-            found,
-            remedy,
+            f"for it), train.amp: bf16, {recompute}or a narrower encoder."
         )
 
     def largest(self) -> str | None:

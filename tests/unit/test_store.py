@@ -14,7 +14,7 @@ from ukbmm.biobank import store as module
 from ukbmm.biobank.description import describe
 from ukbmm.biobank.genotypes import unpack, write_bed
 from ukbmm.biobank.store import Biobank, ingest
-from ukbmm.core import GenotypeError, StoreError, TableError, UkbmmError
+from ukbmm.core import EID_PATTERN, GenotypeError, StoreError, TableError, UkbmmError
 from ukbmm.disclosure import show_count, show_share
 
 PEOPLE = np.array([1_000_003, 1_000_005, 1_000_008, 1_000_009, 1_000_011, 1_000_020, 1_000_021, 1_000_030])
@@ -292,6 +292,36 @@ def test_a_fam_of_strangers_only_is_an_error(tmp_path):
     with pytest.raises(GenotypeError, match="g.fam: expected participants of the table.*same one"):
         ingest_all(tmp_path / "in", tmp_path / "b")
     assert os.listdir(tmp_path) == ["in"]
+
+
+def test_files_of_another_application_that_fit_by_chance_are_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    own, other = (np.sort(rng.choice(np.arange(1_000_000, 6_100_000), 6000, replace=False)) for _ in range(2))
+    both = len(np.intersect1d(own, other))
+    assert both > 2  # seven are expected
+    write_inputs(tmp_path / "own", own, own)
+    write_inputs(tmp_path / "other", other, other)
+    lines = "".join(f"{a} {b} 0 0 0.25\n" for a, b in other.reshape(-1, 2))
+    (tmp_path / "other" / "rel.dat").write_text("ID1 ID2 HetHet IBS0 Kinship\n" + lines)
+    (tmp_path / "other" / "death.csv").write_text(
+        "eid,ins_index,date_of_death\n" + "".join(f"{eid},0,2012-05-01\n" for eid in other)
+    )
+    table, theirs = tmp_path / "own" / "t.csv", tmp_path / "other"
+    for given in (
+        {"genotypes": theirs / "g"},
+        {"relatedness": theirs / "rel.dat"},
+        {"records": theirs / "death.csv"},
+    ):
+        with pytest.raises(UkbmmError, match="Identifiers differ between applications") as caught:
+            ingest(table, tmp_path / "b", **given)
+        assert not EID_PATTERN.search(str(caught.value))
+    assert sorted(os.listdir(tmp_path)) == ["other", "own"]
+    part = "".join(
+        table.read_text().splitlines(keepends=True)[:61]
+    )  # a hundredth of the people: all else is of everybody
+    (tmp_path / "part.csv").write_text(part)
+    biobank = ingest(tmp_path / "part.csv", tmp_path / "b", genotypes=tmp_path / "own" / "g")
+    assert biobank.manifest["genotypes"]["array"]["n_shared"] == 60
 
 
 def test_people_whose_sex_differs_are_counted(tmp_path):

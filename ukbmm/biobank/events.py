@@ -23,10 +23,10 @@ from .delivery import RECORDS, first_words, kind_of_file
 from .dictionary import special_values
 from .files import is_parquet, plain_text
 from .lines import MISSING, NO_NUMBER, Layout, line_of, read_layout, read_lines, stray_quote
-from .relatedness import rows_of
+from .relatedness import of_one_application, rows_of
 from .table import DAY_FIRST, ISO, as_date, scan_text
 from ..core import TableError, atomic_file, did_you_mean, get_logger, progress
-from ..disclosure import show_count
+from ..disclosure import show_count, show_share
 
 # %% auto #0
 __all__ = ['DATES', 'INTEGERS', 'NEEDED', 'COPY_BYTES', 'QUOTED_LINE', 'BATCH_ROWS', 'WAYS', 'ROW_GROUP', 'PIECE_CELLS', 'EVENTS',
@@ -160,12 +160,14 @@ def _eids_of(layout: Layout) -> np.ndarray:  # int64 [row]
 
 # %% ../../nbs/biobank/17b_events.ipynb #75a14136
 def _look_at_people(layout: Layout, participants: np.ndarray) -> People:
-    "Find whose the rows of a table are; raises `TableError` where none is a participant's."
-    eids = _eids_of(layout)
-    found = _people_of(eids, participants)
-    if len(eids) and found.n_left_out == len(eids):
+    "Find whose the rows of a table are; raises `TableError` where they are another application's."
+    found = _people_of(_eids_of(layout), participants)
+    n_shared = int((found.counts > 0).sum())
+    n_people = n_shared + int((found.strangers > 0).sum())
+    if not of_one_application(n_shared, n_people, len(participants)):
+        shared = show_share(n_shared, min(n_people, len(participants)))
         raise TableError(
-            layout.name, "participants of the Biobank", "rows of other people only",
+            layout.name, "records of the participants of the table", f"{shared} of the people in common, no more than chance gives",
             "Identifiers differ between applications: export the records from the same one.",
         )  # fmt: skip
     return found

@@ -40,7 +40,13 @@ from ukbmm.biobank.genotypes import (
     verify_genotypes,
 )
 from .names import Column, parse_name
-from .relatedness import read_relatedness, read_withdrawals, related_eids, rows_of
+from ukbmm.biobank.relatedness import (
+    of_one_application,
+    read_relatedness,
+    read_withdrawals,
+    related_eids,
+    rows_of,
+)
 from ..core import GenotypeError, StoreError, UkbmmError, atomic_file, file_sha256, get_logger, write_text
 from ..disclosure import show_count, show_parts, show_share
 
@@ -335,11 +341,14 @@ def _relatedness_stage(path: Path | None, folder: Path, eids: np.ndarray) -> dic
 
 # %% ../../nbs/biobank/18_store.ipynb #7e4a8878
 def _refuse_strangers(fam: Path, eids: np.ndarray) -> None:
-    "Raise `GenotypeError` where no person of a .fam is a participant; costs nothing before genotypes are turned."
+    "Raise `GenotypeError` where a .fam is another application's; costs nothing before genotypes are turned."
     people = read_fam(fam)["eid"].to_numpy()
-    if not (rows_of(people[people > 0], eids) >= 0).any():
+    people = people[people > 0]
+    n_shared = int((rows_of(people, eids) >= 0).sum())
+    if not n_shared or not of_one_application(n_shared, len(people), len(eids)):
+        shared = show_share(n_shared, min(len(people), len(eids)))
         raise GenotypeError(
-            fam.name, "participants of the table", f"none of its {len(people):,} people among them",
+            fam.name, "participants of the table", f"{shared} of its people among them",
             "Identifiers differ between applications: take the .fam of the same one.",
         )  # fmt: skip
 

@@ -9,13 +9,16 @@ from shared_data import shared_data
 
 from ukbmm.biobank.dictionary import (
     DTYPES,
+    READS_AS_MISSING,
     VALUE_TYPES,
     Dictionary,
     Field,
+    Unexplained,
     describe_field,
     load_dictionary,
     replaced,
     save_dictionary,
+    say_unexplained,
     special_values,
 )
 from ukbmm.biobank.table import read_table
@@ -146,6 +149,69 @@ def test_special_values_are_unique_and_of_known_kinds():
     table = special_values()
     assert table.select("coding", "value").is_unique().all()
     assert set(table["kind"]) <= set(ROW_KINDS)
+
+
+def test_every_shipped_label_that_reads_like_no_value_has_a_rule():
+    assert [one for one in D.unexplained() if one.codes] == []
+    kinds = special_values()
+    for coding, code in ((100617, "-2"), (100272, "5"), (1414, "4")):  # without their rows they are found
+        table = kinds.filter(~((pl.col("coding") == coding) & (pl.col("value") == code)))
+        (one,) = (one for one in D.unexplained(table=table) if one.codes)
+        assert (one.coding, list(one.codes)) == (coding, [code]) and set(one.fields) <= set(D.fields)
+
+
+READS_LIKE = {
+    True: ("Do not know", "Don't know", "I do not know", "Prefer not to answer", "Prefer not to say", "Not applicable", "N/A", "Unknown",
+           "Test not completed", "Not performed - equipment failure", "Not known: a validation error", "Question not asked due to earlier answers",
+           "Result below limit of detection", "Below the limit of quantification", "Value redacted", "Location could not be mapped",
+           "Measurement missing", "Do not know/prefer not to answer", "Participant skipped/abandoned", "Cannot remember", "Unsure"),
+    False: ("None of the above", "No", "Never", "Not at all", "Unknown type of butter on bread/crackers", "Reason not known", "Both eyes missing",
+            "Other", "Less than a mile", "Do not drink hot drinks", "Unable to walk", "metastatic cancer (unknown primary)", "Knowledge"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("reads_so", "labels"), READS_LIKE.items())
+def test_labels_that_read_like_no_value_are_told_from_answers(reads_so, labels):
+    wrong = [label for label in labels if bool(READS_AS_MISSING.match(label)) != reads_so]
+    assert not wrong
+
+
+def test_codes_of_a_newer_coding_are_named_at_the_update_and_never_guessed(tmp_path):
+    fields = tsv(tmp_path / "field.txt", NEW, ("990001", "Hours", "11", "0", "hours", "0", "0", "7777", "0", "0", "0", "2027-01-01"),
+                 ("990002", "Choice", "21", "11", "", "0", "0", "7778", "0", "0", "0", "2027-01-01"))  # fmt: skip
+    codes = tsv(
+        tmp_path / "esimpint.txt", ("encoding_id", "value", "meaning", "showcase_order"), ("7777", "-3", "Prefer not to answer", "1"),
+        ("7777", "-10", "Less than one", "2"), ("7777", "24", "All day", "3"), ("7778", "-1", "One way", "1"), ("7778", "2", "The other", "2"),
+    )  # fmt: skip
+    update = D.update(fields, codes)
+    assert update.unexplained == [
+        Unexplained(7777, {"-3": "Prefer not to answer", "-10": "Less than one"}, [990001])
+    ]
+    last = str(update).splitlines()[-1]
+    assert (
+        "coding 7777 of field 990001 (-3 Prefer not to answer, -10 Less than one). Say what they mean with --special-values."
+        in last
+    )
+    table = pl.DataFrame({"coding": [7777, 7777], "value": ["-3", "-10"], "kind": ["present", "number"]})
+    assert update.dictionary.unexplained([update.dictionary[990001]], table) == []
+    only = Dictionary({990001: update.dictionary[990001]})  # without its labels
+    assert only.unexplained() == [Unexplained(7777, {}, [990001])]
+    assert "its labels are not known" in say_unexplained(only.unexplained())
+    assert "read unknown labels with `ukbmm dictionary update`" in say_unexplained(only.unexplained())
+    assert say_unexplained([]) == "" and "WITHOUT" not in str(D.update(tsv(tmp_path / "a", NEW, new_row())))
+
+
+def test_codings_are_written_as_the_table_writes_them():
+    times = Field(990003, "Moment", "time", coding=7779)
+    labels = {7779: {"1900-01-01 00:00:00": "Not performed", "1999-01-01 00:00:00": "By post"}}
+    table = pl.DataFrame({"coding": [7779], "value": ["1900-01-01"], "kind": ["not_measured"]})
+    (one,) = Dictionary({990003: times}, labels).unexplained(table=table)
+    assert one.codes == {"1999-01-01 00:00:00": "By post"}  # of a date every label is one
+    sizes = Dictionary(
+        {990004: Field(990004, "Size", "continuous", coding=7780)}, {7780: {"-1.0": "Unknown", "2.5": "half"}}
+    )
+    row = pl.DataFrame({"coding": [7780], "value": ["-1"], "kind": ["do_not_know"]})
+    assert sizes.unexplained(table=row) == [] and sizes.unexplained()[0].codes == {"-1.0": "Unknown"}
 
 
 def tsv(path, *rows):

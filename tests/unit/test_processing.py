@@ -48,7 +48,8 @@ def test_every_row_of_the_table_is_about_fields_of_the_dictionary():
             assert not parent.instanced or (parent.instance_id, field.instanced) == (field.instance_id, True)
             assert (clause.sign in ("has", "lacks")) == (parent.value_type == "categorical_multiple")
             if clause.sign in ("==", "has", "lacks") and parent.is_category and parent.coding in D.labels:
-                assert str(int(clause.number)) in D.labels[parent.coding]
+                code = clause.number if isinstance(clause.number, str) else str(int(clause.number))
+                assert code in D.labels[parent.coding]
 
 
 def test_a_food_that_was_not_ticked_has_a_zero_that_has_its_place_in_the_order():
@@ -73,6 +74,9 @@ FILLED = [  # child, its raw values, parents by name, what is expected, kinds
      ["present", "present", "empty", "empty"]),
     ("p100250_i2", [None, 555, None, None], {"p100240_i2": [1, 1, 0, None]}, [0, 555, 0, None],
      ["present", "present", "present", "empty"]),
+    ("p30500_i1", [None, None, 9.5, None], {"p30505_i1": ["<6.7", None, "<6.7", "?"]}, [None, None, 9.5, None],
+     ["below_detection", "empty", "present", "empty"]),
+    ("p30530_i0", [None, None], {"p30535_i0": ["<10", ">400"]}, [None, None], ["below_detection", "empty"]),
     ("p2734_i1", [None, 2], {"p31": [1, 0]}, [None, 2], ["not_asked", "present"]),
 ]  # fmt: skip
 
@@ -105,10 +109,25 @@ def test_both_parts_of_a_condition_must_hold_and_both_parents_must_be_there():
 
 
 @pytest.mark.parametrize("text", ["", "1239", "1239 = 0", "x == 1", "1239 == a", "1239 == 0 or 1249 == 4", "print(1)",
-                                  "1239 == 0 and", "1239 == 0; 1"])  # fmt: skip
+                                  "1239 == 0 and", "1239 == 0; 1", "1239 >= 'x'", "1239 == 'x"])  # fmt: skip
 def test_what_is_no_condition_is_refused(text):
     with pytest.raises(DictionaryError, match="expected comparisons such as"):
         parse_condition(text)
+
+
+@pytest.mark.parametrize(
+    ("condition", "found"),
+    [("1239 has 1", "values of type Int32"), ("1239 == 'x'", "values of type Int32"), ("6142 == 2", r"values of type List\(Int32\)"),
+     ("40001 == 1", "values of type String"), ("53 >= 3", "values of type Date"), ("41270 has 1", r"values of type List\(String\)")],
+)  # fmt: skip
+def test_a_comparison_that_a_column_cannot_answer_is_an_error_of_the_table(condition, found):
+    name = {"1239": "p1239_i0", "6142": "p6142_i0", "40001": "p40001_i0", "53": "p53_i0", "41270": "p41270"}[
+        condition.split()[0]
+    ]
+    columns = {"p3456_i0": column("p3456_i0", [None]), name: column(name, [None])}
+    table = pl.DataFrame({"child": [3456], "condition": [condition], "value": ["0"]})
+    with pytest.raises(DictionaryError, match=found):
+        fill_children(columns, table)
 
 
 def test_ones_own_table_takes_the_place_of_the_rows_of_its_children(tmp_path):

@@ -93,7 +93,7 @@ def read_special_values(
         seen.add((row["coding"], row["value"]))
     shipped = special_values() if over is None else over
     kept = shipped.join(own, on=["coding", "value"], how="anti")
-    return pl.concat([kept, own.filter(pl.col("kind") != "present")]).sort("coding", "value")
+    return pl.concat([kept, own]).sort("coding", "value")
 
 # %% ../../nbs/biobank/13_cleaning.ipynb #35d0ef5b
 class Cleaned(NamedTuple):
@@ -152,7 +152,7 @@ def rules_for(
             (rules.numbers if kind == "number" else rules.orders)[raw] = number
         elif kind == "none_of_the_above":
             rules.none.add(raw)
-        else:
+        elif kind != "present":
             rules.kinds[raw] = MISSING_KINDS.index(kind)
     return rules._replace(none=frozenset(rules.none))
 

@@ -23,7 +23,7 @@ import polars as pl
 
 from .. import __version__
 from .cleaning import MISSING_KINDS, Rules, clean_column, clean_expressions, raw_value, rules_for
-from .dictionary import Dictionary, Field
+from .dictionary import Dictionary, Field, Unexplained, say_unexplained
 from ukbmm.biobank.figures import (
     COLOURS,
     Distribution,
@@ -483,6 +483,12 @@ def _joined(manifest: dict) -> dict[str, Any]:
             "withdrawn": _plain(show_count(about["n_withdrawn"]))}  # fmt: skip
 
 # %% ../../nbs/biobank/18a_description.ipynb #ace87735
+def _unexplained_values(one: dict) -> dict[str, Any]:
+    "A coding with codes that have no rule."
+    codes = {redact(code): redact(label) for code, label in one["codes"].items()}
+    return {"coding": one["coding"], "codes": codes, "fields": one["fields"]}
+
+# %% ../../nbs/biobank/18a_description.ipynb #d09b54e7
 KEYS = {
     "format": "this layout and its version",
     "biobank": "name of the folder",
@@ -504,6 +510,7 @@ KEYS = {
     "tables.left_out.negative_identifiers": "rows dropped",
     "tables.participants_not_in_it": "participants of other tables, rounded",
     "joined": "what happened where several tables were joined: identifiers translated, columns in several tables, participants who differ",
+    "codes_without_a_rule": "codings of which codes read like no value, or are not known, and for which the table of special values has no row: they are kept as values",
     "fields_of_your_own": "fields that your own dictionary describes",
     "fields_that_replace_uk_biobanks": "those of them that have the number of a field of UK Biobank",
     "related_pairs": "pairs in the relatedness file of whom both are participants; null without one",
@@ -520,7 +527,7 @@ KEYS = {
     "columns.codes_checked": "does the dictionary have the labels of the coding, so that codes were checked?",
 }
 
-# %% ../../nbs/biobank/18a_description.ipynb #d09b54e7
+# %% ../../nbs/biobank/18a_description.ipynb #b166b5d8
 def _values(biobank: Biobank, rows: list[dict], n: int) -> dict[str, Any]:
     "Everything that an ingest report says."
     manifest = biobank.manifest
@@ -537,6 +544,7 @@ def _values(biobank: Biobank, rows: list[dict], n: int) -> dict[str, Any]:
         "sources": _source_values(biobank),
         "tables": [_table_values(table) for table in manifest["table"]["tables"]],
         "joined": joined,
+        "codes_without_a_rule": [_unexplained_values(one) for one in manifest.get("unexplained", [])],
         "fields_of_your_own": len(manifest["own_fields"]),
         "fields_that_replace_uk_biobanks": len(manifest["replaced_fields"]),
         "related_pairs": _plain(show_count(related["n_pairs"])) if related["given"] else None,
@@ -744,6 +752,10 @@ def _together(values: dict) -> list[tuple[str, str]]:
         ),
         ("where they differ the newest file holds", _listed(differ) if differ else ""),
         (
+            "kept as values, without a rule",
+            say_unexplained([Unexplained(**one) for one in values["codes_without_a_rule"]], LISTED),
+        ),
+        (
             "fields of your own dictionary",
             f"{values['fields_of_your_own']:,}" if values["fields_of_your_own"] else "",
         ),
@@ -815,6 +827,9 @@ def _attention(values: dict) -> list[str]:
             len(of["ambiguous_titles"]) for of in left
         ),
         "columns lost labels that stand for several codes": sum(len(of["undecided_labels"]) for of in left),
+        "codings have codes that may stand for no value, and no rule says what they mean": len(
+            values["codes_without_a_rule"]
+        ),
     }
     return [
         f"{count:,} {_singular(what) if count == 1 else what}." for what, count in counts.items() if count
@@ -823,7 +838,7 @@ def _attention(values: dict) -> list[str]:
 
 def _singular(text: str) -> str:
     "The same for one."
-    many = {"columns hold": "column holds", "columns are": "column is", "columns lost": "column lost", "names in the files were": "name in the files was",
+    many = {"columns hold": "column holds", "columns are": "column is", "columns lost": "column lost", "codings have": "coding has", "names in the files were": "name in the files was",
             "titles were": "title was", "have them": "have it", "has them": "has it"}  # fmt: skip
     for plural, one in many.items():
         text = text.replace(plural, one)

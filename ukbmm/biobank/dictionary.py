@@ -21,8 +21,8 @@ from .showcase import VALUE_TYPES, ShowcaseFile, category_paths, normal_fields, 
 from ..core import DictionaryError, atomic_file
 
 # %% auto #0
-__all__ = ['DTYPES', 'Field', 'describe_field', 'Dictionary', 'Found', 'Coding', 'special_values', 'Update', 'replaced',
-           'save_dictionary', 'load_dictionary', 'load_fields']
+__all__ = ['DTYPES', 'READS_AS_MISSING', 'Field', 'describe_field', 'Dictionary', 'Found', 'Coding', 'special_values',
+           'Unexplained', 'say_unexplained', 'Update', 'replaced', 'save_dictionary', 'load_dictionary', 'load_fields']
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #c6230411
 DTYPES = {
@@ -338,6 +338,90 @@ def special_values() -> pl.DataFrame:
     with (files("ukbmm.biobank") / "schema" / "special_values.tsv").open("rb") as stream:
         return pl.read_csv(stream, separator="\t", schema=types)
 
+# %% ../../nbs/biobank/10_dictionary.ipynb #3396dbea
+_DONE = """applicable known asked answered stated given specified recorded reported available provided complete completed performed done
+           tested tried measured assessed collected returned possible pressed"""
+READS_AS_MISSING = re.compile(
+    rf"""(?:(?:test|trail|question|data|value|result|measurement|location|date|time|participant)\s(?:is\s|was\s|could\s)?)?(?:
+    (?:i\s)?(?:do\snot|don't|did\snot|can\s?not|can't)\s(?:know|remember|recall|say) | cannot\sbe\s\w+ | not\sbe\s\w+
+    | (?:rather|prefer(?:red)?)\snot\s(?:to\s)?(?:answer|say) | (?:declined|refused)(?:\sto\s\w+)? | unable\sto\s(?:answer|complete|perform)
+    | unknown|uncertain|unsure|not\ssure|unavailable | n/a | no\s(?:answer|response|data|result|information)
+    | not\s(?:{"|".join(_DONE.split())}) | missing|invalid|incomplete|error | skipped | abandon(?:ed)? | .*\bredact\w+
+    | .*\b(?:limits?\sof\s(?:detection|quantification) | (?:detection|quantification|reportable|measurable)\s(?:limit|range))
+    )(?=\s*(?:$|[-/(:;,.]|(?:as|because|by|due|since|test|to|question)\b))""",
+    re.IGNORECASE | re.VERBOSE,
+)  # a label that says why there is no value, and little else
+
+# %% ../../nbs/biobank/10_dictionary.ipynb #9877024e
+@dataclass(frozen=True)
+class Unexplained:
+    "A coding of which codes may stand for no value, while no rule says what they mean."
+
+    coding: int  # Its number
+    codes: dict[str, str]  # Label by code; empty where nothing is known of a coding of quantities
+    fields: list[int]  # Numbers of the fields that have it
+
+    def __str__(self) -> str:
+        said = [f"{code} {label}" for code, label in list(self.codes.items())[:4]]
+        said += [f"and {len(self.codes) - 4:,} more"] if len(self.codes) > 4 else []
+        more = f" and {len(self.fields) - 3:,} more" if len(self.fields) > 3 else ""
+        plural = "s" if len(self.fields) > 1 else ""
+        used = f"field{plural} {', '.join(map(str, self.fields[:3]))}{more}"
+        return f"coding {self.coding} of {used} ({', '.join(said) or 'its labels are not known'})"
+
+
+def say_unexplained(
+    found: Collection[Unexplained],  # From `Dictionary.unexplained`
+    most: int = 5,  # Codings that are named
+) -> str:  # Empty where there are none
+    "Say which codes have no rule, and the remedy."
+    if not found:
+        return ""
+    named = [str(one) for one in list(found)[:most]]
+    named += [f"and {len(found) - most:,} codings more"] if len(found) > most else []
+    remedy = "Say what they mean with --special-values"
+    remedy += (
+        "; read unknown labels with `ukbmm dictionary update`." * any(not one.codes for one in found) or "."
+    )
+    return f"{'; '.join(named)}. {remedy}"
+
+# %% ../../nbs/biobank/10_dictionary.ipynb #af5cd8bb
+def _as_in_table(code: str) -> str:
+    "A code as the table of special values writes it: a date without its time, a whole number without decimals."
+    return code[:10] if _IS_DATE.match(code) else re.sub(r"\.0+$", "", code)
+
+
+def _without_rule(
+    coding: int, fields: list[Field], labels: dict[str, str], ruled: set[str]
+) -> Unexplained | None:
+    "The codes of a coding that may stand for no value and have no rule; None where there are none."
+    dates = any(field.value_type in ("date", "time") for field in fields)
+    quantities = dates or any(field.is_number for field in fields)
+    codes = {
+        code: label for code, label in labels.items() if _as_in_table(code) not in ruled
+        and (READS_AS_MISSING.match(label) or dates or quantities and code.startswith("-"))
+    }  # fmt: skip
+    unknown = quantities and not labels and not ruled
+    return Unexplained(coding, codes, [field.field_id for field in fields]) if codes or unknown else None
+
+
+@patch
+def unexplained(
+    self: Dictionary,
+    fields: Iterable[Field] | None = None,  # Fields whose codings are looked at; None takes all
+    table: pl.DataFrame | None = None,  # Special values; None takes the shipped ones
+) -> list[Unexplained]:  # By number of the coding
+    "List codings with codes that read like no value, and for which the table of special values has no row."
+    by_coding: dict[int, list[Field]] = {}
+    for field in self.fields.values() if fields is None else fields:
+        by_coding.setdefault(field.coding or 0, []).append(field)
+    rows = (special_values() if table is None else table).select("coding", "value").rows_by_key("coding")
+    found = (
+        _without_rule(coding, of, self.labels.get(coding, {}), {value for (value,) in rows.get(coding, [])})
+        for coding, of in sorted(by_coding.items()) if coding
+    )  # fmt: skip
+    return [one for one in found if one is not None]
+
 # %% ../../nbs/biobank/10_dictionary.ipynb #9ac322ff
 def _same(one: Field, other: Field) -> bool:
     "Do two fields say the same, whoever says it?"
@@ -462,12 +546,15 @@ class Update:
     fields: dict[str, int]  # Fields that were added, changed, unchanged and kept
     codings: dict[str, int]  # Codings that were added, changed and unchanged
     conflicts: list[str]  # What changed in fields that were known, and codings that are not complete
+    unexplained: list[Unexplained]  # Codes that read like no value and have no rule
 
     def __str__(self) -> str:
         lines = [f"{name}: read as {form}" for name, form in self.forms.items()]
         for what, counts in (("fields", self.fields), ("codings", self.codings)):
             lines.append(f"{what}: " + ", ".join(f"{count:,} {word}" for word, count in counts.items()))
         more = [f"... and {len(self.conflicts) - 10:,} more"] if len(self.conflicts) > 10 else []
+        said = say_unexplained(self.unexplained)
+        more += [f"WITHOUT A RULE, kept as values: {said}"] if said else []
         return "\n".join([*lines, *self.conflicts[:10], *more])
 
     def _repr_html_(self) -> str:
@@ -519,9 +606,9 @@ def update(
     labels, nodes, coding_counts = _with_codes(self, codes)
     forms = {file.name: file.form for file in found}
     conflicts = [*changes, *_incomplete(found, codes)]
-    return Update(
-        Dictionary(fields, labels, nodes), forms, dict(field_counts), dict(coding_counts), conflicts
-    )
+    new = Dictionary(fields, labels, nodes)
+    unexplained = [one for one in new.unexplained() if one.codes]
+    return Update(new, forms, dict(field_counts), dict(coding_counts), conflicts, unexplained)
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #8328dee2
 @patch

@@ -23,8 +23,9 @@ from ..core import DictionaryError, TableError, compiled
 from ..disclosure import show_count
 
 # %% auto #0
-__all__ = ['PARENTS', 'SIGNS', 'CLAUSE', 'REDUCTIONS', 'parents', 'Clause', 'parse_condition', 'read_parents', 'parent_columns',
-           'fill_children', 'reduce_columns', 'as_list', 'roll_up', 'MultiHot', 'unpack_bits', 'describe_codes']
+__all__ = ['PARENTS', 'SIGNS', 'CLAUSE', 'FILLS', 'REDUCTIONS', 'parents', 'Clause', 'parse_condition', 'read_parents',
+           'parent_columns', 'fill_children', 'reduce_columns', 'as_list', 'roll_up', 'MultiHot', 'unpack_bits',
+           'describe_codes']
 
 # %% ../../nbs/biobank/13a_processing.ipynb #b471ca93
 PARENTS = {"child": pl.Int32, "condition": pl.String, "value": pl.String, "source": pl.String}
@@ -46,7 +47,7 @@ class Clause(NamedTuple):
 
     field_id: int  # Field of the parent
     sign: str  # ==, !=, <, <=, >, >=, has or lacks
-    number: float  # What it is compared with
+    number: float | str  # What it is compared with
 
 
 SIGNS = {
@@ -57,7 +58,7 @@ SIGNS = {
     "<": operator.lt,
     ">": operator.gt,
 }
-CLAUSE = re.compile(r"p?(\d+)\s*(==|!=|<=|>=|<|>|has\b|lacks\b)\s*(-?\d+(?:\.\d+)?)")
+CLAUSE = re.compile(r"p?(\d+)\s*(?:(==|!=|<=|>=|<|>|has\b|lacks\b)\s*(-?\d+(?:\.\d+)?)|(==|!=)\s*'([^']+)')")
 
 
 def parse_condition(
@@ -68,12 +69,15 @@ def parse_condition(
     for part in text.split(" and "):
         match = CLAUSE.fullmatch(part.strip())
         if not match:
-            expected = "comparisons such as `1558 == 6` or `6164 lacks 1`, joined by `and`"
+            expected = "comparisons such as `1558 == 6`, `30505 == '<6.7'` or `6164 lacks 1`, joined by `and`"
             raise DictionaryError(f"the condition {text!r}", expected, f"{part.strip()!r}")
-        clauses.append(Clause(int(match[1]), match[2], float(match[3])))
+        clauses.append(Clause(int(match[1]), match[2] or match[4], match[5] or float(match[3])))
     return clauses
 
 # %% ../../nbs/biobank/13a_processing.ipynb #cfd1f3b8
+FILLS = re.compile(rf"-?\d+(\.\d+)?|\[\]|{'|'.join(MISSING_KINDS[2:])}|")
+
+
 def read_parents(
     path: str | Path,  # A tab-separated table of child, condition and value
 ) -> pl.DataFrame:  # child, condition, value, source
@@ -91,8 +95,8 @@ def read_parents(
         expected = "a tab-separated table with the columns child, condition, value"
         raise DictionaryError(f"the parents {path.name}", expected, "something else or no file") from None
     for line, (child, condition, value, _) in enumerate(own.iter_rows(), 2):
-        if child is None or not re.fullmatch(r"-?\d+(\.\d+)?|\[\]|", value or ""):
-            expected = "the number of a field, and a number, [] or nothing as value"
+        if child is None or not FILLS.fullmatch(value or ""):
+            expected = "the number of a field, and a number, [], a kind of missing or nothing as value"
             raise DictionaryError(f"the parents {path.name}, line {line}", expected, "something else")
         parse_condition(condition or "")
     kept = parents().filter(~pl.col("child").is_in(own["child"].unique().to_list()))
@@ -130,31 +134,35 @@ def _holds(condition: str, child: Column, columns: Mapping[str, Cleaned]) -> pl.
         name = _parent_column(field_id, child, columns)
         if name is None:
             return None
-        values = columns[name].values
-        if sign in ("has", "lacks"):
-            one = values.list.contains(int(number))
-            one = one if sign == "has" else ~one
-        else:
-            one = SIGNS[sign](values, number)
-        one = one.fill_null(False)
+        one = _compared(name, columns[name].values, sign, number).fill_null(False)
         holds = one if holds is None else holds & one
     return holds
 
 
-def _fill(cleaned: Cleaned, mask: pl.Series, value: str | None) -> Cleaned:
-    "Fill empty cells where `mask` holds; without a value they get the kind not_asked."
-    mask = mask & (cleaned.kinds == MISSING_KINDS.index("empty"))
-    kind = MISSING_KINDS.index("not_asked" if value is None else "present")
-    dtype = cleaned.values.dtype
-    new = (
-        None
-        if value is None
-        else []
-        if value == "[]"
-        else float(value)
-        if dtype.is_float()
-        else int(float(value))
+def _compared(name: str, values: pl.Series, sign: str, number: float | str) -> pl.Series:
+    "Where a comparison holds; raises `DictionaryError` where a column has no such values."
+    several, text = isinstance(values.dtype, pl.List), isinstance(number, str)
+    fits = (
+        values.dtype == pl.String if text else (values.dtype.inner if several else values.dtype).is_numeric()
     )
+    if several != (sign in ("has", "lacks")) or not fits:
+        expected = f"a {'text' if text else 'number'}, and {'has or lacks for several answers' if several else 'a sign such as =='}"
+        raise DictionaryError(
+            f"the condition on {name}: {sign} {number}", expected, f"values of type {values.dtype}"
+        )
+    if several:
+        has = values.list.contains(int(number))
+        return has if sign == "has" else ~has
+    return SIGNS[sign](values, number)
+
+
+def _fill(cleaned: Cleaned, mask: pl.Series, value: str | None) -> Cleaned:
+    "Fill empty cells where `mask` holds; without a value they get a kind, that of the row or not_asked."
+    mask = mask & (cleaned.kinds == MISSING_KINDS.index("empty"))
+    why = "not_asked" if value is None else value
+    kind = MISSING_KINDS.index(why) if why in MISSING_KINDS else 0
+    dtype = cleaned.values.dtype
+    new = None if kind else [] if value == "[]" else float(value) if dtype.is_float() else int(float(value))
     frame = pl.DataFrame({"values": cleaned.values, "kinds": cleaned.kinds, "mask": mask}).select(
         pl.when("mask").then(pl.lit(new, dtype=dtype)).otherwise("values").alias("values"),
         pl.when("mask").then(pl.lit(kind, pl.UInt8)).otherwise("kinds").alias("kinds"),

@@ -24,10 +24,12 @@ from .delivery import RECORDS, find_delivery
 from ukbmm.biobank.dictionary import (
     Dictionary,
     Field,
+    Unexplained,
     load_dictionary,
     load_fields,
     replaced,
     save_dictionary,
+    say_unexplained,
 )
 from .events import EVENTS, events_of, read_records, records_by_kind
 from .extract import read_extract
@@ -547,9 +549,10 @@ def _stages(
     table = journal.stage("table", mark, work)
     save_dictionary(dictionary, folder / "dictionary.parquet")
     (folder / "special_values.parquet").unlink(missing_ok=True)  # an earlier attempt may have had some
-    for path in given["special_values"]:
+    special = read_special_values(given["special_values"][0]) if given["special_values"] else None
+    if special is not None:
         with atomic_file(folder / "special_values.parquet") as out:
-            read_special_values(path).write_parquet(out, compression="zstd")
+            special.write_parquet(out, compression="zstd")
     eids = pl.read_parquet(folder / "participants.parquet")["eid"].to_numpy()
     file = given["relatedness"][0] if given["relatedness"] else None
     related = journal.stage(
@@ -560,7 +563,8 @@ def _stages(
     manifest = {"version": 1, "package": __version__, "ingested": datetime.date.today().isoformat(), "n_participants": len(eids), "columns": table["columns"],
                 "table": about, "relatedness": related, "genotypes": {}, "records": records,
                 "own_fields": [f.field_id for f in dictionary.fields.values() if f.source != "UK Biobank"],
-                "replaced_fields": [f.field_id for f in replaced(dictionary, shipped)]}  # fmt: skip
+                "replaced_fields": [f.field_id for f in replaced(dictionary, shipped)],
+                "unexplained": _unexplained(dictionary, table["columns"], special)}  # fmt: skip
     if prefixes:
         sexes = _sexes(folder, manifest["columns"], len(eids))
         work = functools.partial(_genotype_stage, prefixes, folder, eids, sexes, build, memory_gib)
@@ -571,6 +575,12 @@ def _stages(
         shutil.rmtree(folder / "genotypes", ignore_errors=True)
     manifest["sources"] = [_source(path, kind) for kind, paths in given.items() for path in paths]
     return manifest
+
+
+def _unexplained(dictionary: Dictionary, columns: Iterable[str], special: pl.DataFrame | None) -> list[dict]:
+    "The codings of the columns of which codes read like no value and have no rule."
+    fields = dict.fromkeys(dictionary.fields[parse_name(name)[0].field_id] for name in columns)
+    return [vars(one) for one in dictionary.unexplained(fields, special)]
 
 # %% ../../nbs/biobank/18_store.ipynb #275c3e3d
 def _left_out(table: dict) -> list[str]:
@@ -632,7 +642,8 @@ def _table_lines(manifest: dict) -> list[str]:
     if manifest["replaced_fields"]:
         ids = ", ".join(map(str, manifest["replaced_fields"]))
         lines.append(f"your own dictionary takes the place of UK Biobank's for the fields {ids}")
-    return lines
+    said = say_unexplained([Unexplained(**one) for one in manifest.get("unexplained", [])])
+    return lines + ([f"WITHOUT A RULE, kept as values: {said}"] if said else [])
 
 # %% ../../nbs/biobank/18_store.ipynb #554e1dd6
 def _genotype_lines(name: str, found: dict) -> list[str]:

@@ -167,7 +167,10 @@ def describe(
     shown = [*lines, *("\t".join(map(str, row.values())) for row in rows)]
     assert_publishable("\n".join(shown), "the description")
     if as_json:
-        print(json.dumps({"participants": len(opened), "report": lines, "columns": rows}, indent=1))
+        n = (
+            len(opened) - opened.manifest["table"]["n_withdrawn"]
+        )  # as in the report: the difference would tell
+        print(json.dumps({"participants": n, "report": lines, "columns": rows}, indent=1))
         return
     for line in lines:
         print(line)

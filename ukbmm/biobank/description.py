@@ -37,7 +37,7 @@ from .names import parse_name
 from .store import Biobank
 from .table import GROUP_CELLS
 from ..core import StoreError, progress, redact, write_text
-from ..disclosure import assert_publishable, is_small, show_count, show_parts, show_share
+from ..disclosure import assert_publishable, show_about, show_count, show_parts, show_share
 
 # %% auto #0
 __all__ = ['GROUPS', 'OWN', 'OTHER', 'NOT_NEGATIVE', 'RANGES', 'EARLIEST', 'KEYS', 'LISTED', 'KIND_WORDS', 'OCCASIONS', 'ALT',
@@ -413,14 +413,8 @@ def column_rows(
 
 # %% ../../nbs/biobank/18a_description.ipynb #4ae7e647
 def _about(count: int) -> int | str:
-    "A count that overlaps with others: rounded to tens, so that differences tell nothing."
-    return "<5" if is_small(count) else f"about {max(10, 10 * round(count / 10))}" if count else 0
-
-
-def _note(text: str) -> str:
-    "What had to be done to read a file; a count of lines in it is one of participants."
-    number, _, rest = text.partition(" ")
-    return f"{show_count(int(number.replace(',', '')))} {rest}" if number.replace(",", "").isdigit() else text
+    "A count that overlaps with others as JSON has it: rounded, so that differences tell nothing."
+    return show_about(count) if count else 0
 
 
 def _table_values(table: dict) -> dict[str, Any]:
@@ -430,7 +424,7 @@ def _table_values(table: dict) -> dict[str, Any]:
         "columns": len(table["columns"]),
         "spellings": table["spellings"],
         "participants_not_in_it": _about(table["n_absent"]),
-        "read": [_note(note) for note in table["notes"]],
+        "read": table["notes"],
         "labels_to_codes": [redact(name) for name in table["labelled"]],
         "decimals_to_whole_numbers": [redact(name) for name in table["decimals"]],
         "left_out": {
@@ -463,7 +457,7 @@ def _genotype_values(biobank: Biobank, name: str) -> dict[str, Any]:
 
 def _record_values(name: str, found: dict) -> dict[str, Any]:
     "What became of a table of records."
-    return {"table": name, "files": [redact(file) for file in found["files"]], "rows": _plain(show_count(found["n_rows"])),
+    return {"table": name, "files": [redact(file) for file in found["files"]], "rows": _about(found["n_rows"]),
             "of_strangers": _about(found["n_left_out"]), "repeated": _about(found["n_repeated"]),
             "read": [redact(note) for note in found["notes"]]}  # fmt: skip
 

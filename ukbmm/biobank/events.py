@@ -26,7 +26,7 @@ from .lines import MISSING, NO_NUMBER, Layout, line_of, read_layout, read_lines,
 from .relatedness import of_one_application, rows_of
 from .table import DAY_FIRST, ISO, as_date, scan_text
 from ..core import TableError, atomic_file, did_you_mean, get_logger, progress
-from ..disclosure import show_count, show_share
+from ..disclosure import show_about, show_count, show_share
 
 # %% auto #0
 __all__ = ['DATES', 'INTEGERS', 'NEEDED', 'COPY_BYTES', 'QUOTED_LINE', 'BATCH_ROWS', 'WAYS', 'ROW_GROUP', 'PIECE_CELLS', 'EVENTS',
@@ -273,7 +273,8 @@ def _write(layout: Layout, participants: np.ndarray, n_rows: int, out: Path) -> 
     for date in WAYS:
         frame = _typed(layout, participants, date)
         try:
-            frame.sink_parquet(out, compression="zstd", row_group_size=ROW_GROUP)
+            with out.open("wb") as stream:  # not by its name: polars may make the file after it has failed
+                frame.sink_parquet(stream, compression="zstd", row_group_size=ROW_GROUP)
         except pl.exceptions.PolarsError:
             continue
         if pq.read_metadata(out).num_rows != n_rows:
@@ -449,7 +450,7 @@ def read_records(
     finally:
         for left in out.parent.glob(f".{out.name}-*"):
             left.unlink()
-    get_logger().info("%s: %s rows", kind, f"{summary.n_rows:,}")
+    get_logger().info("%s: %s rows", kind, show_about(summary.n_rows))
     return summary
 
 # %% ../../nbs/biobank/17b_events.ipynb #a0a89132

@@ -50,7 +50,7 @@ from ukbmm.biobank.relatedness import (
     rows_of,
 )
 from ..core import GenotypeError, StoreError, UkbmmError, atomic_file, file_sha256, get_logger, write_text
-from ..disclosure import show_count, show_parts, show_share
+from ..disclosure import show_about, show_count, show_parts, show_share
 
 # %% auto #0
 __all__ = ['Biobank', 'ingest']
@@ -664,14 +664,12 @@ def _genotype_lines(name: str, found: dict) -> list[str]:
 
 def _record_lines(kind: str, found: dict, n: int) -> list[str]:
     "What to say about a table of records."
-    lines = [f"{show_count(found['n_rows'])} rows of {show_share(found['n_people'], n)} of the participants"]
+    lines = [f"{show_about(found['n_rows'])} rows of {show_share(found['n_people'], n)} of the participants"]
     if found["n_left_out"]:
-        people = show_count(found["n_strangers"])
-        lines.append(
-            f"rows of people who are not in the table left out: {show_count(found['n_left_out'])}, of {people} people"
-        )
+        rows, people = show_about(found["n_left_out"]), show_about(found["n_strangers"])
+        lines.append(f"rows of people who are not in the table left out: {rows}, of {people} people")
     if found["n_repeated"]:
-        lines.append(f"rows that stand in several files, taken once: {show_count(found['n_repeated'])}")
+        lines.append(f"rows that stand in several files, taken once: {show_about(found['n_repeated'])}")
     return [f"records {kind}: {line}" for line in [*lines, *found["notes"]]]
 
 # %% ../../nbs/biobank/18_store.ipynb #dcfdebd0

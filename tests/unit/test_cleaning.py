@@ -394,3 +394,27 @@ def test_a_matrix_is_recoded_as_its_columns_are_cleaned():
         np.testing.assert_array_equal(matrix, expected.T.astype(dtype))
         np.testing.assert_array_equal(known, ~np.isnan(expected).all(axis=0))
     assert len(columns) >= 50 and (matrix[:1] != raw.T[:1]).sum() > 20
+
+
+@pytest.mark.parametrize(
+    ("field_id", "values", "message"),
+    [(1070, ["-3", "2"], "column x: expected numbers, as field 1070 .* has, found values of type String"),
+     (130708, ["1900-01-01"], "column x: expected dates, as field 130708"), (41278, [1], "column x: expected text, as field 41278"),
+     (6150, [["1"]], "column x: expected numbers, as field 6150")],
+)  # fmt: skip
+def test_a_column_of_another_type_than_its_field_is_refused(field_id, values, message):
+    with pytest.raises(DictionaryError, match=message):
+        clean_column(pl.Series("x", values), D[field_id])
+    with pytest.raises(DictionaryError, match=message):
+        clean_expressions("x", pl.Series("x", values).dtype, D[field_id], rules_for(D[field_id]))
+
+
+def test_columns_without_a_field_and_lists_in_order_are_refused():
+    with pytest.raises(DictionaryError, match="column p31: expected its field among `fields`, found none"):
+        clean_columns(pl.DataFrame({"p31": [1]}), {})
+    with pytest.raises(DictionaryError, match="one code for each participant, found lists of codes"):
+        in_order(pl.Series("x", [[1, 2]]), D[1558])
+    assert clean_column(pl.Series("x", [None, None]), D[1070]).kinds.to_list() == [
+        1,
+        1,
+    ]  # nothing at all has every type

@@ -16,6 +16,7 @@ from ukbmm.biobank.dictionary import (
     Unexplained,
     describe_field,
     load_dictionary,
+    load_fields,
     replaced,
     save_dictionary,
     say_unexplained,
@@ -586,3 +587,18 @@ def test_raps_codings_are_read_as_the_showcases(tmp_path):
     (tmp_path / "codings.tsv").write_text("Coding\tValue\tMeaning\n9\t0\tFemale\n90001\t7\tgrey, or nearly\n")
     rap, showcase = (D.overlay(None, tmp_path / name).labels for name in ("codings.csv", "codings.tsv"))
     assert rap == showcase and rap[9] == {"0": "Female"} and rap[90001] == {"7": "grey, or nearly"}
+
+
+@pytest.mark.parametrize("asked", ["p31", 31.7, None, -31])
+def test_what_is_no_number_of_a_field_is_refused(asked):
+    with pytest.raises(
+        DictionaryError, match="expected the number of a field, such as 31, found something else"
+    ):
+        D[asked]
+    assert D["31"] == D[31]
+
+
+def test_fields_of_no_dictionary_are_an_error_without_a_path(tmp_path):
+    with pytest.raises(DictionaryError, match="the dictionary none: expected a file that") as caught:
+        load_fields(tmp_path / "none", [31])
+    assert str(tmp_path) not in str(caught.value)

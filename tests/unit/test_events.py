@@ -540,3 +540,13 @@ def test_a_million_rows_are_read_in_bounded_memory(in_order, tmp_path):
     assert n_rows == 1_000_000 and 50 < peak < 1200
     rows = pl.read_parquet(tmp_path / "out.parquet", columns=["row"])["row"]
     assert rows.len() == 1_000_000 and rows.is_sorted()
+
+
+def test_an_unknown_table_and_no_file_are_refused_and_one_file_may_be_named_by_itself(tmp_path):
+    path = portal(draw_table("death"), tmp_path / "death.txt")
+    with pytest.raises(TableError, match="records 'deaths': expected one of hesin.*Did you mean 'death'"):
+        read_records([path], "deaths", PEOPLE, tmp_path / "out.parquet")
+    with pytest.raises(TableError, match="records 'death': expected at least one file, found none"):
+        read_records([], "death", PEOPLE, tmp_path / "out.parquet")
+    one = read_records(path, "death", PEOPLE, tmp_path / "one.parquet")
+    assert vars(one) == vars(read_records([path], "death", PEOPLE, tmp_path / "two.parquet"))

@@ -97,3 +97,9 @@ def test_people_of_every_pattern_and_category_are_counted_once():
 @pytest.mark.parametrize(("text", "shown"), [("short", "short"), ("exactly ten", "exactly..."), ("", "")])
 def test_long_titles_are_cut(text, shown):
     assert shorten(text, 10) == shown
+
+
+def test_a_histogram_passes_over_what_is_no_number():
+    values = pl.Series([1.0, 2.0, 3.0, 4.0, 5.0, float("nan"), float("inf")])
+    assert sum(histogram(values).counts) == 5
+    assert histogram(pl.Series(["a"] * 9)) is None and histogram(pl.Series([float("nan")] * 9)) is None

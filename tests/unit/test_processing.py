@@ -1,5 +1,7 @@
 """Filling, reducing and multi-hot against pandas, numpy and hand-worked answers."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -252,3 +254,51 @@ def test_what_was_fitted_is_described_without_small_counts():
     lists = pl.Series("x", [[1]] * 9 + [[1, 2]] * 3, dtype=pl.List(pl.Int32))
     table = describe_codes(MultiHot(1).fit(lists, np.arange(12)), {"1": "gout"})
     assert table.rows() == [("1", "gout", "12"), ("2", "", "<5")]
+
+
+def test_the_mean_of_dates_is_the_day_in_the_middle_as_numpy_has_it():
+    rng = np.random.default_rng(0)
+    days = rng.integers(0, 20_000, (50, 3)).astype("datetime64[D]")
+    columns = [
+        Cleaned(pl.Series(f"p53_i{i}", days[:, i]), pl.Series([0] * 50, dtype=pl.UInt8)) for i in range(3)
+    ]
+    done = reduce_columns(columns, "mean").values
+    assert done.dtype == pl.Date
+    assert done.to_numpy().astype(np.int64).tolist() == np.floor(days.astype(np.int64).mean(1)).tolist()
+    moments = [Cleaned(column.values.cast(pl.Datetime("us")), column.kinds) for column in columns]
+    assert reduce_columns(moments, "mean").values.dtype == pl.Datetime("us")
+    gap = [columns[0], Cleaned(columns[1].values.set(pl.Series([True] * 50), None), columns[1].kinds)]
+    assert reduce_columns(gap, "mean").values.to_list() == columns[0].values.to_list()
+    assert reduce_columns(columns, "max").values.to_numpy().tolist() == days.max(1).tolist()
+
+
+HEART = pl.Series("p6150_i0", [[1, 4], [2], None], dtype=pl.List(pl.Int32))
+NUMBER = Cleaned(pl.Series("p50_i0", [1.0, 2.0, None]), pl.Series([0, 0, 1], dtype=pl.UInt8))
+CODE = Cleaned(pl.Series("p31", [0, 1, None], dtype=pl.Int32), NUMBER.kinds)
+DAY = Cleaned(pl.Series("p53_i0", ["2008-05-01"] * 3).str.to_date(), NUMBER.kinds)
+SHORT = Cleaned(NUMBER.values[:2], NUMBER.kinds[:2])
+MISTAKES = {
+    "no columns": (lambda: reduce_columns([], "mean"), "expected at least one column, found none"),
+    "two types": (lambda: reduce_columns([DAY, NUMBER], "max"), "expected columns of one type, found Date and a number"),
+    "two types, the first": (lambda: reduce_columns([DAY, NUMBER], "first"), "expected columns of one type"),
+    "two lengths": (lambda: reduce_columns([NUMBER, SHORT], "max"), "expected columns of the same participants"),
+    "a code after a number": (lambda: reduce_columns([NUMBER, CODE], "mean"), "of codes, lists and texts, first or last"),
+    "no choices": (lambda: as_list([]), "expected at least one column, found none"),
+    "lists as choices": (lambda: as_list([Cleaned(HEART, NUMBER.kinds)]), "expected single choices, found lists of codes"),
+    "a prefix of numbers": (lambda: roll_up(HEART, prefix=1), "expected codes that are text, found codes of type Int32"),
+    "groups of text": (lambda: roll_up(HEART, groups={"a": "b"}), "the groups of p6150_i0: expected codes and groups of the type"),
+    "no lists": (lambda: roll_up(CODE.values, groups={1: 2}), "the multiple choice p31: expected lists of codes"),
+    "bits of no lists": (lambda: MultiHot().fit(CODE.values, np.arange(3)), "the multiple choice p31: expected lists of codes"),
+    "rows beyond the end": (lambda: MultiHot().fit(HEART, np.array([0, 3])), "expected training rows from 0 to 2, found others"),
+    "rows before the start": (lambda: MultiHot().fit(HEART, np.array([-1])), "expected training rows from 0 to 2, found others"),
+    "a mask": (lambda: MultiHot().fit(HEART, np.array([True, False, True])), "expected training rows from 0 to 2, found others"),
+    "bits before the fit": (lambda: MultiHot()(HEART), "expected a `MultiHot` that was fitted"),
+    "no name of a column": (lambda: parent_columns("smoking", ["p31"]), "column smoking: expected a canonical name"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_what_does_not_go_together_is_an_error_that_says_so(case):
+    act, message = MISTAKES[case]
+    with pytest.raises(TableError, match=re.escape(message)):
+        act()

@@ -209,3 +209,8 @@ def test_a_list_that_is_not_utf8_is_refused(tmp_path):
     (tmp_path / "w1.csv").write_bytes(b"\xff\xfe1\x000\x00")
     with pytest.raises(TableError, match="w1.csv: expected UTF-8 text"):
         read_withdrawals([tmp_path / "w1.csv"])
+
+
+def test_one_list_may_be_named_by_itself(tmp_path):
+    path = written(tmp_path / "w1.csv", "1000005\n1000001\n")
+    assert read_withdrawals(path).tolist() == read_withdrawals(str(path)).tolist() == [1000001, 1000005]

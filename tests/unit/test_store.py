@@ -456,3 +456,61 @@ def test_the_mice_have_the_genotypes_of_an_independent_reading(mice):
     eids = np.loadtxt(folder / "genotypes.fam", usecols=1, dtype=np.int64)
     rows = np.random.default_rng(0).choice(1814, 300, replace=False)
     assert np.array_equal(unpack(store.packed(rows), store.variants), copies[np.argsort(eids)][rows])
+
+
+def test_rows_that_are_none_are_refused_since_minus_one_is_nobody(small):
+    biobank, _ = small
+    for rows in ([10**9], [-1], [8], [0.5], [True] + [False] * 7, [[0, 1]], slice(0, 3)):
+        for read in (biobank.read, biobank.clean):
+            with pytest.raises(
+                StoreError, match="rows of the Biobank b: expected numbers from 0 to 7, found others"
+            ):
+                read(["p31"], rows)
+    assert biobank.read(["p31"], []).height == 0 and biobank.read([], [1]).shape == (0, 0)
+    assert biobank.read(["p31"], np.array([7, 0, 7], dtype=np.int32))["p31"].to_list() == [1, 0, 1]
+
+
+def test_names_that_are_none_are_refused(small):
+    biobank, _ = small
+    for name, message in (("p999_i0", "field 999: expected a field of the data dictionary"), ("height", "column height: expected a canonical name"),
+                          (50, "column 50: expected a canonical name")):  # fmt: skip
+        with pytest.raises(UkbmmError, match=message):
+            biobank.field(name)
+    assert (
+        biobank.field("p1070_i0").title == "Time spent watching television (TV)"
+    )  # a field without a column
+    with pytest.raises(StoreError, match="field p21001: expected the number of a field"):
+        biobank.column("p21001")
+    assert biobank.column(np.int64(21001)) == "p21001_i0"
+    with pytest.raises(
+        StoreError, match="column p31: expected a column of the Biobank, once, found the same a second time"
+    ):
+        biobank.read(["p31", "p21001_i0", "p31"])
+    with pytest.raises(StoreError, match="nothing.txt of the Biobank b: expected a file in its folder"):
+        biobank.record("nothing.txt")
+
+
+def test_a_damaged_or_missing_file_is_named_without_its_path(small):
+    biobank, _ = small
+    (part,) = (biobank.path / "tables").iterdir()
+    part.write_bytes(part.read_bytes()[:-9])
+    (biobank.path / "relatedness.parquet").unlink()
+    for act, name in ((lambda: biobank.read(["p31"]), f"tables/{part.name}"), (lambda: describe(biobank), f"tables/{part.name}"),
+                      (lambda: biobank.relatives, "relatedness.parquet")):  # fmt: skip
+        with pytest.raises(
+            StoreError, match=f"{name} of the Biobank b: expected the file.*ukbmm verify"
+        ) as caught:
+            act()
+        assert str(biobank.path) not in str(caught.value)
+    (biobank.path / "participants.parquet").unlink()
+    with pytest.raises(StoreError, match="participants.parquet of the Biobank b"):
+        biobank.withdrawn
+    (biobank.path / "manifest.json").write_text("{")
+    with pytest.raises(StoreError, match="manifest.json of the Biobank b"):
+        Biobank.open(biobank.path)
+
+
+def test_an_extract_of_nothing_is_refused(tmp_path):
+    with pytest.raises(TableError, match="the extract: expected at least one table, found none"):
+        ingest([], tmp_path / "b")
+    assert os.listdir(tmp_path) == []

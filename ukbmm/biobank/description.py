@@ -240,7 +240,7 @@ def _frames(biobank: Biobank, names: list[str], what: str) -> Iterator[pl.DataFr
     gone = biobank.withdrawn
     keep = pl.Series(~gone) if gone.any() else None
     for part, group in progress(_portions(biobank, names), what):
-        frame = pl.read_parquet(biobank.path / "tables" / part, columns=group)
+        frame = biobank._stored(f"tables/{part}", group)
         yield frame if keep is None else frame.filter(keep)
 
 # %% ../../nbs/biobank/18a_description.ipynb #8b66d72a

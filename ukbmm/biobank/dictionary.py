@@ -201,6 +201,8 @@ def _similar_ids(field_id: int, known: dict[int, Field]) -> list[int]:
 @patch
 def __getitem__(self: Dictionary, field_id: int) -> Field:
     "The field of this number; raises `DictionaryError` where there is none."
+    if not str(field_id).isdigit():
+        raise DictionaryError(f"field {field_id}", "the number of a field, such as 31", "something else")
     field = self.fields.get(int(field_id))
     if field is None:
         similar = [f"{i} ({self.fields[i].title})" for i in _similar_ids(int(field_id), self.fields)[:3]]
@@ -671,17 +673,24 @@ def load_dictionary(
         fields = {row["field_id"]: Field(**row) for row in part["fields"].select(names).iter_rows(named=True)}
         labels = _labels_of(part["labels"].select("coding", "code", "label").iter_rows())
     except (OSError, pl.exceptions.PolarsError):
-        raise DictionaryError(f"the dictionary {Path(path).name}", "a file that `ukbmm dictionary update` wrote", "another file",
-                              "Make it again from the showcase's files.") from None  # fmt: skip
+        raise _no_dictionary(path) from None
     return Dictionary(fields, labels, part["nodes"])
+
+
+def _no_dictionary(path: str | Path) -> DictionaryError:
+    return DictionaryError(f"the dictionary {Path(path).name}", "a file that `ukbmm dictionary update` wrote", "another file, or none",
+                           "Make it again from the showcase's files.")  # fmt: skip
 
 
 def load_fields(
     path: str | Path,  # A file that save_dictionary wrote
     field_ids: Collection[int],  # Numbers of the fields that are wanted
 ) -> dict[int, Field]:  # Those of them that are there
-    "Read some fields of a dictionary back, in a fraction of the time of the whole."
+    "Read some fields of a dictionary back, in a fraction of the time of the whole; raises `DictionaryError` as `load_dictionary` does."
     wanted = pl.col("field_id").is_in(list(field_ids))
-    table = pl.scan_parquet(path).filter(pl.col("kind") == "fields", wanted)
-    rows = table.select(list(Field.__dataclass_fields__)).collect().iter_rows(named=True)
-    return {row["field_id"]: Field(**row) for row in rows}
+    try:
+        table = pl.scan_parquet(path).filter(pl.col("kind") == "fields", wanted)
+        rows = table.select(list(Field.__dataclass_fields__)).collect()
+    except (OSError, pl.exceptions.PolarsError):
+        raise _no_dictionary(path) from None
+    return {row["field_id"]: Field(**row) for row in rows.iter_rows(named=True)}

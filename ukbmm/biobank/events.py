@@ -432,14 +432,20 @@ def _summary(paths: Sequence[Path], parts: Sequence[_Part], n_repeated: int) -> 
 
 # %% ../../nbs/biobank/17b_events.ipynb #61ee71eb
 def read_records(
-    paths: Sequence[str | Path],  # Files of one table: text, perhaps compressed, or parquet
+    paths: str | Path | Sequence[str | Path],  # Files of one table: text, perhaps compressed, or parquet
     kind: str,  # Which table, by its name in `RECORDS`
     participants: np.ndarray,  # The Biobank's identifiers, sorted
     out: str | Path,  # Parquet file to write: `row` in place of the identifier, in order of participants
     encoding: str | None = None,  # Encoding of the text, such as "cp1252"; None finds it
 ) -> RecordSummary:
     "Read a table of records, whole or not at all; raises `TableError`."
-    paths, out = [Path(path) for path in paths], Path(out)
+    if kind not in RECORDS:
+        raise TableError(
+            f"records {kind!r}", f"one of {', '.join(RECORDS)}", remedy=did_you_mean(kind, RECORDS)
+        )
+    paths, out = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)], Path(out)
+    if not paths:
+        raise TableError(f"records {kind!r}", "at least one file", "none")
     out.parent.mkdir(parents=True, exist_ok=True)
     raws = [out.with_name(f".{out.name}-{i}") for i in range(len(paths))]
     try:

@@ -132,11 +132,12 @@ def histogram(
 ) -> Distribution | None:  # None where fewer than five have a value
     "Count values in round bins of nobody or at least five people; tails are in the last bins."
     known = values.drop_nulls()
-    if len(known) < MIN_COUNT:
-        return None
     if kind == "date":
         known = known.dt.year() + (known.dt.ordinal_day() - 1) / 365.25
-    numbers = known.cast(pl.Float64).to_numpy()
+    numbers = known.cast(pl.Float64, strict=False).drop_nulls().to_numpy()
+    numbers = numbers[np.isfinite(numbers)]
+    if len(numbers) < MIN_COUNT:
+        return None
     edges = _edges(numbers)
     counts, _ = np.histogram(np.clip(numbers, edges[0], edges[-1]), edges)
     return Distribution(kind, *_merge_bins(edges, counts))

@@ -119,8 +119,11 @@ def parent_columns(
     columns: Iterable[str],  # Canonical names of what there is
     table: pl.DataFrame | None = None,  # Table of parents; None takes the shipped one
 ) -> list[str]:  # Canonical names of the parents that are there
-    "Find the columns that filling a column reads."
-    child, columns = parse_name(column)[0], set(columns)
+    "Find the columns that filling a column reads; raises `TableError` where its name is none."
+    parsed, columns = parse_name(column), set(columns)
+    if parsed is None:
+        raise TableError(f"column {column}", "a canonical name such as p3456_i0", "another word")
+    child = parsed[0]
     rows = (parents() if table is None else table).filter(pl.col("child") == child.field_id)
     asked = dict.fromkeys(clause.field_id for text in rows["condition"] for clause in _clauses(text))
     found = [_parent_column(field_id, child, columns) for field_id in asked]
@@ -215,22 +218,45 @@ def _joined_kinds(columns: list[Cleaned]) -> pl.Series:
     return table.select(kinds.cast(pl.UInt8)).to_series()
 
 
+def _side_by_side(columns: list[Cleaned], what: str) -> pl.DataFrame:
+    "The values of several columns; raises `TableError` where there are none, or they do not go together."
+    if not columns:
+        raise TableError(what, "at least one column", "none")
+    types = [column.values.dtype for column in columns]
+    sorts = {"a number" if dtype.is_numeric() else str(dtype) for dtype in types if dtype != pl.Null}
+    if len(sorts) > 1:
+        raise TableError(what, "columns of one type", " and ".join(sorted(sorts)))
+    if len({len(part) for column in columns for part in column}) > 1:
+        raise TableError(what, "columns of the same participants", "columns of several lengths")
+    return pl.DataFrame({str(i): column.values for i, column in enumerate(columns)})
+
+
+def _mean(table: pl.DataFrame) -> pl.Expr:
+    "The mean of each row; of dates the day, or the moment, in the middle."
+    dtype = table.dtypes[0]
+    if not dtype.is_temporal():
+        return pl.mean_horizontal(pl.all())
+    return pl.mean_horizontal(pl.all().to_physical()).floor().cast(pl.Int64).cast(dtype)
+
+# %% ../../nbs/biobank/13a_processing.ipynb #7544c766
 def reduce_columns(
-    columns: list[Cleaned],  # Positions or occasions, in order
+    columns: list[Cleaned],  # Positions or occasions, in order, of one type
     how: str,  # One of REDUCTIONS
 ) -> Cleaned:
-    "Make one column of several; raises `TableError` for a mean of codes."
-    name, dtype = columns[0].values.name, columns[0].values.dtype
-    quantity = dtype.is_float() or dtype == pl.Int64 or dtype.is_temporal()  # codes are held as Int32
+    "Make one column of several; raises `TableError` for a mean of codes, and for columns that do not go together."
+    name = columns[0].values.name if columns else "no column"
+    table = _side_by_side(columns, f"reducing {name} and others by {how!r}")
+    quantity = all(  # codes are held as Int32
+        dtype.is_float() or dtype.is_temporal() or dtype == pl.Int64 for dtype in table.dtypes
+    )
     if how not in REDUCTIONS or (how not in ("first", "last") and not quantity):
         expected = f"one of {', '.join(REDUCTIONS)}; of codes, lists and texts, first or last"
-        raise TableError(f"reducing {name} and others by {how!r}", expected, f"values of type {dtype}")
-    table = pl.DataFrame({str(i): column.values for i, column in enumerate(columns)})
-    every = [pl.col(name) for name in table.columns]
+        raise TableError(
+            f"reducing {name} and others by {how!r}", expected, f"values of type {table.dtypes[0]}"
+        )
     value = {
-        "mean": lambda: pl.mean_horizontal(*every), "max": lambda: pl.max_horizontal(*every),
-        "min": lambda: pl.min_horizontal(*every), "first": lambda: pl.coalesce(every),
-        "last": lambda: pl.coalesce(every[::-1]),
+        "mean": lambda: _mean(table), "max": lambda: pl.max_horizontal(pl.all()), "min": lambda: pl.min_horizontal(pl.all()),
+        "first": lambda: pl.coalesce(pl.all()), "last": lambda: pl.coalesce(table.columns[::-1]),
     }[how]()  # fmt: skip
     kinds = _joined_kinds(columns)
     return Cleaned(table.select(value).to_series().rename(name), kinds.rename(name))
@@ -239,9 +265,11 @@ def reduce_columns(
 def as_list(
     columns: list[Cleaned],  # Single choices at several positions
 ) -> Cleaned:  # A multiple choice; null where no position holds a code
-    "Make one multiple choice of single choices at several positions."
-    name = columns[0].values.name
-    table = pl.DataFrame({str(i): column.values for i, column in enumerate(columns)})
+    "Make one multiple choice of single choices at several positions; raises `TableError`."
+    name = columns[0].values.name if columns else "no column"
+    table = _side_by_side(columns, f"a multiple choice of {name} and others")
+    if table.dtypes[0].is_nested():
+        raise TableError(f"a multiple choice of {name} and others", "single choices", "lists of codes")
     every = pl.concat_arr(pl.all()).arr.to_list()
     lists = table.select(every.list.eval(pl.element().drop_nulls()).alias(name)).to_series()
     kinds = _joined_kinds(columns).rename(name)
@@ -250,23 +278,36 @@ def as_list(
     )
 
 # %% ../../nbs/biobank/13a_processing.ipynb #d4fdafa6
+def _codes_in(lists: pl.Series) -> pl.DataType:
+    "The type of a multiple choice's codes; raises `TableError` where it is none."
+    if not isinstance(lists.dtype, pl.List):
+        raise TableError(
+            f"the multiple choice {lists.name}", "lists of codes", f"values of type {lists.dtype}"
+        )
+    return lists.dtype.inner
+
+
 def roll_up(
     lists: pl.Series,  # A multiple choice
     prefix: int | None = None,  # Keep so many first characters of codes that are text; None keeps all
     groups: Mapping | None = None,  # Group by code; None for none
 ) -> pl.Series:
-    "Replace codes by their groups, each once a participant."
-    one = pl.element()
+    "Replace codes by their groups, each once a participant; raises `TableError` where the codes are of another type."
+    one, codes = pl.element(), _codes_in(lists)
     if prefix is not None:
+        if codes != pl.String:
+            raise TableError(
+                f"the first characters of {lists.name}", "codes that are text", f"codes of type {codes}"
+            )
         one = one.str.slice(0, prefix)
     if groups is not None:
         one = one.replace(groups)
-    return (
-        lists.to_frame("l")
-        .select(pl.col("l").list.eval(one).list.unique(maintain_order=True))
-        .to_series()
-        .rename(lists.name)
-    )
+    grouped = pl.col("l").list.eval(one).list.unique(maintain_order=True)
+    try:
+        return lists.to_frame("l").select(grouped).to_series().rename(lists.name)
+    except pl.exceptions.PolarsError:
+        expected = f"codes and groups of the type of its codes, {codes}"
+        raise TableError(f"the groups of {lists.name}", expected, "others") from None
 
 # %% ../../nbs/biobank/13a_processing.ipynb #d8e42920
 @compiled
@@ -301,6 +342,16 @@ def _exploded(lists: pl.Series) -> tuple[np.ndarray, pl.Series]:
     return rows, lists.filter(pl.Series(lengths > 0)).explode()
 
 # %% ../../nbs/biobank/13a_processing.ipynb #3ed581bc
+def _training_rows(rows: np.ndarray, n: int) -> np.ndarray:
+    "Training rows as an array; raises `TableError` where there are none, or others than those of `n` participants."
+    if len(rows) == 0:
+        raise TableError("codes of a multiple choice", "training rows", "none")
+    rows = np.asarray(rows)
+    if rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() >= n:
+        raise TableError("codes of a multiple choice", f"training rows from 0 to {n - 1:,}", "others")
+    return rows
+
+
 class MultiHot:
     "Turn a multiple choice into bits, one for each code that enough training rows hold."
 
@@ -318,10 +369,9 @@ class MultiHot:
         lists: pl.Series,  # Codes of each participant, null where there is no answer
         rows: np.ndarray,  # Training rows
     ) -> MultiHot:
-        "Find the codes that occur often enough in `rows`; raises `TableError` where there are no rows."
-        if len(rows) == 0:
-            raise TableError("codes of a multiple choice", "training rows", "none")
-        self.rows = np.asarray(rows)
+        "Find the codes that occur often enough in `rows`; raises `TableError` where there are no rows, or others."
+        _codes_in(lists)
+        self.rows = _training_rows(rows, len(lists))
         some, codes = _exploded(lists[self.rows])
         every = codes.drop_nulls().unique().sort()
         counts = np.zeros(len(every), np.int64)
@@ -339,7 +389,10 @@ class MultiHot:
         self,
         lists: pl.Series,  # Codes of each participant, null where there is no answer
     ) -> np.ndarray:  # uint8 [participant, byte]; the first bit says that there is an answer
-        "Pack the codes of everybody into bits."
+        "Pack the codes of everybody into bits; raises `TableError` before it was fitted."
+        _codes_in(lists)
+        if self.rows is None:
+            raise TableError("codes of a multiple choice", "a `MultiHot` that was fitted", "one that was not")
         out = np.zeros((len(lists), self.width), np.uint8)
         out[:, 0] = lists.is_not_null().to_numpy()
         if self.codes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -149,11 +150,11 @@ EID_LINE = re.compile(r"-?[0-9]{1,18}")  # an identifier as text; withdrawn peop
 
 
 def read_withdrawals(
-    paths: list[str | Path],  # Withdrawal lists; an empty list means that nobody has withdrawn
+    paths: str | Path | Iterable[str | Path],  # Withdrawal lists; none means that nobody has withdrawn
 ) -> np.ndarray:  # Sorted identifiers
     "Read the participants who have withdrawn, as the union of all lists."
     eids: set[int] = set()
-    for path in map(Path, paths):
+    for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
         for number, line in enumerate(_read_lines(path, "a withdrawal list"), 1):
             word = line.strip().strip('"')
             if word.lower() in ("", "eid"):

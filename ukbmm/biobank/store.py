@@ -49,7 +49,16 @@ from ukbmm.biobank.relatedness import (
     related_eids,
     rows_of,
 )
-from ..core import GenotypeError, StoreError, UkbmmError, atomic_file, file_sha256, get_logger, write_text
+from ukbmm.core import (
+    GenotypeError,
+    StoreError,
+    TableError,
+    UkbmmError,
+    atomic_file,
+    file_sha256,
+    get_logger,
+    write_text,
+)
 from ..disclosure import show_about, show_count, show_parts, show_share
 
 # %% auto #0
@@ -74,7 +83,27 @@ class Biobank:
                 if unfinished
                 else None,
             )
-        self.manifest = json.loads((self.path / "manifest.json").read_text())
+        try:
+            self.manifest = json.loads((self.path / "manifest.json").read_text())
+        except ValueError:
+            raise self._damaged("manifest.json") from None
+
+    def _damaged(self, name: str) -> StoreError:
+        "The error of a file that is not as it was written."
+        remedy = "`ukbmm verify` compares every file; restore the Biobank, or ingest again."
+        return StoreError(
+            f"{name} of the Biobank {self.path.name}",
+            "the file that `ukbmm ingest` wrote",
+            "a damaged one, or none",
+            remedy,
+        )
+
+    def _stored(self, name: str, columns: list[str] | None = None) -> pl.DataFrame:
+        "Read a file of the folder; raises `StoreError` where it is damaged or missing."
+        try:
+            return pl.read_parquet(self.path / name, columns=columns)
+        except (OSError, pl.exceptions.PolarsError):
+            raise self._damaged(name) from None
 
     @classmethod
     def open(
@@ -127,14 +156,14 @@ def dictionary(self: Biobank) -> Dictionary:
 @patch(as_prop=True)
 def withdrawn(self: Biobank) -> np.ndarray:  # bool [participant]
     "Who has withdrawn from the study."
-    return pl.read_parquet(self.path / "participants.parquet", columns=["withdrawn"])["withdrawn"].to_numpy()
+    return self._stored("participants.parquet", ["withdrawn"])["withdrawn"].to_numpy()
 
 
 @patch(as_prop=True)
 def special_values(self: Biobank) -> pl.DataFrame | None:
     "Meanings of special values that were given at the ingest, over the shipped ones; None where none were."
-    path = self.path / "special_values.parquet"
-    return pl.read_parquet(path) if path.is_file() else None
+    given = "special_values.parquet" in self.manifest["files"]
+    return self._stored("special_values.parquet") if given else None
 
 
 @patch
@@ -142,11 +171,15 @@ def field(
     self: Biobank,
     column: str,  # Canonical name of a column
 ) -> Field:
-    "The field that a column belongs to."
-    field_id = parse_name(column)[0].field_id
+    "The field that a column belongs to; raises `StoreError` for a name that is none, and `DictionaryError` for an unknown field."
+    parsed = parse_name(column) if isinstance(column, str) else None
+    if parsed is None:
+        raise StoreError(f"column {column}", "a canonical name such as p50_i0", "something else")
+    field_id = parsed[0].field_id
     if field_id in self.fields:
         return self.fields[field_id]
-    return load_fields(self.path / "dictionary.parquet", [field_id])[field_id]  # of a column that it has not
+    known = load_fields(self.path / "dictionary.parquet", [field_id])  # of a column that it has not
+    return known.get(field_id) or self.dictionary[field_id]
 
 # %% ../../nbs/biobank/18_store.ipynb #4b9a9309
 @patch
@@ -157,6 +190,8 @@ def column(
     array: int | None = None,  # Position; None where the field has one only
 ) -> str:  # Canonical name
     "Find the column of a field; raises `StoreError` where there is none or more than one."
+    if not isinstance(field_id, int | np.integer):
+        raise StoreError(f"field {field_id}", "the number of a field, such as 50", "something else")
     of_field = self.by_field.get(field_id, {})
     wanted = ((instance, "instance"), (array, "array"))
     fits = [name for name, column in of_field.items()
@@ -195,21 +230,34 @@ def read(
     columns: Iterable[str],  # Canonical names
     rows: np.ndarray | None = None,  # Rows to read [batch]; None reads everybody
 ) -> pl.DataFrame:  # Raw values, one row a participant
-    "Read raw values; those of withdrawn participants are null."
+    "Read raw values; those of withdrawn participants are null. Raises `StoreError` for other columns, and for rows that are none."
     columns = list(columns)
-    unknown = [name for name in columns if name not in self.manifest["columns"]]
-    if unknown:
-        raise StoreError(f"column {unknown[0]}", "a column of the Biobank", "no such column")
+    for i, name in enumerate(columns):
+        if name not in self.manifest["columns"] or name in columns[:i]:
+            found = "the same a second time" if name in columns[:i] else "no such column"
+            raise StoreError(f"column {name}", "a column of the Biobank, once", found)
+    rows = None if rows is None else self._checked(rows)
     parts: dict[str, list[str]] = {}
     for name in columns:
         parts.setdefault(self.manifest["columns"][name], []).append(name)
-    tables = [pl.read_parquet(self.path / "tables" / part, columns=names) for part, names in parts.items()]
+    tables = [self._stored(f"tables/{part}", names) for part, names in parts.items()]
     table = pl.concat(tables, how="horizontal").select(columns) if tables else pl.DataFrame()
     withdrawn = self.withdrawn
     if withdrawn.any() and columns:
         keep = pl.Series(~withdrawn)
         table = table.with_columns(pl.when(keep).then(pl.all()))
-    return table if rows is None else table[np.asarray(rows)]
+    return table if rows is None or not columns else table[rows]
+
+
+@patch
+def _checked(self: Biobank, rows: np.ndarray) -> np.ndarray:
+    "Row numbers as an array; raises `StoreError` where they are none of this Biobank's."
+    rows = np.asarray(rows)
+    whole = rows.ndim == 1 and (rows.dtype.kind in "iu" or not rows.size)
+    if not whole or ((rows < 0) | (rows >= len(self))).any():
+        expected, remedy = f"numbers from 0 to {len(self) - 1:,}", "np.flatnonzero makes rows of a mask."
+        raise StoreError(f"rows of the Biobank {self.path.name}", expected, "others", remedy)
+    return rows.astype(np.int64)
 
 
 @patch
@@ -247,7 +295,7 @@ def genotypes(
 @patch(as_prop=True)
 def relatives(self: Biobank) -> pl.DataFrame:  # row_a, row_b, kinship
     "Related pairs; empty where no relatedness file was ingested."
-    return pl.read_parquet(self.path / "relatedness.parquet")
+    return self._stored("relatedness.parquet")
 
 # %% ../../nbs/biobank/18_store.ipynb #577c6b6f
 @patch
@@ -261,7 +309,10 @@ def records(
         found = f"only {', '.join(known)}" if known else "none"
         remedy = "Ingest its files with --records."
         raise StoreError(f"records {name!r}", "a table of records in the Biobank", found, remedy)
-    frame, gone = pl.scan_parquet(self.path / "records" / f"{name}.parquet"), np.flatnonzero(self.withdrawn)
+    path, gone = self.path / "records" / f"{name}.parquet", np.flatnonzero(self.withdrawn)
+    if not path.is_file():
+        raise self._damaged(f"records/{name}.parquet")
+    frame = pl.scan_parquet(path)
     return frame.filter(~pl.col("row").is_in(gone.tolist())) if len(gone) else frame
 
 
@@ -461,6 +512,8 @@ def ingest(
         given = {"table": _paths(table), "dictionary": _paths(dictionary), "showcase": [], "fields": _paths(fields), "codings": _paths(codings),
                  "special_values": _paths(special_values), "withdrawals": _paths(withdrawals), "bridge": _paths(bridge), "relatedness": _paths(relatedness), "genotypes": _paths(genotypes), "records": _paths(records)}  # fmt: skip
         given, not_read = _with_folders(given)
+        if not given["table"]:
+            raise TableError("the extract", "at least one table", "none")
         prefixes, given["genotypes"] = given["genotypes"], _plink_files(given["genotypes"])
         _look_at(given, prefixes)
         manifest = _stages(
@@ -727,6 +780,8 @@ def record(
     name: str,  # Path in the folder of a file that was written
 ) -> None:
     "Note a file that was added or replaced, with its checksum, in the manifest."
+    if not (self.path / name).is_file():
+        raise StoreError(f"{name} of the Biobank {self.path.name}", "a file in its folder", "none")
     self.manifest["files"][name] = file_sha256(self.path / name)
     write_text(self.path / "manifest.json", json.dumps(self.manifest, indent=1))
 
@@ -737,7 +792,7 @@ def withdraw(
     withdrawals: str | Path | Iterable,  # Withdrawal lists
 ) -> int:  # How many participants are withdrawn now, earlier ones included
     "Take participants who have withdrawn out of the Biobank, for every later read."
-    table = pl.read_parquet(self.path / "participants.parquet")
+    table = self._stored("participants.parquet")
     gone = table["withdrawn"].to_numpy() | np.isin(
         table["eid"].to_numpy(), read_withdrawals(_paths(withdrawals))
     )

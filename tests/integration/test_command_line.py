@@ -312,6 +312,25 @@ def test_fields_are_looked_up(tmp_path):
     refused(ukbmm("dictionary", "show", "3069"), "field 3069", "Similar numbers")
 
 
+def test_a_field_of_a_tree_shows_the_top_of_it_and_says_how_to_get_its_titles(tmp_path):
+    shown = ukbmm("dictionary", "show", 41270).stdout
+    assert "titles of ICD-10 belong to others and do not ship; read the showcase's file of coding 19" in shown
+    assert "\nChapter IX I00-I99 (10 below)\n" in shown and len(shown.splitlines()) == 8 + 22
+    (tmp_path / "coding19.tsv").write_text(
+        "coding\tmeaning\tnode_id\tparent_id\tselectable\nChapter IX\tChapter IX Diseases of the circulatory system\t1\t0\tN\n"
+        "Block I20-I25\tI20-I25 Ischaemic heart diseases\t2\t1\tN\nI21\tI21 Acute myocardial infarction\t3\t2\tY\n"
+    )
+    assert (
+        ukbmm("dictionary", "update", tmp_path / "coding19.tsv", "--out", tmp_path / "d.parquet").returncode
+        == 0
+    )
+    shown = ukbmm("dictionary", "show", 41270, "--dictionary", tmp_path / "d.parquet").stdout
+    assert (
+        "I21 Acute myocardial infarction" in shown
+        and shown.splitlines()[-1] == "Chapter IX Diseases of the circulatory system (2 below)"
+    )
+
+
 def test_two_files_in_another_encoding_are_one_biobank(tmp_path):
     people = [f"{3_000_001 + i},{i % 2}" for i in range(30)]
     (tmp_path / "ukb1.csv").write_bytes(

@@ -16,6 +16,7 @@ from ukbmm.biobank import description as module
 from ukbmm.biobank.cleaning import MISSING_KINDS, clean_column, read_special_values
 from ukbmm.biobank.description import (
     GROUPS,
+    OTHER,
     OWN,
     column_rows,
     count_columns,
@@ -465,6 +466,15 @@ def test_every_category_of_the_showcase_is_in_one_group():
     ]
     assert len(numbers) == len(set(numbers))
     assert group_of(Field(31, "Sex", "integer", source="field.txt")) == group_of(D[31])
+    assert group_of(Field(999_999, "x", "text", main_category=100081)) == "Blood counts"
+    assert (
+        group_of(Field(999_999, "x", "text"))
+        == group_of(Field(999_999, "x", "text", main_category=424_242))
+        == OTHER
+    )
+    assert group_of(Field(31, "Sex", "integer")) == group_of(
+        D[31]
+    )  # of a dictionary that was written earlier
     assert (
         group_of(Field(31, "Tail", "integer", source="mine.tsv"))
         == group_of(Field(999_999, "x", "text", source="mine.tsv"))

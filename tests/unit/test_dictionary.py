@@ -133,7 +133,7 @@ def test_search_finds_all_words_in_any_order_and_case():
 @pytest.mark.parametrize(
     ("field_id", "when"),
     [(31, "once"), (50, "assessment visits 0 to 3"), (4080, "assessment visits 0 to 3, up to 2 values each"),
-     (40000, "occasions of kind 9000001 0 to 1"), (41270, "once, up to 259 values each")],
+     (40000, "death certificates 0 to 1"), (41270, "once, up to 259 values each")],
 )  # fmt: skip
 def test_a_field_says_when_it_was_measured(field_id, when):
     assert describe_field(D[field_id])["measured"] == when
@@ -255,7 +255,7 @@ def test_fields_in_the_new_layout_of_the_showcase_are_read(tmp_path):
     row = ("990500", "Own codes", "22", "41", "", "1", "1", "19", "2", "3", "9", "2025-01-02")
     field = D.overlay(tsv(tmp_path / "field.txt", names, row))[990500]
     assert field.dtype == pl.String and field.coding == 19 and field.array_max == 9
-    assert field.source == "field.txt" and field.version == "2025-01-02"
+    assert field.source == "UK Biobank" and field.version == "2025-01-02"
 
 
 @pytest.mark.parametrize(
@@ -602,3 +602,56 @@ def test_fields_of_no_dictionary_are_an_error_without_a_path(tmp_path):
     with pytest.raises(DictionaryError, match="the dictionary none: expected a file that") as caught:
         load_fields(tmp_path / "none", [31])
     assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_field_of_a_tree_or_of_unknown_labels_says_what_is_known_and_what_to_read():
+    about = D.about(41270)
+    assert about["tree"] == "ICD-10 of 286 nodes on 2 levels"
+    assert about["codes"] == (
+        "titles of ICD-10 belong to others and do not ship; read the showcase's file of coding 19 with `ukbmm dictionary update`"
+    )
+    assert D.about(20016)["codes"].startswith("labels are not known; read the showcase's file of coding 2536")
+    assert D.about(20002)["tree"] == "474 nodes on 5 levels" and "tree" not in D.about(31)
+
+
+def test_files_of_the_showcase_are_uk_biobanks_words_and_ones_own_table_is_not(tmp_path):
+    showcase = tsv(
+        tmp_path / "field.txt",
+        (*NEW, "main_category"),
+        (*new_row(990001, title="New one"), "100081"),
+        (*new_row(), "100010"),
+    )
+    own = tsv(
+        tmp_path / "own.tsv",
+        OLD,
+        ("990002", "Mine", "Integer", "", "", "1", "1"),
+        ("21001", "My index", "Integer", "", "", "1", "1"),
+    )
+    update = D.update(showcase, own)
+    assert [update.dictionary[i].source for i in (990001, 50, 990002, 21001)] == ["UK Biobank"] * 2 + [
+        "own.tsv"
+    ] * 2
+    assert (update.dictionary[990001].main_category, update.dictionary[990002].main_category) == (
+        100081,
+        None,
+    )
+    assert [field.field_id for field in replaced(update.dictionary, D)] == [
+        21001
+    ]  # and not 50, which is newer
+    (tmp_path / "rap").write_text("entity,name,type,coding_name,is_multi_select,title,units\n"
+                                  "participant,p990003_i0_a0,integer,,,Two levels | Instance 0 | Array 0,\n"
+                                  "participant,p990003_i1_a1,integer,,,Two levels | Instance 1 | Array 1,\n")  # fmt: skip
+    rap = D.update(tmp_path / "rap").dictionary[990003]
+    assert rap.source == "UK Biobank"
+    assert (
+        describe_field(rap)["measured"]
+        == "occasions 0 to 1, of which kind the showcase's field.txt says, up to 2 values each"
+    )
+
+
+def test_a_dictionary_that_was_written_before_a_property_was_added_is_read(tmp_path):
+    save_dictionary(D, tmp_path / "d.parquet")
+    pl.read_parquet(tmp_path / "d.parquet").drop("main_category").write_parquet(tmp_path / "old.parquet")
+    old = load_dictionary(tmp_path / "old.parquet")
+    assert old[50].main_category is None and old[50].title == D[50].title
+    assert load_fields(tmp_path / "old.parquet", [50]) == {50: old[50]}

@@ -23,7 +23,7 @@ import polars as pl
 
 from .. import __version__
 from .cleaning import MISSING_KINDS, Rules, clean_column, clean_expressions, raw_value, rules_for
-from .dictionary import Dictionary, Field, Unexplained, say_unexplained
+from .dictionary import UK_BIOBANK, Dictionary, Field, Unexplained, say_unexplained
 from ukbmm.biobank.figures import (
     COLOURS,
     Distribution,
@@ -80,6 +80,7 @@ GROUPS = {
 OWN, OTHER = "Your own fields", "Other fields"
 
 
+@functools.cache
 def _group_by_category() -> dict[int, str]:
     "Group by category of the showcase."
     found = {}
@@ -105,8 +106,10 @@ def group_of(
     field: Field,  # A field of a dictionary
 ) -> str:  # A name in GROUPS, OWN or OTHER
     "Say which group a field belongs to."
-    title, group = _shipped().get(field.field_id, ("", OWN))
-    return group if field.source == "UK Biobank" or field.title == title else OWN
+    title, group = _shipped().get(field.field_id, ("", OTHER))
+    if field.source != UK_BIOBANK:
+        return group if field.title == title else OWN
+    return group if field.main_category is None else _group_by_category().get(field.main_category, OTHER)
 
 # %% ../../nbs/biobank/18a_description.ipynb #f05869fd
 NOT_NEGATIVE = """
@@ -767,7 +770,7 @@ def _together(values: dict) -> list[tuple[str, str]]:
         ),
         *((f"genotypes {found['store']}", _genotype_words(found)) for found in values["genotypes"]),
         *((f"records {found['table']}", _record_words(found)) for found in values["records"]),
-        ("files that are not read", _listed(values["files_not_read"])),
+        ("files that are not read", _listed(values["files_not_read"]) if values["files_not_read"] else ""),
     ]
     return [(what, text) for what, text in lines if text]
 

@@ -16,13 +16,14 @@ from pathlib import Path
 import polars as pl
 from fastcore.basics import patch
 
-from .hierarchies import NODES, Tree
+from .hierarchies import CLASSIFICATIONS, NODES, Tree
 from .showcase import VALUE_TYPES, ShowcaseFile, category_paths, normal_fields, read_showcase
 from ..core import DictionaryError, atomic_file
 
 # %% auto #0
-__all__ = ['DTYPES', 'READS_AS_MISSING', 'Field', 'describe_field', 'Dictionary', 'Found', 'Coding', 'special_values',
-           'Unexplained', 'say_unexplained', 'Update', 'replaced', 'save_dictionary', 'load_dictionary', 'load_fields']
+__all__ = ['DTYPES', 'KINDS_OF_OCCASION', 'UK_BIOBANK', 'READS_AS_MISSING', 'Field', 'describe_field', 'Dictionary', 'Found',
+           'Coding', 'special_values', 'Unexplained', 'say_unexplained', 'Update', 'replaced', 'save_dictionary',
+           'load_dictionary', 'load_fields']
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #c6230411
 DTYPES = {
@@ -57,6 +58,7 @@ class Field:
     category: str | None = (
         None  # Way to its category in the showcase, such as "Blood assays > Biochemistry"; None where unsaid
     )
+    main_category: int | None = None  # Number of its category in the showcase; None where unsaid
 
     @property
     def dtype(self) -> pl.DataType:
@@ -74,12 +76,22 @@ class Field:
         return self.value_type in ("categorical_single", "categorical_multiple")
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #b8c46a92
+KINDS_OF_OCCASION = {
+    -1: "occasions",  # RAP does not say of which kind
+    1: "24-hour recalls of diet",
+    2: "assessment visits",
+    9000001: "death certificates",
+    9000002: "cancer registrations",
+}  # by kind of occasion
+
+
 def _occasions(field: Field) -> str:
     "Say when and how often a field was measured."
-    kind = {0: "once", 2: "assessment visits", -1: "occasions of an unknown kind"}.get(
-        field.instance_id, f"occasions of kind {field.instance_id}"
-    )
+    kind = KINDS_OF_OCCASION.get(field.instance_id, f"occasions of kind {field.instance_id},")
     when = f"{kind} 0 to {field.instance_max}" if field.instanced else "once"
+    when += (
+        ", of which kind the showcase's field.txt says" if field.instanced and field.instance_id < 0 else ""
+    )
     return f"{when}, up to {field.array_max + 1} values each" if field.arrayed else when
 
 
@@ -161,7 +173,10 @@ def _labels_of(rows: Iterable[tuple[int, str, str]]) -> dict[int, dict[str, str]
     return labels
 
 
-def _fields_of(table: pl.DataFrame, source: str = "UK Biobank") -> dict[int, Field]:
+UK_BIOBANK = "UK Biobank"
+
+
+def _fields_of(table: pl.DataFrame, source: str = UK_BIOBANK) -> dict[int, Field]:
     "Fields by number, from one row each."
     return {row["field_id"]: Field(**row, source=source) for row in table.iter_rows(named=True)}
 
@@ -176,7 +191,7 @@ def _shipped(name: str) -> pl.DataFrame:
 def builtin(cls: Dictionary) -> Dictionary:
     "The public schema of UK Biobank that ships with the package."
     table = _shipped("fields.parquet").with_columns(pl.col("value_type").replace_strict(VALUE_TYPES))
-    fields = _fields_of(normal_fields(table.drop("main_category")))
+    fields = _fields_of(normal_fields(table))
     return cls(fields, _labels_of(_shipped("codings.parquet").iter_rows()), _shipped("trees.parquet"))
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #7d7cdb8f
@@ -289,11 +304,29 @@ def about(
     field_id: int,  # Number of a field
     most: int = 20,  # Labels at most
 ) -> dict[str, str]:  # What a reader wants to know, in order
-    "List a field's properties and the labels of its codes as words."
+    "List a field's properties, the labels of its codes and the tree they form as words."
     field = self[field_id]
-    labels = [f"{code} {label}" for code, label in self.labels.get(field.coding or -1, {}).items()]
+    coding = field.coding or -1
+    labels = [f"{code} {label}" for code, label in self.labels.get(coding, {}).items()]
     more = [f"... and {len(labels) - most:,} more"] if len(labels) > most else []
-    return describe_field(field) | ({"codes": "; ".join(labels[:most] + more)} if labels else {})
+    said = {"codes": "; ".join(labels[:most] + more) or self._unlabelled(coding)} if field.coding else {}
+    tree = (
+        {"tree": repr(self.tree(coding)).partition(": ")[2].removeprefix("tree of ")}
+        if coding in self.nodes["coding"]
+        else {}
+    )
+    return describe_field(field) | said | tree
+
+
+@patch
+def _unlabelled(self: Dictionary, coding: int) -> str:
+    "Say that the labels of a coding are not known, and what to do."
+    whose = (
+        f"titles of {CLASSIFICATIONS[coding]} belong to others and do not ship"
+        if coding in CLASSIFICATIONS
+        else "labels are not known"
+    )
+    return f"{whose}; read the showcase's file of coding {coding} with `ukbmm dictionary update`"
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #71f362b8
 @dataclass(frozen=True)
@@ -427,9 +460,8 @@ def unexplained(
 # %% ../../nbs/biobank/10_dictionary.ipynb #9ac322ff
 def _same(one: Field, other: Field) -> bool:
     "Do two fields say the same, whoever says it?"
-    return replace(one, source="", version="", category=None) == replace(
-        other, source="", version="", category=None
-    )
+    plain = {"source": "", "version": "", "category": None, "main_category": None}
+    return replace(one, **plain) == replace(other, **plain)
 
 
 def _differences(old: Field, new: Field) -> str:
@@ -437,7 +469,7 @@ def _differences(old: Field, new: Field) -> str:
     parts = []
     for name, now in vars(new).items():
         was = getattr(old, name)
-        if name not in ("version", "source", "category") and was != now:
+        if name not in ("version", "source", "category", "main_category") and was != now:
             parts.append(f"{name.replace('_', ' ')} {was!s} -> {now!s}")
     return f"field {new.field_id}: {', '.join(parts)}"
 
@@ -455,11 +487,11 @@ def _settle(old: Field | None, new: Field, file: ShowcaseFile) -> tuple[str, Fie
         )
     elif knows_less or file.form == "field.txt" and new.version < old.version:
         return "kept", old
-    return (
-        ("unchanged", replace(old, category=new.category or old.category))
-        if _same(old, new)
-        else ("changed", new)
-    )
+    place = {
+        "category": new.category or old.category,
+        "main_category": new.main_category or old.main_category,
+    }
+    return ("unchanged", replace(old, **place)) if _same(old, new) else ("changed", new)
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #87fdd8b5
 def _contradiction(thing: str, one: str, other: str) -> DictionaryError:
@@ -495,11 +527,11 @@ def _field_tables(found: list[ShowcaseFile]) -> dict[int, tuple[Field, ShowcaseF
     fields: dict[int, tuple[Field, ShowcaseFile]] = {}
     for file in (file for file in found if file.holds == "fields"):
         table = file.table
-        if file.form == "field.txt":  # it gives a number, which says nothing without its name
-            table = table.with_columns(
-                pl.Series("category", [names.get(number) for number in table["category"]], dtype=pl.String)
-            )
-        for number, field in _fields_of(table, file.name).items():
+        if file.form == "field.txt":
+            ways = [names.get(str(number)) for number in table["main_category"]]
+            table = table.with_columns(pl.Series("category", ways, dtype=pl.String))
+        own = file.form == "Data_Dictionary_Showcase" and "Path" not in file.columns
+        for number, field in _fields_of(table, file.name if own else UK_BIOBANK).items():
             other = fields.get(number)
             if (
                 other
@@ -630,7 +662,7 @@ def replaced(
     return [
         field
         for field_id, field in sorted(dictionary.fields.items())
-        if field_id in shipped and shipped[field_id] != field
+        if field.source != UK_BIOBANK and field_id in shipped and shipped[field_id] != field
     ]
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #32163c28
@@ -669,7 +701,9 @@ def load_dictionary(
     try:
         table = pl.read_parquet(path)
         part = {kind: table.filter(pl.col("kind") == kind) for kind in ("fields", "labels", "nodes")}
-        names = list(Field.__dataclass_fields__)
+        names = [
+            name for name in Field.__dataclass_fields__ if name in table.columns
+        ]  # older ones have fewer
         fields = {row["field_id"]: Field(**row) for row in part["fields"].select(names).iter_rows(named=True)}
         labels = _labels_of(part["labels"].select("coding", "code", "label").iter_rows())
     except (OSError, pl.exceptions.PolarsError):
@@ -690,7 +724,8 @@ def load_fields(
     wanted = pl.col("field_id").is_in(list(field_ids))
     try:
         table = pl.scan_parquet(path).filter(pl.col("kind") == "fields", wanted)
-        rows = table.select(list(Field.__dataclass_fields__)).collect()
+        there = set(table.collect_schema())
+        rows = table.select(name for name in Field.__dataclass_fields__ if name in there).collect()
     except (OSError, pl.exceptions.PolarsError):
         raise _no_dictionary(path) from None
     return {row["field_id"]: Field(**row) for row in rows.iter_rows(named=True)}

@@ -207,7 +207,7 @@ def normal_fields(
         pl.col("instanced") != 0, pl.col("arrayed") == 1, "instance_id", "instance_max", "array_max",
         (pl.col("base_type") == 41).alias("text_codes"),
         pl.col("version").fill_null("").str.slice(0, 10),
-        category.cast(pl.String).alias("category"),
+        pl.lit(None, pl.String).alias("category"), category.cast(pl.Int32, strict=False).alias("main_category"),
     )  # fmt: skip
 
 
@@ -219,7 +219,7 @@ def _new_fields(table: pl.DataFrame, name: str) -> pl.DataFrame:
 # %% ../../nbs/biobank/09_showcase.ipynb #52d8a729
 def _old_fields(table: pl.DataFrame, name: str) -> pl.DataFrame:
     "Fields of a `Data_Dictionary_Showcase`, or of a user's own table in that layout."
-    optional = ("Units", "Coding", "Instances", "Array", "Path")
+    optional = ("Units", "Coding", "Instances", "Array", "Path", "Category")
     table = table.with_columns(pl.lit(None, pl.String).alias(c) for c in optional if c not in table.columns)
     table = table.with_columns(
         pl.col("Coding").fill_null("0"), pl.col("Instances").fill_null("1"), pl.col("Array").fill_null("1")
@@ -233,6 +233,7 @@ def _old_fields(table: pl.DataFrame, name: str) -> pl.DataFrame:
         pl.when(repeated).then(2).otherwise(0).cast(pl.Int32).alias("instance_id"),
         (pl.col("Instances") - 1).alias("instance_max"), (pl.col("Array") - 1).alias("array_max"),
         pl.lit(False).alias("text_codes"), pl.lit("").alias("version"), pl.col("Path").alias("category"),
+        pl.col("Category").cast(pl.Int32, strict=False).alias("main_category"),
     )  # fmt: skip
 
 # %% ../../nbs/biobank/09_showcase.ipynb #7c2da594
@@ -271,7 +272,7 @@ def _rap_fields(table: pl.DataFrame, name: str) -> pl.DataFrame:
         pl.when(pl.col("instance").is_not_null().any()).then(-1).otherwise(0).cast(pl.Int32).alias("instance_id"),
         pl.col("instance").max().fill_null(0).alias("instance_max"), pl.col("array").max().fill_null(0).alias("array_max"),
         (category.str.starts_with("categorical") & (pl.col("type").first() == "string")).alias("text_codes"),
-        pl.lit("").alias("version"), pl.col("folder_path").first().alias("category"),
+        pl.lit("").alias("version"), pl.col("folder_path").first().alias("category"), pl.lit(None, pl.Int32).alias("main_category"),
     )  # fmt: skip
 
 # %% ../../nbs/biobank/09_showcase.ipynb #8ae6e61d

@@ -22,6 +22,7 @@ from .. import __version__
 from .cleaning import Cleaned, check_special_values, clean_columns, read_special_values
 from .delivery import RECORDS, find_delivery
 from ukbmm.biobank.dictionary import (
+    UK_BIOBANK,
     Dictionary,
     Field,
     Unexplained,
@@ -615,7 +616,7 @@ def _stages(
     about = {name: value for name, value in table.items() if name != "columns"}
     manifest = {"version": 1, "package": __version__, "ingested": datetime.date.today().isoformat(), "n_participants": len(eids), "columns": table["columns"],
                 "table": about, "relatedness": related, "genotypes": {}, "records": records,
-                "own_fields": [f.field_id for f in dictionary.fields.values() if f.source != "UK Biobank"],
+                "own_fields": [f.field_id for f in dictionary.fields.values() if f.source != UK_BIOBANK],
                 "replaced_fields": [f.field_id for f in replaced(dictionary, shipped)],
                 "unexplained": _unexplained(dictionary, table["columns"], special)}  # fmt: skip
     if prefixes:

@@ -85,6 +85,15 @@ ROWS = [  # child, condition, value
     ),
     *((child, "31 == 1", NOT_ASKED) for child in OF_WOMEN),
     *((child, "31 == 0", NOT_ASKED) for child in OF_MEN),
+    *(  # flags of urine assays, from the labels of codings 196 to 199: "Result below 6.7 mg/L"
+        (child, f"{flag} == '{code}'", "below_detection")
+        for child, flag, code in (
+            (30500, 30505, "<6.7"),
+            (30510, 30515, "<88"),
+            (30520, 30525, "<2.0"),
+            (30530, 30535, "<10"),
+        )
+    ),
 ]
 
 

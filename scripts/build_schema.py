@@ -54,7 +54,6 @@ OTHER_KIND = {  # by (coding, value), from the labels of the showcase, where the
     ("682", "-1"): "not_applicable",
     ("100306", "-2"): "not_applicable",  # never went to school
     ("100398", "-2"): "not_applicable",  # does not drink hot drinks
-    ("100617", "-2"): "not_applicable",
     ("100479", "7"): "not_applicable",  # is not employed
     ("100338", "3"): "not_applicable",  # did not use a mobile phone two years ago
     ("100664", "3"): "not_applicable",  # did not use a mobile phone one year ago
@@ -107,6 +106,20 @@ ADDED = [  # special values that FUNPACK does not list, or takes for something e
     (3014, "-99", "number", 1.0),
     (1231, "-7", "none_of_the_above", None),
 ]
+# Codes whose labels read like no value (`Dictionary.unexplained` finds them), each looked at: coding and codes by kind. Present are how a
+# test or an invitation ended, why a measurement was skipped, and faults and answers that are what their field is about.
+READ = {
+    "do_not_know": """27 2 | 100267 2 | 201 99 | 212 9 | 213 9 X | 215 9 | 216 X | 217 9 | 219 9 | 220 9 | 223 9 | 224 0 9 | 225 9
+        | 227 99 | 228 9 | 231 99 | 239 59999 | 264 9000 | 265 12000 | 267 12000 | 268 5000 | 269 9999 | 270 9999 | 271 900
+        | 1414 4 | 100272 5""",
+    "not_applicable": """201 98 | 212 8 | 213 8 | 215 8 | 220 8 | 228 8 | 231 98 | 239 59898 | 264 8000 | 265 11000 | 266 6000
+        | 267 11000 11001 | 268 4000 | 271 800 | 100617 -2""",
+    "not_measured": "29 9 | 470 6 7 | 100259 4",
+    "present": """30 9 | 31 9 | 32 9 | 479 1 | 498 1 | 100257 34 | 100693 0 | 47 100 202 | 49 100 202 600 | 50 100 600 | 51 100 202
+        | 54 100 202 | 56 100 202 | 59 100 600 | 60 100 | 71 100 202 | 80 389 | 401 1 | 782 2 7 | 5013 4 | 100579 2 3""",
+}
+# From the notes of fields, of codings whose labels are not public.
+NOTED = [(2535, "-997", "redacted", None, "showcase notes of field 32223")]
 # Codings whose codes have an order or stand for amounts. FUNPACK's recoding gives the numbers where it has one;
 # codes that it leaves alone, and the codings after the bar, are in order already.
 ORDERED = """
@@ -171,6 +184,12 @@ def funpack_rows(wheels: Path) -> list[tuple]:
     return rows
 
 
+def read_rows() -> list[tuple]:
+    "The codes whose labels were looked at."
+    parts = [(kind, *part.split()) for kind, text in READ.items() for part in text.split("|")]
+    return [(int(coding), value, kind, None, SHOWCASE) for kind, coding, *values in parts for value in values]
+
+
 def none_rows(labels: pl.DataFrame, multiple: set[int]) -> list[tuple]:
     "The answer 'none of the above' of multiple choices."
     found = labels.filter(
@@ -218,6 +237,7 @@ def build_special_values(wheels: Path, fields: pl.DataFrame) -> pl.DataFrame:
     rows |= {row[:2]: row for row in none_rows(labels, multiple)}
     rows |= {key: (*key, kind, None, f"showcase data-coding {key[0]}") for key, kind in DATES.items()}
     rows |= {row[:2]: (*row, SHOWCASE if row[0] not in (487, 3014, 3018, 1231) else FUNPACK) for row in ADDED}
+    rows |= {row[:2]: row for row in [*read_rows(), *NOTED]}
     rows |= {row[:2]: row for row in order_rows(wheels, labels, set(rows))}
     names = {
         "coding": pl.Int32,

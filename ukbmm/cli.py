@@ -167,7 +167,10 @@ def describe(
     shown = [*lines, *("\t".join(map(str, row.values())) for row in rows)]
     assert_publishable("\n".join(shown), "the description")
     if as_json:
-        print(json.dumps({"participants": len(opened), "report": lines, "columns": rows}, indent=1))
+        n = (
+            len(opened) - opened.manifest["table"]["n_withdrawn"]
+        )  # as in the report: the difference would tell
+        print(json.dumps({"participants": n, "report": lines, "columns": rows}, indent=1))
         return
     for line in lines:
         print(line)
@@ -216,9 +219,13 @@ def show_field(
     field: Annotated[int, typer.Argument(help="Number of a field, such as 30690.")],
     dictionary: Own = None,
 ) -> None:
-    "Say what a field is: type, units, occasions, codes and their labels."
-    for name, value in _dictionary(dictionary).about(field).items():
+    "Say what a field is: type, units, occasions, codes and their labels, and the top of their tree."
+    known = _dictionary(dictionary)
+    about = known.about(field)
+    for name, value in about.items():
         print(f"{name + ':':14}{value}")
+    if "tree" in about:
+        print(known.tree(known[field].coding).show(most=30))
 
 
 @words.command("update")

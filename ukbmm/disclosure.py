@@ -14,7 +14,7 @@ from pathlib import Path
 from .core import EID_PATTERN, UkbmmError
 
 # %% auto #0
-__all__ = ['MIN_COUNT', 'ENCODED', 'DisclosureError', 'is_small', 'show_count', 'show_parts', 'show_share', 'Step',
+__all__ = ['MIN_COUNT', 'ENCODED', 'DisclosureError', 'is_small', 'show_count', 'show_parts', 'show_share', 'show_about', 'Step',
            'merge_small_steps', 'show_flow', 'Finding', 'scan_text', 'scan_file', 'assert_publishable']
 
 # %% ../nbs/02_disclosure.ipynb #0859c9b8
@@ -84,6 +84,13 @@ def show_share(
     if 100 - percent < low or is_small(total - count):
         return f">{100 - low}%"
     return f"{percent}%"
+
+# %% ../nbs/02_disclosure.ipynb #07b55dc4
+def show_about(
+    count: int,  # A number that overlaps with others
+) -> str:  # Such as "0", "<5" or "about 1,230"
+    "Write a count so that its difference from another one tells nothing."
+    return f"about {max(10, 10 * round(count / 10)):,}" if count >= MIN_COUNT else show_count(count)
 
 # %% ../nbs/02_disclosure.ipynb #e8af8a8a
 @dataclass(frozen=True)

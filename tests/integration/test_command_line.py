@@ -312,6 +312,25 @@ def test_fields_are_looked_up(tmp_path):
     refused(ukbmm("dictionary", "show", "3069"), "field 3069", "Similar numbers")
 
 
+def test_a_field_of_a_tree_shows_the_top_of_it_and_says_how_to_get_its_titles(tmp_path):
+    shown = ukbmm("dictionary", "show", 41270).stdout
+    assert "titles of ICD-10 belong to others and do not ship; read the showcase's file of coding 19" in shown
+    assert "\nChapter IX I00-I99 (10 below)\n" in shown and len(shown.splitlines()) == 8 + 22
+    (tmp_path / "coding19.tsv").write_text(
+        "coding\tmeaning\tnode_id\tparent_id\tselectable\nChapter IX\tChapter IX Diseases of the circulatory system\t1\t0\tN\n"
+        "Block I20-I25\tI20-I25 Ischaemic heart diseases\t2\t1\tN\nI21\tI21 Acute myocardial infarction\t3\t2\tY\n"
+    )
+    assert (
+        ukbmm("dictionary", "update", tmp_path / "coding19.tsv", "--out", tmp_path / "d.parquet").returncode
+        == 0
+    )
+    shown = ukbmm("dictionary", "show", 41270, "--dictionary", tmp_path / "d.parquet").stdout
+    assert (
+        "I21 Acute myocardial infarction" in shown
+        and shown.splitlines()[-1] == "Chapter IX Diseases of the circulatory system (2 below)"
+    )
+
+
 def test_two_files_in_another_encoding_are_one_biobank(tmp_path):
     people = [f"{3_000_001 + i},{i % 2}" for i in range(30)]
     (tmp_path / "ukb1.csv").write_bytes(
@@ -330,3 +349,47 @@ def test_two_files_in_another_encoding_are_one_biobank(tmp_path):
         "utf-16",
     )
     assert not (tmp_path / "c").exists()
+
+
+def visible(page: str) -> str:
+    "What a reader of a page sees, without checksums and numbers of bytes."
+    text = re.sub(r"<(style|script).*?</\1>|<[^>]*>|\b[0-9a-f]{64}\b", " ", page, flags=re.S)
+    return re.sub(r"[0-9.]+ [kMG]?B\b", " ", text)
+
+
+def test_no_number_on_the_console_or_a_page_tells_how_many_of_one_to_four_withdrew_or_are_absent(tmp_path):
+    people = [3_000_000 + 7 * i for i in range(83)]
+    head, rest = people[:83], people[:79]  # four people are not in the second file
+    (tmp_path / "a.csv").write_text("eid,31-0.0\n" + "".join(f"{eid},{eid % 2}\n" for eid in head))
+    ragged = "".join(f"{eid}\t170\t\t\n" for eid in rest)
+    (tmp_path / "b.txt").write_text("eid\t50-0.0\n" + ragged)
+    (tmp_path / "w.csv").write_text(
+        "".join(f"{eid}\n" for eid in people[10:13])
+    )  # three withdraw, 80 are left
+    rows = [f"{eid},0,2012-05-01\n" for eid in people[:31]] + [f"{eid},1,2013-05-01\n" for eid in people[:2]]
+    (tmp_path / "death.csv").write_text("eid,ins_index,date_of_death\n" + "".join(rows))
+    done = process("ingest", tmp_path / "a.csv", tmp_path / "b.txt", "--withdrawals", tmp_path / "w.csv", "--records", tmp_path / "death.csv",
+                   "--out", tmp_path / "b")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    described = [process("describe", tmp_path / "b", *more) for more in ((), ("--columns",), ("--json",))]
+    assert process("describe", tmp_path / "b", "--html", tmp_path / "d.html").returncode == 0
+    pages = [visible((tmp_path / name).read_text()) for name in ("b/ingest.html", "d.html")]
+    report = json.loads((tmp_path / "b" / "ingest.json").read_text()) | {"sources": None, "keys": None}
+    shown = [
+        done.stdout,
+        done.stderr,
+        *(one.stdout + one.stderr for one in described),
+        *pages,
+        json.dumps(report),
+    ]
+    for text in shown:
+        assert not re.search(r"(?<![\w-])(83|79|33|31)(?![\w-])", text), (
+            text
+        )  # all people, a file's rows, and rows of the dead
+    assert "80 participants" in done.stdout and "<5 participants are not in it" in done.stdout
+    assert (
+        "withdrawn, their values are left out: <5" in done.stdout
+        and "some lines were shorter or longer" in done.stdout
+    )
+    assert json.loads(described[2].stdout)["participants"] == 80
+    assert "about 30 rows of 37% of the participants" in done.stdout

@@ -29,12 +29,12 @@ D = Dictionary.builtin()
 
 # words that a label must hold for its value to be of a kind
 LABELS = {
-    "do_not_know": "not know|unknown|not sure|not remember|cannot remember|not known|uncertain",
+    "do_not_know": "not know|unknown|not sure|unsure|not remember|cannot remember|not known|uncertain|not specified",
     "prefer_not_to_answer": "prefer(red)? not to answer",
     "not_asked": "not asked",
     "not_applicable": "not applicable|not employed|do not|never went to school|excluded from|ongoing"
     "|didn't use|never had|only had|still taking|given up work",
-    "not_measured": "error|skipped|not tested|not performed|not completed|cannot be measured|abandoned|problem|invalid|could not|not pressed"
+    "not_measured": "error|skipped|not tested|not performed|not completed|cannot be measured|abandon|problem|invalid|could not|not pressed"
     "|miscellaneous|varied",
     "number": "less than|unable to walk|more than a month",
     "none_of_the_above": "none of the above",
@@ -69,6 +69,23 @@ def test_no_negative_code_labelled_as_unanswered_is_taken_for_a_value(labels):
         if key[0] in used and key[1].startswith("-") and said.fullmatch(label) and key not in special
     }
     assert not kept
+
+
+@pytest.mark.parametrize(
+    ("field_id", "code", "kind"),
+    [(4041, -2, "not_applicable"), (5324, 5, "do_not_know"), (3082, 2, "do_not_know"), (4232, 9, "not_measured"),
+     (12187, 6, "not_measured"), (4081, 4, "not_measured"), (41278, "X", "do_not_know"), (20240, -1, "not_measured"),
+     (32223, -997, "redacted"), (22688, -997, "redacted"),
+     (2724, 3, "present"), (20246, 1, "present"), (20041, 100, "present"), (20189, 4, "present")],
+)  # fmt: skip
+def test_codes_whose_labels_read_like_no_value_are_what_somebody_who_looked_says(field_id, code, kind):
+    done = clean_column(pl.Series("x", [code, None]).cast(D[field_id].dtype), D[field_id])
+    assert MISSING_KINDS[done.kinds[0]] == kind and (done.values[0] is None) == (kind != "present")
+
+
+def test_a_list_of_nothing_but_do_not_know_is_no_answer():
+    addiction = clean_column(pl.Series("x", [[4], [2, 4], [-818]], dtype=pl.List(pl.Int32)), D[20551])
+    assert addiction.values.to_list() == [None, [2], None] and addiction.kinds.to_list() == [2, 0, 3]
 
 
 def test_the_same_value_means_different_things_in_different_codings():
@@ -250,7 +267,7 @@ def test_ones_own_rows_stand_before_the_shipped_ones_and_present_takes_one_out(t
     rows = [("coding", "value", "kind", "number"), ("100329", "-10", "number", "0.25"), ("100329", "-1", "present", ""),
             ("90001", "-9", "redacted", "")]  # fmt: skip
     table = read_special_values(write(tmp_path / "own.tsv", *rows))
-    assert table.height == special_values().height  # one more, one less
+    assert table.height == special_values().height + 1  # one is new, two take the place of shipped ones
     done = clean_column(pl.Series("x", [-10, -1, -3, 4]), D[1070], table)
     assert done.values.to_list() == [0.25, -1.0, None, 4.0] and done.kinds.to_list() == [0, 0, 3, 0]
     own = Field(90100, "own", "integer", coding=90001)
@@ -258,7 +275,8 @@ def test_ones_own_rows_stand_before_the_shipped_ones_and_present_takes_one_out(t
     again = read_special_values(
         write(tmp_path / "b.tsv", ("coding", "value", "kind"), ("90001", "-9", "present")), table
     )
-    assert again.height == table.height - 1 and again.schema == special_values().schema
+    assert again.height == table.height and again.schema == special_values().schema
+    assert clean_column(pl.Series("x", [-9]), own, again).kinds.to_list() == [0]
     (tmp_path / "c.csv").write_text("value,coding,kind\n-9,5,redacted\n")
     assert read_special_values(tmp_path / "c.csv").filter(source="c.csv").height == 1
 
@@ -376,3 +394,27 @@ def test_a_matrix_is_recoded_as_its_columns_are_cleaned():
         np.testing.assert_array_equal(matrix, expected.T.astype(dtype))
         np.testing.assert_array_equal(known, ~np.isnan(expected).all(axis=0))
     assert len(columns) >= 50 and (matrix[:1] != raw.T[:1]).sum() > 20
+
+
+@pytest.mark.parametrize(
+    ("field_id", "values", "message"),
+    [(1070, ["-3", "2"], "column x: expected numbers, as field 1070 .* has, found values of type String"),
+     (130708, ["1900-01-01"], "column x: expected dates, as field 130708"), (41278, [1], "column x: expected text, as field 41278"),
+     (6150, [["1"]], "column x: expected numbers, as field 6150")],
+)  # fmt: skip
+def test_a_column_of_another_type_than_its_field_is_refused(field_id, values, message):
+    with pytest.raises(DictionaryError, match=message):
+        clean_column(pl.Series("x", values), D[field_id])
+    with pytest.raises(DictionaryError, match=message):
+        clean_expressions("x", pl.Series("x", values).dtype, D[field_id], rules_for(D[field_id]))
+
+
+def test_columns_without_a_field_and_lists_in_order_are_refused():
+    with pytest.raises(DictionaryError, match="column p31: expected its field among `fields`, found none"):
+        clean_columns(pl.DataFrame({"p31": [1]}), {})
+    with pytest.raises(DictionaryError, match="one code for each participant, found lists of codes"):
+        in_order(pl.Series("x", [[1, 2]]), D[1558])
+    assert clean_column(pl.Series("x", [None, None]), D[1070]).kinds.to_list() == [
+        1,
+        1,
+    ]  # nothing at all has every type

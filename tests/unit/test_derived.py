@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ukbmm.biobank.cleaning import MISSING_KINDS, clean_column
+from ukbmm.biobank.cleaning import MISSING_KINDS, Cleaned, clean_column
 from ukbmm.biobank.derived import (
     DERIVED,
     MICROMOLES,
@@ -163,3 +163,18 @@ def test_ones_own_formula_is_used_by_name_and_a_name_is_taken_once():
             derived("test_ratio", "", "", (48,), "")(lambda waist: waist)
     finally:
         DERIVED.entries.pop("test_ratio", None)
+
+
+def test_a_formula_without_its_fields_or_of_others_is_refused():
+    height, weight = inputs(p50=[180.0, 160.0])[50], inputs(p21002=[81.0, 60.0])[21002]
+    day = Cleaned(pl.Series("p53_i0", ["2008-05-01"] * 2).str.to_date(), height.kinds)
+    text = Cleaned(pl.Series("p40001_i0", ["I10", "I21"]), height.kinds)
+    for given, message in (
+        ({}, "expected columns of the fields 21002, 50, found none of 21002, 50"),
+        ({50: height}, "expected columns of the fields 21002, 50, found none of 21002"),
+        ({50: height, 21002: text}, "column p40001_i0 of a formula: expected numbers or dates, found values of type String"),
+        ({50: height, 21002: day}, "expected fields of the types that its formula takes, found 21002: dates, 50: numbers"),
+        ({50: height, 21002: Cleaned(weight.values[:1], weight.kinds[:1])}, "expected columns of the same participants"),
+    ):  # fmt: skip
+        with pytest.raises(DictionaryError, match=message):
+            derive("bmi", given)

@@ -2,6 +2,7 @@
 
 import datetime
 import gzip
+import html
 import itertools
 import json
 import re
@@ -15,6 +16,7 @@ from ukbmm.biobank import description as module
 from ukbmm.biobank.cleaning import MISSING_KINDS, clean_column, read_special_values
 from ukbmm.biobank.description import (
     GROUPS,
+    OTHER,
     OWN,
     column_rows,
     count_columns,
@@ -28,7 +30,7 @@ from ukbmm.biobank.description import (
     limits_of,
     occasion_shares,
 )
-from ukbmm.biobank.dictionary import Dictionary, Field
+from ukbmm.biobank.dictionary import Dictionary, Field, save_dictionary
 from ukbmm.biobank.store import Biobank, ingest
 from ukbmm.core import StoreError
 from ukbmm.disclosure import DisclosureError, scan_text
@@ -164,7 +166,7 @@ def test_what_became_of_the_files_is_in_the_report(report):
     }  # 14
     assert left["negative_identifiers"] == "<5" and labelled["participants_not_in_it"] == "<5"
     assert (
-        ragged["read"] == ["<5 lines were shorter or longer than the header"]
+        ragged["read"] == ["some lines were shorter or longer than the header"]
         and ragged["participants_not_in_it"] == "about 20"
     )
     assert values["participants"] == HERE and values["withdrawn"] == "<5"
@@ -325,7 +327,7 @@ def test_counts_that_overlap_are_rounded():
         "about 10",
         "about 10",
         "about 20",
-        "about 1230",
+        "about 1,230",
     ]
     for first in range(5, 200):  # a difference of 1 to 4 does not show
         assert sum(module._about(first) == module._about(other) for other in range(5, 205)) >= 9
@@ -464,6 +466,15 @@ def test_every_category_of_the_showcase_is_in_one_group():
     ]
     assert len(numbers) == len(set(numbers))
     assert group_of(Field(31, "Sex", "integer", source="field.txt")) == group_of(D[31])
+    assert group_of(Field(999_999, "x", "text", main_category=100081)) == "Blood counts"
+    assert (
+        group_of(Field(999_999, "x", "text"))
+        == group_of(Field(999_999, "x", "text", main_category=424_242))
+        == OTHER
+    )
+    assert group_of(Field(31, "Sex", "integer")) == group_of(
+        D[31]
+    )  # of a dictionary that was written earlier
     assert (
         group_of(Field(31, "Tail", "integer", source="mine.tsv"))
         == group_of(Field(999_999, "x", "text", source="mine.tsv"))
@@ -573,3 +584,46 @@ def test_titles_and_names_cannot_bring_markup_into_the_page(tmp_path):
 
 def test_rows_are_those_of_the_report(planted, report):
     assert column_rows(planted, count_columns(planted)) == report.values["columns"]
+
+
+def test_codes_without_a_rule_are_named_in_every_report_until_there_is_one(tmp_path):
+    head = "field_id\ttitle\tvalue_type\tbase_type\tunits\tinstanced\tarrayed\tencoding_id\tinstance_id\tinstance_max\tarray_max\tversion\n"
+    (tmp_path / "field.txt").write_text(
+        head + "990001\tHours\t11\t0\thours\t0\t0\t7777\t0\t0\t0\t2027-01-01\n"
+    )
+    (tmp_path / "esimpint.txt").write_text(
+        "encoding_id\tvalue\tmeaning\tshowcase_order\n7777\t-3\tPrefer not to answer\t1\n"
+    )
+    save_dictionary(D.overlay(tmp_path / "field.txt", tmp_path / "esimpint.txt"), tmp_path / "d.parquet")
+    (tmp_path / "t.csv").write_text(
+        "eid,990001-0.0,20016-0.0\n" + "".join(f"{3000001 + i},{-3 if i % 2 else i},1\n" for i in range(40))
+    )
+    (tmp_path / "own.csv").write_text("coding,value,kind\n7777,-3,prefer_not_to_answer\n2536,-9,present\n")
+    biobank = ingest(tmp_path / "t.csv", tmp_path / "b", dictionary=tmp_path / "d.parquet")
+    (line,) = (line for line in biobank.report() if line.startswith("WITHOUT A RULE, kept as values"))
+    for word in (
+        "coding 7777 of field 990001 (-3 Prefer not to answer)",
+        "coding 2536 of field 20016 (its labels are not known)",
+        "--special-values",
+    ):
+        assert word in line
+    report = ingest_report(biobank)
+    assert json.loads(report.to_json())["codes_without_a_rule"] == [
+        {"coding": 2536, "codes": {}, "fields": [20016]},
+        {"coding": 7777, "codes": {"-3": "Prefer not to answer"}, "fields": [990001]},
+    ]
+    page = html.unescape(report.to_html())
+    assert "2 codings have codes that may stand for no value, and no rule says what they mean." in page
+    assert "coding 7777 of field 990001 (-3 Prefer not to answer)" in page and "--special-values" in page
+    assert biobank.clean(["p990001"])["p990001"].values[1] == -3  # nothing is guessed
+    told = ingest(
+        tmp_path / "t.csv",
+        tmp_path / "c",
+        dictionary=tmp_path / "d.parquet",
+        special_values=tmp_path / "own.csv",
+    )
+    assert not any("WITHOUT A RULE" in line for line in told.report())
+    assert (
+        "codings have" not in ingest_report(told).to_html()
+        and told.clean(["p990001"])["p990001"].values[1] is None
+    )

@@ -9,13 +9,17 @@ from shared_data import shared_data
 
 from ukbmm.biobank.dictionary import (
     DTYPES,
+    READS_AS_MISSING,
     VALUE_TYPES,
     Dictionary,
     Field,
+    Unexplained,
     describe_field,
     load_dictionary,
+    load_fields,
     replaced,
     save_dictionary,
+    say_unexplained,
     special_values,
 )
 from ukbmm.biobank.table import read_table
@@ -129,7 +133,7 @@ def test_search_finds_all_words_in_any_order_and_case():
 @pytest.mark.parametrize(
     ("field_id", "when"),
     [(31, "once"), (50, "assessment visits 0 to 3"), (4080, "assessment visits 0 to 3, up to 2 values each"),
-     (40000, "occasions of kind 9000001 0 to 1"), (41270, "once, up to 259 values each")],
+     (40000, "death certificates 0 to 1"), (41270, "once, up to 259 values each")],
 )  # fmt: skip
 def test_a_field_says_when_it_was_measured(field_id, when):
     assert describe_field(D[field_id])["measured"] == when
@@ -146,6 +150,69 @@ def test_special_values_are_unique_and_of_known_kinds():
     table = special_values()
     assert table.select("coding", "value").is_unique().all()
     assert set(table["kind"]) <= set(ROW_KINDS)
+
+
+def test_every_shipped_label_that_reads_like_no_value_has_a_rule():
+    assert [one for one in D.unexplained() if one.codes] == []
+    kinds = special_values()
+    for coding, code in ((100617, "-2"), (100272, "5"), (1414, "4")):  # without their rows they are found
+        table = kinds.filter(~((pl.col("coding") == coding) & (pl.col("value") == code)))
+        (one,) = (one for one in D.unexplained(table=table) if one.codes)
+        assert (one.coding, list(one.codes)) == (coding, [code]) and set(one.fields) <= set(D.fields)
+
+
+READS_LIKE = {
+    True: ("Do not know", "Don't know", "I do not know", "Prefer not to answer", "Prefer not to say", "Not applicable", "N/A", "Unknown",
+           "Test not completed", "Not performed - equipment failure", "Not known: a validation error", "Question not asked due to earlier answers",
+           "Result below limit of detection", "Below the limit of quantification", "Value redacted", "Location could not be mapped",
+           "Measurement missing", "Do not know/prefer not to answer", "Participant skipped/abandoned", "Cannot remember", "Unsure"),
+    False: ("None of the above", "No", "Never", "Not at all", "Unknown type of butter on bread/crackers", "Reason not known", "Both eyes missing",
+            "Other", "Less than a mile", "Do not drink hot drinks", "Unable to walk", "metastatic cancer (unknown primary)", "Knowledge"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("reads_so", "labels"), READS_LIKE.items())
+def test_labels_that_read_like_no_value_are_told_from_answers(reads_so, labels):
+    wrong = [label for label in labels if bool(READS_AS_MISSING.match(label)) != reads_so]
+    assert not wrong
+
+
+def test_codes_of_a_newer_coding_are_named_at_the_update_and_never_guessed(tmp_path):
+    fields = tsv(tmp_path / "field.txt", NEW, ("990001", "Hours", "11", "0", "hours", "0", "0", "7777", "0", "0", "0", "2027-01-01"),
+                 ("990002", "Choice", "21", "11", "", "0", "0", "7778", "0", "0", "0", "2027-01-01"))  # fmt: skip
+    codes = tsv(
+        tmp_path / "esimpint.txt", ("encoding_id", "value", "meaning", "showcase_order"), ("7777", "-3", "Prefer not to answer", "1"),
+        ("7777", "-10", "Less than one", "2"), ("7777", "24", "All day", "3"), ("7778", "-1", "One way", "1"), ("7778", "2", "The other", "2"),
+    )  # fmt: skip
+    update = D.update(fields, codes)
+    assert update.unexplained == [
+        Unexplained(7777, {"-3": "Prefer not to answer", "-10": "Less than one"}, [990001])
+    ]
+    last = str(update).splitlines()[-1]
+    assert (
+        "coding 7777 of field 990001 (-3 Prefer not to answer, -10 Less than one). Say what they mean with --special-values."
+        in last
+    )
+    table = pl.DataFrame({"coding": [7777, 7777], "value": ["-3", "-10"], "kind": ["present", "number"]})
+    assert update.dictionary.unexplained([update.dictionary[990001]], table) == []
+    only = Dictionary({990001: update.dictionary[990001]})  # without its labels
+    assert only.unexplained() == [Unexplained(7777, {}, [990001])]
+    assert "its labels are not known" in say_unexplained(only.unexplained())
+    assert "read unknown labels with `ukbmm dictionary update`" in say_unexplained(only.unexplained())
+    assert say_unexplained([]) == "" and "WITHOUT" not in str(D.update(tsv(tmp_path / "a", NEW, new_row())))
+
+
+def test_codings_are_written_as_the_table_writes_them():
+    times = Field(990003, "Moment", "time", coding=7779)
+    labels = {7779: {"1900-01-01 00:00:00": "Not performed", "1999-01-01 00:00:00": "By post"}}
+    table = pl.DataFrame({"coding": [7779], "value": ["1900-01-01"], "kind": ["not_measured"]})
+    (one,) = Dictionary({990003: times}, labels).unexplained(table=table)
+    assert one.codes == {"1999-01-01 00:00:00": "By post"}  # of a date every label is one
+    sizes = Dictionary(
+        {990004: Field(990004, "Size", "continuous", coding=7780)}, {7780: {"-1.0": "Unknown", "2.5": "half"}}
+    )
+    row = pl.DataFrame({"coding": [7780], "value": ["-1"], "kind": ["do_not_know"]})
+    assert sizes.unexplained(table=row) == [] and sizes.unexplained()[0].codes == {"-1.0": "Unknown"}
 
 
 def tsv(path, *rows):
@@ -188,7 +255,7 @@ def test_fields_in_the_new_layout_of_the_showcase_are_read(tmp_path):
     row = ("990500", "Own codes", "22", "41", "", "1", "1", "19", "2", "3", "9", "2025-01-02")
     field = D.overlay(tsv(tmp_path / "field.txt", names, row))[990500]
     assert field.dtype == pl.String and field.coding == 19 and field.array_max == 9
-    assert field.source == "field.txt" and field.version == "2025-01-02"
+    assert field.source == "UK Biobank" and field.version == "2025-01-02"
 
 
 @pytest.mark.parametrize(
@@ -520,3 +587,71 @@ def test_raps_codings_are_read_as_the_showcases(tmp_path):
     (tmp_path / "codings.tsv").write_text("Coding\tValue\tMeaning\n9\t0\tFemale\n90001\t7\tgrey, or nearly\n")
     rap, showcase = (D.overlay(None, tmp_path / name).labels for name in ("codings.csv", "codings.tsv"))
     assert rap == showcase and rap[9] == {"0": "Female"} and rap[90001] == {"7": "grey, or nearly"}
+
+
+@pytest.mark.parametrize("asked", ["p31", 31.7, None, -31])
+def test_what_is_no_number_of_a_field_is_refused(asked):
+    with pytest.raises(
+        DictionaryError, match="expected the number of a field, such as 31, found something else"
+    ):
+        D[asked]
+    assert D["31"] == D[31]
+
+
+def test_fields_of_no_dictionary_are_an_error_without_a_path(tmp_path):
+    with pytest.raises(DictionaryError, match="the dictionary none: expected a file that") as caught:
+        load_fields(tmp_path / "none", [31])
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_field_of_a_tree_or_of_unknown_labels_says_what_is_known_and_what_to_read():
+    about = D.about(41270)
+    assert about["tree"] == "ICD-10 of 286 nodes on 2 levels"
+    assert about["codes"] == (
+        "titles of ICD-10 belong to others and do not ship; read the showcase's file of coding 19 with `ukbmm dictionary update`"
+    )
+    assert D.about(20016)["codes"].startswith("labels are not known; read the showcase's file of coding 2536")
+    assert D.about(20002)["tree"] == "474 nodes on 5 levels" and "tree" not in D.about(31)
+
+
+def test_files_of_the_showcase_are_uk_biobanks_words_and_ones_own_table_is_not(tmp_path):
+    showcase = tsv(
+        tmp_path / "field.txt",
+        (*NEW, "main_category"),
+        (*new_row(990001, title="New one"), "100081"),
+        (*new_row(), "100010"),
+    )
+    own = tsv(
+        tmp_path / "own.tsv",
+        OLD,
+        ("990002", "Mine", "Integer", "", "", "1", "1"),
+        ("21001", "My index", "Integer", "", "", "1", "1"),
+    )
+    update = D.update(showcase, own)
+    assert [update.dictionary[i].source for i in (990001, 50, 990002, 21001)] == ["UK Biobank"] * 2 + [
+        "own.tsv"
+    ] * 2
+    assert (update.dictionary[990001].main_category, update.dictionary[990002].main_category) == (
+        100081,
+        None,
+    )
+    assert [field.field_id for field in replaced(update.dictionary, D)] == [
+        21001
+    ]  # and not 50, which is newer
+    (tmp_path / "rap").write_text("entity,name,type,coding_name,is_multi_select,title,units\n"
+                                  "participant,p990003_i0_a0,integer,,,Two levels | Instance 0 | Array 0,\n"
+                                  "participant,p990003_i1_a1,integer,,,Two levels | Instance 1 | Array 1,\n")  # fmt: skip
+    rap = D.update(tmp_path / "rap").dictionary[990003]
+    assert rap.source == "UK Biobank"
+    assert (
+        describe_field(rap)["measured"]
+        == "occasions 0 to 1, of which kind the showcase's field.txt says, up to 2 values each"
+    )
+
+
+def test_a_dictionary_that_was_written_before_a_property_was_added_is_read(tmp_path):
+    save_dictionary(D, tmp_path / "d.parquet")
+    pl.read_parquet(tmp_path / "d.parquet").drop("main_category").write_parquet(tmp_path / "old.parquet")
+    old = load_dictionary(tmp_path / "old.parquet")
+    assert old[50].main_category is None and old[50].title == D[50].title
+    assert load_fields(tmp_path / "old.parquet", [50]) == {50: old[50]}

@@ -223,7 +223,6 @@ BAD = {
     "a blank line": (DEATHS + "\n1000008,0,01/02/2004\n", "line 4"),
     "an identifier of text": (DEATHS + "1.2E+06,0,01/02/2004\n", "column eid: expected whole numbers, digits only, found 1 others, first at line 4"),
     "no identifier": (DEATHS + ",0,01/02/2004\n", "column eid: expected an identifier in each row, found 1 others, first at line 4"),
-    "others only": ("eid,ins_index,date_of_death\n4000001,0,01/02/2004\n", "rows of other people only. Identifiers differ between applications"),
     "a column twice": ("eid,ins_index,date_of_death,ins_index\n1000003,0,01/02/2004,0\n", "found ins_index twice"),
     "a name that is taken": ("eid,ins_index,date_of_death,row\n1000003,0,01/02/2004,0\n", "found row twice, or a name that is taken"),
     "a quote within": ('eid,ins_index,source,date_of_death\n1000003,0,5" nail,01/02/2004\n1000005,0,6",01/02/2004\n', "a quote within a cell"),
@@ -240,6 +239,29 @@ def test_bad_input_is_refused_with_its_place_and_without_its_value(case, tmp_pat
     assert message in str(caught.value) and str(caught.value).startswith("death.csv")
     assert not EID_PATTERN.search(str(caught.value)) and str(tmp_path) not in str(caught.value)
     assert list((tmp_path / "records").iterdir()) == []
+
+
+def test_records_of_another_application_are_refused_and_few_or_partial_ones_are_not(tmp_path):
+    rng = np.random.default_rng(0)
+    everybody, other = (rng.choice(np.arange(1_000_000, 6_100_000), 20_000, replace=False) for _ in range(2))
+    part = np.sort(everybody[:200])  # a hundredth of the cohort
+
+    def deaths(people, name):
+        (tmp_path / name).write_text(
+            "eid,ins_index,date_of_death\n" + "".join(f"{eid},0,2012-05-01\n" for eid in people)
+        )
+        return [tmp_path / name]
+
+    assert len(np.intersect1d(everybody, other)) > 50  # by chance
+    with pytest.raises(
+        TableError, match="d.csv: expected records of the participants.*Identifiers differ"
+    ) as caught:
+        read_records(deaths(other, "d.csv"), "death", np.sort(everybody), tmp_path / "out.parquet")
+    assert not EID_PATTERN.search(str(caught.value))
+    of_all = read_records(deaths(everybody[::-12], "all.csv"), "death", part, tmp_path / "a.parquet")
+    assert of_all.n_people == len(np.intersect1d(everybody[::-12], part)) < 20 and of_all.n_strangers > 1600
+    none = read_records(deaths(everybody[5000:5010], "few.csv"), "death", part, tmp_path / "b.parquet")
+    assert (none.n_rows, none.n_left_out, pl.read_parquet(tmp_path / "b.parquet").height) == (0, 10, 0)
 
 
 def test_a_damaged_file_of_several_leaves_the_earlier_table_alone(tmp_path):
@@ -518,3 +540,13 @@ def test_a_million_rows_are_read_in_bounded_memory(in_order, tmp_path):
     assert n_rows == 1_000_000 and 50 < peak < 1200
     rows = pl.read_parquet(tmp_path / "out.parquet", columns=["row"])["row"]
     assert rows.len() == 1_000_000 and rows.is_sorted()
+
+
+def test_an_unknown_table_and_no_file_are_refused_and_one_file_may_be_named_by_itself(tmp_path):
+    path = portal(draw_table("death"), tmp_path / "death.txt")
+    with pytest.raises(TableError, match="records 'deaths': expected one of hesin.*Did you mean 'death'"):
+        read_records([path], "deaths", PEOPLE, tmp_path / "out.parquet")
+    with pytest.raises(TableError, match="records 'death': expected at least one file, found none"):
+        read_records([], "death", PEOPLE, tmp_path / "out.parquet")
+    one = read_records(path, "death", PEOPLE, tmp_path / "one.parquet")
+    assert vars(one) == vars(read_records([path], "death", PEOPLE, tmp_path / "two.parquet"))

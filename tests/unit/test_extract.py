@@ -117,15 +117,22 @@ def test_the_basket_decides_and_else_the_order():
 
 def test_a_file_of_another_application_is_refused_without_an_identifier(tmp_path):
     (tmp_path / "a.csv").write_text("eid,31-0.0\n" + "".join(f"{3000000 + i},1\n" for i in range(40)))
-    (tmp_path / "b.csv").write_text("eid,50-0.0\n" + "".join(f"{3000030 + i},170\n" for i in range(40)))
+    (tmp_path / "b.csv").write_text("eid,50-0.0\n" + "".join(f"{3000039 + i},170\n" for i in range(40)))
     with pytest.raises(
-        TableError, match=r"b.csv: expected the participants of the other files, found 25% .*--bridge"
+        TableError, match=r"b.csv: expected the participants of the other files, found <11% .*--bridge"
     ) as caught:
         read_extract([tmp_path / "a.csv", tmp_path / "b.csv"], D, tmp_path / "out")
     assert "30000" not in str(caught.value)
     with pytest.raises(TableError, match="b.csv"):
         ingest([tmp_path / "a.csv", tmp_path / "b.csv"], tmp_path / "refused.biobank")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "b.csv", "out"]
+
+
+def test_parts_of_one_application_that_share_a_quarter_are_joined(tmp_path):
+    (tmp_path / "a.csv").write_text("eid,31-0.0\n" + "".join(f"{3000000 + i},1\n" for i in range(40)))
+    (tmp_path / "b.csv").write_text("eid,50-0.0\n" + "".join(f"{3000030 + i},170\n" for i in range(40)))
+    extract = read_extract([tmp_path / "a.csv", tmp_path / "b.csv"], D, tmp_path / "out")
+    assert len(extract.eids) == 70 and extract.absent == [30, 30]
 
 
 @pytest.mark.parametrize("turned", [False, True])

@@ -270,7 +270,7 @@ def test_a_users_file_makes_the_tree_whole_and_is_kept(tmp_path):
     save_dictionary(update.dictionary, tmp_path / "my.dictionary")
     tree = load_dictionary(tmp_path / "my.dictionary").tree(19)
     assert [node.code for node in tree.descendants("I20-I25")] == ["I21", "I219"]
-    assert tree.path("I21.9") == "Chapter IX Chapter IX Diseases of some kind > Block I20-I25 I20-I25 Heart <diseases> > I21 I21 Attack > I219 I21.9 Attack, unspecified"  # fmt: skip
+    assert tree.path("I21.9") == "Chapter IX Diseases of some kind > Block I20-I25 Heart <diseases> > I21 Attack > I219 Attack, unspecified"  # fmt: skip
     assert [n.code for n in tree.ancestors("I2199")] == ["I219", "I21", "Block I20-I25", "Chapter IX"]
     assert [n.code for n in tree.ancestors("I228")] == ["I22", "Block I20-I25", "Chapter IX"]
     assert "J45" not in tree  # its chapter is not in the file
@@ -290,7 +290,7 @@ def test_pictures_are_escaped_and_say_what_is_left_out(tmp_path):
     (tmp_path / "coding19.tsv").write_text(TITLES)
     tree = D.update(tmp_path / "coding19.tsv").dictionary.tree(19)
     shown = tree.show("I20-I25", depth=2)
-    assert str(shown).split("\n")[-1] == "      I219 I21.9 Attack, unspecified"
+    assert str(shown).split("\n")[-1] == "      I219 Attack, unspecified"
     assert "&lt;diseases&gt;" in shown._repr_html_() and "<diseases>" not in shown._repr_html_()
     assert str(D.tree(6).show(most=3)).endswith("more") and " below)" in str(D.tree(6).show())
     assert repr(D.tree(1001)) in D.tree(1001)._repr_html_()
@@ -301,3 +301,15 @@ def test_no_title_of_icd_or_opcs_ships():
     assert table["label"].str.contains(r"^[A-Z]?\d{2,3}-[A-Z]?\d{2,3}$").all()
     assert table["code"].str.contains(r"^(Chapter [A-Z]+|Block [A-Z]?\d+-[A-Z]?\d+)$").all()
     assert not set(CLASSIFICATIONS) & set(D.labels)
+
+
+@pytest.mark.parametrize(
+    ("coding", "code", "label", "shown"),
+    [(19, "Block I20-I25", "I20-I25", "Block I20-I25"), (19, "Block I20-I25", "I20-I25 Ischaemic heart diseases", "Block I20-I25 Ischaemic heart diseases"),
+     (19, "Chapter IX", "I00-I99", "Chapter IX I00-I99"), (19, "Chapter IX", "Chapter IX Diseases", "Chapter IX Diseases"),
+     (19, "I21", "I21 Acute myocardial infarction", "I21 Acute myocardial infarction"), (19, "I210", "I21.0 Acute", "I210 Acute"), (19, "I21", None, "I21"),
+     (240, "Chapter K", "Chapter K - Heart", "Chapter K Heart"), (6, "1075", "heart attack", "1075 heart attack"), (6, "11", "11-beta", "11 11-beta")],
+)  # fmt: skip
+def test_a_node_says_its_code_once(coding, code, label, shown):
+    table = pl.DataFrame([(coding, 1, 0, code, label, True)], schema=NODES, orient="row")
+    assert [str(node) for node in Tree(coding, table).nodes.values()] == [shown]

@@ -1,5 +1,7 @@
 """Filling, reducing and multi-hot against pandas, numpy and hand-worked answers."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -48,7 +50,8 @@ def test_every_row_of_the_table_is_about_fields_of_the_dictionary():
             assert not parent.instanced or (parent.instance_id, field.instanced) == (field.instance_id, True)
             assert (clause.sign in ("has", "lacks")) == (parent.value_type == "categorical_multiple")
             if clause.sign in ("==", "has", "lacks") and parent.is_category and parent.coding in D.labels:
-                assert str(int(clause.number)) in D.labels[parent.coding]
+                code = clause.number if isinstance(clause.number, str) else str(int(clause.number))
+                assert code in D.labels[parent.coding]
 
 
 def test_a_food_that_was_not_ticked_has_a_zero_that_has_its_place_in_the_order():
@@ -73,6 +76,9 @@ FILLED = [  # child, its raw values, parents by name, what is expected, kinds
      ["present", "present", "empty", "empty"]),
     ("p100250_i2", [None, 555, None, None], {"p100240_i2": [1, 1, 0, None]}, [0, 555, 0, None],
      ["present", "present", "present", "empty"]),
+    ("p30500_i1", [None, None, 9.5, None], {"p30505_i1": ["<6.7", None, "<6.7", "?"]}, [None, None, 9.5, None],
+     ["below_detection", "empty", "present", "empty"]),
+    ("p30530_i0", [None, None], {"p30535_i0": ["<10", ">400"]}, [None, None], ["below_detection", "empty"]),
     ("p2734_i1", [None, 2], {"p31": [1, 0]}, [None, 2], ["not_asked", "present"]),
 ]  # fmt: skip
 
@@ -105,10 +111,25 @@ def test_both_parts_of_a_condition_must_hold_and_both_parents_must_be_there():
 
 
 @pytest.mark.parametrize("text", ["", "1239", "1239 = 0", "x == 1", "1239 == a", "1239 == 0 or 1249 == 4", "print(1)",
-                                  "1239 == 0 and", "1239 == 0; 1"])  # fmt: skip
+                                  "1239 == 0 and", "1239 == 0; 1", "1239 >= 'x'", "1239 == 'x"])  # fmt: skip
 def test_what_is_no_condition_is_refused(text):
     with pytest.raises(DictionaryError, match="expected comparisons such as"):
         parse_condition(text)
+
+
+@pytest.mark.parametrize(
+    ("condition", "found"),
+    [("1239 has 1", "values of type Int32"), ("1239 == 'x'", "values of type Int32"), ("6142 == 2", r"values of type List\(Int32\)"),
+     ("40001 == 1", "values of type String"), ("53 >= 3", "values of type Date"), ("41270 has 1", r"values of type List\(String\)")],
+)  # fmt: skip
+def test_a_comparison_that_a_column_cannot_answer_is_an_error_of_the_table(condition, found):
+    name = {"1239": "p1239_i0", "6142": "p6142_i0", "40001": "p40001_i0", "53": "p53_i0", "41270": "p41270"}[
+        condition.split()[0]
+    ]
+    columns = {"p3456_i0": column("p3456_i0", [None]), name: column(name, [None])}
+    table = pl.DataFrame({"child": [3456], "condition": [condition], "value": ["0"]})
+    with pytest.raises(DictionaryError, match=found):
+        fill_children(columns, table)
 
 
 def test_ones_own_table_takes_the_place_of_the_rows_of_its_children(tmp_path):
@@ -233,3 +254,51 @@ def test_what_was_fitted_is_described_without_small_counts():
     lists = pl.Series("x", [[1]] * 9 + [[1, 2]] * 3, dtype=pl.List(pl.Int32))
     table = describe_codes(MultiHot(1).fit(lists, np.arange(12)), {"1": "gout"})
     assert table.rows() == [("1", "gout", "12"), ("2", "", "<5")]
+
+
+def test_the_mean_of_dates_is_the_day_in_the_middle_as_numpy_has_it():
+    rng = np.random.default_rng(0)
+    days = rng.integers(0, 20_000, (50, 3)).astype("datetime64[D]")
+    columns = [
+        Cleaned(pl.Series(f"p53_i{i}", days[:, i]), pl.Series([0] * 50, dtype=pl.UInt8)) for i in range(3)
+    ]
+    done = reduce_columns(columns, "mean").values
+    assert done.dtype == pl.Date
+    assert done.to_numpy().astype(np.int64).tolist() == np.floor(days.astype(np.int64).mean(1)).tolist()
+    moments = [Cleaned(column.values.cast(pl.Datetime("us")), column.kinds) for column in columns]
+    assert reduce_columns(moments, "mean").values.dtype == pl.Datetime("us")
+    gap = [columns[0], Cleaned(columns[1].values.set(pl.Series([True] * 50), None), columns[1].kinds)]
+    assert reduce_columns(gap, "mean").values.to_list() == columns[0].values.to_list()
+    assert reduce_columns(columns, "max").values.to_numpy().tolist() == days.max(1).tolist()
+
+
+HEART = pl.Series("p6150_i0", [[1, 4], [2], None], dtype=pl.List(pl.Int32))
+NUMBER = Cleaned(pl.Series("p50_i0", [1.0, 2.0, None]), pl.Series([0, 0, 1], dtype=pl.UInt8))
+CODE = Cleaned(pl.Series("p31", [0, 1, None], dtype=pl.Int32), NUMBER.kinds)
+DAY = Cleaned(pl.Series("p53_i0", ["2008-05-01"] * 3).str.to_date(), NUMBER.kinds)
+SHORT = Cleaned(NUMBER.values[:2], NUMBER.kinds[:2])
+MISTAKES = {
+    "no columns": (lambda: reduce_columns([], "mean"), "expected at least one column, found none"),
+    "two types": (lambda: reduce_columns([DAY, NUMBER], "max"), "expected columns of one type, found Date and a number"),
+    "two types, the first": (lambda: reduce_columns([DAY, NUMBER], "first"), "expected columns of one type"),
+    "two lengths": (lambda: reduce_columns([NUMBER, SHORT], "max"), "expected columns of the same participants"),
+    "a code after a number": (lambda: reduce_columns([NUMBER, CODE], "mean"), "of codes, lists and texts, first or last"),
+    "no choices": (lambda: as_list([]), "expected at least one column, found none"),
+    "lists as choices": (lambda: as_list([Cleaned(HEART, NUMBER.kinds)]), "expected single choices, found lists of codes"),
+    "a prefix of numbers": (lambda: roll_up(HEART, prefix=1), "expected codes that are text, found codes of type Int32"),
+    "groups of text": (lambda: roll_up(HEART, groups={"a": "b"}), "the groups of p6150_i0: expected codes and groups of the type"),
+    "no lists": (lambda: roll_up(CODE.values, groups={1: 2}), "the multiple choice p31: expected lists of codes"),
+    "bits of no lists": (lambda: MultiHot().fit(CODE.values, np.arange(3)), "the multiple choice p31: expected lists of codes"),
+    "rows beyond the end": (lambda: MultiHot().fit(HEART, np.array([0, 3])), "expected training rows from 0 to 2, found others"),
+    "rows before the start": (lambda: MultiHot().fit(HEART, np.array([-1])), "expected training rows from 0 to 2, found others"),
+    "a mask": (lambda: MultiHot().fit(HEART, np.array([True, False, True])), "expected training rows from 0 to 2, found others"),
+    "bits before the fit": (lambda: MultiHot()(HEART), "expected a `MultiHot` that was fitted"),
+    "no name of a column": (lambda: parent_columns("smoking", ["p31"]), "column smoking: expected a canonical name"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_what_does_not_go_together_is_an_error_that_says_so(case):
+    act, message = MISTAKES[case]
+    with pytest.raises(TableError, match=re.escape(message)):
+        act()

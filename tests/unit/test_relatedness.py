@@ -6,8 +6,14 @@ import polars as pl
 import pytest
 from shared_data import shared_data
 
-from ukbmm.biobank.relatedness import degree_of, read_relatedness, read_withdrawals, rows_of
-from ukbmm.core import TableError
+from ukbmm.biobank.relatedness import (
+    degree_of,
+    of_one_application,
+    read_relatedness,
+    read_withdrawals,
+    rows_of,
+)
+from ukbmm.core import EID_PATTERN, TableError
 
 PEOPLE = np.array([1_000_001, 1_000_002, 1_000_005, 1_000_009])
 
@@ -38,6 +44,66 @@ def test_rows_of_nobody_and_among_nobody():
 )  # fmt: skip
 def test_degrees_have_the_limits_of_king(kinship, degree):
     assert degree_of(kinship) == degree
+
+
+def identifiers(seed, n):
+    "An application's identifiers: drawn at random from the numbers of seven digits."
+    return np.random.default_rng(seed).choice(np.arange(1_000_000, 6_100_000), n, replace=False)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_two_applications_never_fit_and_parts_of_one_do(seed):
+    rng = np.random.default_rng(seed)
+    cohort, other = identifiers(2 * seed, 50_000), identifiers(2 * seed + 1, 50_000)
+    parts = {  # a table and another file of the same people, by share of the cohort; how many are in both by design
+        "everybody": (1.0, 1.0), "genotypes": (0.02, 0.97), "relatives": (0.02, 0.3), "deaths": (0.02, 0.08),
+        "few who died": (0.1, 0.02), "small": (0.002, 0.9),
+    }  # fmt: skip
+    for table, share in parts.values():
+        of_table = rng.choice(cohort, int(table * len(cohort)), replace=False)
+        for people, fits in ((cohort, True), (other, False)):
+            file = rng.choice(people, int(share * len(people)), replace=False)
+            n_shared = len(np.intersect1d(of_table, file))
+            assert of_one_application(n_shared, len(of_table), len(file)) == fits
+            assert of_one_application(n_shared, len(file), len(of_table)) == fits
+
+
+def test_small_applications_fit_by_chance_less_than_once_in_a_hundred_times():
+    fits = 0
+    for seed in range(300):
+        one, other = identifiers(1000 + seed, 1500), identifiers(5000 + seed, 1500)
+        fits += of_one_application(len(np.intersect1d(one, other)), 1500, 1500)
+    assert fits <= 3
+
+
+def test_of_fewer_than_twenty_people_nothing_is_told():
+    assert of_one_application(0, 19, 500_000) and of_one_application(0, 500_000, 19)
+    assert not of_one_application(0, 20, 500_000)
+
+
+def pairs_of(people, path):
+    "A relatedness file in which every person has one relative."
+    lines = [f"{a} {b} 0.05 0.01 0.25\n" for a, b in np.asarray(people).reshape(-1, 2)]
+    return written(path, "ID1 ID2 HetHet IBS0 Kinship\n" + "".join(lines))
+
+
+def test_pairs_of_another_application_are_refused_and_those_of_a_larger_cohort_are_not(tmp_path):
+    cohort, other = identifiers(1, 20_000), identifiers(2, 20_000)
+    by_chance = len(np.intersect1d(cohort, other))
+    assert by_chance > 50  # 80 are expected
+    path = pairs_of(other, tmp_path / "rel.dat")
+    with pytest.raises(
+        TableError, match="rel.dat: expected relatives among the participants.*<1% of them"
+    ) as caught:
+        read_relatedness(path, np.sort(cohort))
+    assert not EID_PATTERN.search(str(caught.value))
+    part = np.sort(
+        np.random.default_rng(3).choice(cohort, 400, replace=False)
+    )  # a fiftieth, and 30% have relatives
+    pairs, outside = read_relatedness(pairs_of(cohort[:6000], tmp_path / "all.dat"), part)
+    assert pairs.height < 20 and outside > 2900
+    few = pairs_of(other[:10], tmp_path / "few.dat")
+    assert read_relatedness(few, part)[0].height == 0
 
 
 def test_pairs_are_sorted_rows_without_strangers_and_repetitions(tmp_path):
@@ -143,3 +209,8 @@ def test_a_list_that_is_not_utf8_is_refused(tmp_path):
     (tmp_path / "w1.csv").write_bytes(b"\xff\xfe1\x000\x00")
     with pytest.raises(TableError, match="w1.csv: expected UTF-8 text"):
         read_withdrawals([tmp_path / "w1.csv"])
+
+
+def test_one_list_may_be_named_by_itself(tmp_path):
+    path = written(tmp_path / "w1.csv", "1000005\n1000001\n")
+    assert read_withdrawals(path).tolist() == read_withdrawals(str(path)).tolist() == [1000001, 1000005]

@@ -14,7 +14,7 @@ from ukbmm.biobank import store as module
 from ukbmm.biobank.description import describe
 from ukbmm.biobank.genotypes import unpack, write_bed
 from ukbmm.biobank.store import Biobank, ingest
-from ukbmm.core import GenotypeError, StoreError, TableError, UkbmmError
+from ukbmm.core import EID_PATTERN, GenotypeError, StoreError, TableError, UkbmmError
 from ukbmm.disclosure import show_count, show_share
 
 PEOPLE = np.array([1_000_003, 1_000_005, 1_000_008, 1_000_009, 1_000_011, 1_000_020, 1_000_021, 1_000_030])
@@ -294,6 +294,36 @@ def test_a_fam_of_strangers_only_is_an_error(tmp_path):
     assert os.listdir(tmp_path) == ["in"]
 
 
+def test_files_of_another_application_that_fit_by_chance_are_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    own, other = (np.sort(rng.choice(np.arange(1_000_000, 6_100_000), 6000, replace=False)) for _ in range(2))
+    both = len(np.intersect1d(own, other))
+    assert both > 2  # seven are expected
+    write_inputs(tmp_path / "own", own, own)
+    write_inputs(tmp_path / "other", other, other)
+    lines = "".join(f"{a} {b} 0 0 0.25\n" for a, b in other.reshape(-1, 2))
+    (tmp_path / "other" / "rel.dat").write_text("ID1 ID2 HetHet IBS0 Kinship\n" + lines)
+    (tmp_path / "other" / "death.csv").write_text(
+        "eid,ins_index,date_of_death\n" + "".join(f"{eid},0,2012-05-01\n" for eid in other)
+    )
+    table, theirs = tmp_path / "own" / "t.csv", tmp_path / "other"
+    for given in (
+        {"genotypes": theirs / "g"},
+        {"relatedness": theirs / "rel.dat"},
+        {"records": theirs / "death.csv"},
+    ):
+        with pytest.raises(UkbmmError, match="Identifiers differ between applications") as caught:
+            ingest(table, tmp_path / "b", **given)
+        assert not EID_PATTERN.search(str(caught.value))
+    assert sorted(os.listdir(tmp_path)) == ["other", "own"]
+    part = "".join(
+        table.read_text().splitlines(keepends=True)[:61]
+    )  # a hundredth of the people: all else is of everybody
+    (tmp_path / "part.csv").write_text(part)
+    biobank = ingest(tmp_path / "part.csv", tmp_path / "b", genotypes=tmp_path / "own" / "g")
+    assert biobank.manifest["genotypes"]["array"]["n_shared"] == 60
+
+
 def test_people_whose_sex_differs_are_counted(tmp_path):
     write_inputs(tmp_path / "in")
     fam = [f"{eid} {eid} 0 0 {sex} -9\n" for eid, sex in zip(PEOPLE, [2, 1, 1, 2, 1, 2, 0, 0], strict=True)]
@@ -426,3 +456,61 @@ def test_the_mice_have_the_genotypes_of_an_independent_reading(mice):
     eids = np.loadtxt(folder / "genotypes.fam", usecols=1, dtype=np.int64)
     rows = np.random.default_rng(0).choice(1814, 300, replace=False)
     assert np.array_equal(unpack(store.packed(rows), store.variants), copies[np.argsort(eids)][rows])
+
+
+def test_rows_that_are_none_are_refused_since_minus_one_is_nobody(small):
+    biobank, _ = small
+    for rows in ([10**9], [-1], [8], [0.5], [True] + [False] * 7, [[0, 1]], slice(0, 3)):
+        for read in (biobank.read, biobank.clean):
+            with pytest.raises(
+                StoreError, match="rows of the Biobank b: expected numbers from 0 to 7, found others"
+            ):
+                read(["p31"], rows)
+    assert biobank.read(["p31"], []).height == 0 and biobank.read([], [1]).shape == (0, 0)
+    assert biobank.read(["p31"], np.array([7, 0, 7], dtype=np.int32))["p31"].to_list() == [1, 0, 1]
+
+
+def test_names_that_are_none_are_refused(small):
+    biobank, _ = small
+    for name, message in (("p999_i0", "field 999: expected a field of the data dictionary"), ("height", "column height: expected a canonical name"),
+                          (50, "column 50: expected a canonical name")):  # fmt: skip
+        with pytest.raises(UkbmmError, match=message):
+            biobank.field(name)
+    assert (
+        biobank.field("p1070_i0").title == "Time spent watching television (TV)"
+    )  # a field without a column
+    with pytest.raises(StoreError, match="field p21001: expected the number of a field"):
+        biobank.column("p21001")
+    assert biobank.column(np.int64(21001)) == "p21001_i0"
+    with pytest.raises(
+        StoreError, match="column p31: expected a column of the Biobank, once, found the same a second time"
+    ):
+        biobank.read(["p31", "p21001_i0", "p31"])
+    with pytest.raises(StoreError, match="nothing.txt of the Biobank b: expected a file in its folder"):
+        biobank.record("nothing.txt")
+
+
+def test_a_damaged_or_missing_file_is_named_without_its_path(small):
+    biobank, _ = small
+    (part,) = (biobank.path / "tables").iterdir()
+    part.write_bytes(part.read_bytes()[:-9])
+    (biobank.path / "relatedness.parquet").unlink()
+    for act, name in ((lambda: biobank.read(["p31"]), f"tables/{part.name}"), (lambda: describe(biobank), f"tables/{part.name}"),
+                      (lambda: biobank.relatives, "relatedness.parquet")):  # fmt: skip
+        with pytest.raises(
+            StoreError, match=f"{name} of the Biobank b: expected the file.*ukbmm verify"
+        ) as caught:
+            act()
+        assert str(biobank.path) not in str(caught.value)
+    (biobank.path / "participants.parquet").unlink()
+    with pytest.raises(StoreError, match="participants.parquet of the Biobank b"):
+        biobank.withdrawn
+    (biobank.path / "manifest.json").write_text("{")
+    with pytest.raises(StoreError, match="manifest.json of the Biobank b"):
+        Biobank.open(biobank.path)
+
+
+def test_an_extract_of_nothing_is_refused(tmp_path):
+    with pytest.raises(TableError, match="the extract: expected at least one table, found none"):
+        ingest([], tmp_path / "b")
+    assert os.listdir(tmp_path) == []

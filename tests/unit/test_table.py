@@ -540,7 +540,7 @@ def test_a_ragged_line_that_can_not_be_told_is_refused_with_its_number(tmp_path)
         with pytest.raises(TableError, match=message):
             read(tmp_path, head + line)
     assert read(tmp_path, head + "5000002\t0\t170\t\t\n")[0].notes == [
-        "<5 lines were shorter or longer than the header"
+        "some lines were shorter or longer than the header"
     ]
     with pytest.raises(TableError, match="line 3"):  # only ukbconv's text is ragged; a csv is damaged
         read(tmp_path, "eid,31-0.0,50-0.0\n5000001,1,2\n5000002,1\n")

@@ -93,7 +93,7 @@ def read_special_values(
         seen.add((row["coding"], row["value"]))
     shipped = special_values() if over is None else over
     kept = shipped.join(own, on=["coding", "value"], how="anti")
-    return pl.concat([kept, own.filter(pl.col("kind") != "present")]).sort("coding", "value")
+    return pl.concat([kept, own]).sort("coding", "value")
 
 # %% ../../nbs/biobank/13_cleaning.ipynb #35d0ef5b
 class Cleaned(NamedTuple):
@@ -152,7 +152,7 @@ def rules_for(
             (rules.numbers if kind == "number" else rules.orders)[raw] = number
         elif kind == "none_of_the_above":
             rules.none.add(raw)
-        else:
+        elif kind != "present":
             rules.kinds[raw] = MISSING_KINDS.index(kind)
     return rules._replace(none=frozenset(rules.none))
 
@@ -212,13 +212,29 @@ def _clean_lists(lists: pl.Expr, rules: Rules) -> tuple[pl.Expr, pl.Expr]:
     return pl.when(kinds == 0).then(kept), kinds
 
 # %% ../../nbs/biobank/13_cleaning.ipynb #2ae52ffd
+def _sort_of(dtype: pl.DataType) -> str:
+    "What values of a type are: numbers, dates or text."
+    dtype = dtype.inner if isinstance(dtype, pl.List) else dtype
+    return "numbers" if dtype.is_numeric() else "dates" if dtype.is_temporal() else "text"
+
+
+def _check_type(name: str, dtype: pl.DataType, field: Field) -> None:
+    "Raise `DictionaryError` where a column is not of its field's type."
+    if dtype != pl.Null and _sort_of(dtype) != _sort_of(field.dtype):
+        raise DictionaryError(
+            f"column {name}", f"{_sort_of(field.dtype)}, as field {field.field_id} ({field.title}) has", f"values of type {dtype}",
+            "Read the table with `ingest`, which gives every column its type.",
+        )  # fmt: skip
+
+# %% ../../nbs/biobank/13_cleaning.ipynb #4e018109
 def clean_expressions(
     name: str,  # Name of a column
     dtype: pl.DataType,  # Its type in the store
     field: Field,  # Its field
     rules: Rules,  # From `rules_for` the same field
 ) -> tuple[pl.Expr, pl.Expr]:  # Values, and kinds as UInt8
-    "Say in polars' words how a column is cleaned, for whoever cleans or counts many columns in one pass."
+    "Say in polars' words how a column is cleaned, for whoever cleans or counts many columns in one pass; raises `DictionaryError`."
+    _check_type(name, dtype, field)
     value = pl.col(name)
     return (
         _clean_lists(value, rules)
@@ -232,7 +248,10 @@ def clean_columns(
     fields: Mapping[str, Field],  # Field of each column
     table: pl.DataFrame | None = None,  # Special values; None takes the shipped ones
 ) -> dict[str, Cleaned]:
-    "Separate columns into values and kinds of missing, all in one pass."
+    "Separate columns into values and kinds of missing, all in one pass; raises `DictionaryError`."
+    unknown = [name for name in raw.columns if name not in fields]
+    if unknown:
+        raise DictionaryError(f"column {unknown[0]}", "its field among `fields`", "none")
     expressions = []
     for name, dtype in raw.schema.items():
         value, kinds = clean_expressions(name, dtype, fields[name], rules_for(fields[name], table))
@@ -258,10 +277,10 @@ def in_order(
 ) -> pl.Series:  # Float64; null where there is no code, or one that has no place in the order
     "Turn codes that have an order into numbers; raises `DictionaryError` where they have none."
     orders = rules_for(field, table).orders
-    if not orders:
+    if not orders or values.dtype.is_nested():
         raise DictionaryError(
-            f"field {field.field_id} ({field.title})", "a coding whose codes have an order",
-            f"coding {field.coding}, which has none in the table of special values",
+            f"field {field.field_id} ({field.title})", "a coding whose codes have an order, one code for each participant",
+            "lists of codes" if values.dtype.is_nested() else f"coding {field.coding}, which has none in the table of special values",
             "Take it as codes, or give the order of its codes in your own table of special values.",
         )  # fmt: skip
     return values.replace_strict(

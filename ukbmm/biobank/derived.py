@@ -77,16 +77,22 @@ def input_columns(
         elif field_id not in asked.optional:
             missing.append(str(field_id))
     if missing:
-        fields = ", ".join(map(str, asked.fields))
-        raise DictionaryError(
-            f"the derived field {name!r} at visit {instance}", f"columns of the fields {fields}",
-            f"none of {', '.join(missing)}", "Add them to the extract, or leave the derived field out.",
-        )  # fmt: skip
+        raise _incomplete(asked, f"the derived field {name!r} at visit {instance}", missing)
     return found
+
+
+def _incomplete(asked: Formula, what: str, missing: list[str]) -> DictionaryError:
+    "The error of a formula whose fields are not all there."
+    fields = ", ".join(map(str, asked.fields))
+    remedy = "Add them to the extract, or leave the derived field out."
+    return DictionaryError(what, f"columns of the fields {fields}", f"none of {', '.join(missing)}", remedy)
 
 # %% ../../nbs/biobank/13b_derived.ipynb #97345269
 def _as_array(cleaned: Cleaned) -> np.ndarray:
-    "Values as numbers with NaN, or as dates with NaT."
+    "Values as numbers with NaN, or as dates with NaT; raises `DictionaryError` for others."
+    if not (cleaned.values.dtype.is_temporal() or cleaned.values.dtype.is_numeric()):
+        found = f"values of type {cleaned.values.dtype}"
+        raise DictionaryError(f"column {cleaned.values.name} of a formula", "numbers or dates", found)
     if cleaned.values.dtype.is_temporal():
         return cleaned.values.cast(pl.Date).to_numpy().astype("datetime64[D]")
     return cleaned.values.cast(pl.Float64).fill_null(np.nan).to_numpy()
@@ -106,13 +112,20 @@ def derive(
     name: str,  # Name of a formula
     inputs: Mapping[int, Cleaned],  # Cleaned columns by field; optional ones may be left out
 ) -> Cleaned:  # Float64, and kinds
-    "Compute a derived field for everybody."
+    "Compute a derived field for everybody; raises `DictionaryError` where a field is absent, or of another type."
     asked = formula(name)
+    missing = [str(one) for one in asked.fields if one not in inputs and one not in asked.optional]
+    if missing:
+        raise _incomplete(asked, f"the derived field {name!r}", missing)
     n = len(next(iter(inputs.values())).values)
+    if any(len(one.values) != n for one in inputs.values()):
+        raise DictionaryError(
+            f"the derived field {name!r}", "columns of the same participants", "columns of several lengths"
+        )
     absent = Cleaned(pl.Series([None] * n, dtype=pl.Float64), pl.Series(np.ones(n, np.uint8)))
     given = [inputs.get(field_id, absent) for field_id in asked.fields]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        values = np.asarray(asked.function(*(_as_array(one) for one in given)), dtype=np.float64)
+        values = _computed(asked, [_as_array(one) for one in given])
     needed = [
         one.kinds.to_numpy() for field_id, one in zip(asked.fields, given, strict=True) if field_id in inputs
     ]
@@ -120,6 +133,20 @@ def derive(
     return Cleaned(
         pl.Series(name, np.where(kinds == 0, values, np.nan)).fill_nan(None), pl.Series(name, kinds)
     )
+
+
+def _computed(asked: Formula, arrays: list[np.ndarray]) -> np.ndarray:
+    "The formula of arrays; raises `DictionaryError` where numbers stand for dates, or dates for numbers."
+    try:
+        return np.asarray(asked.function(*arrays), dtype=np.float64)
+    except TypeError:
+        found = ", ".join(
+            f"{field_id}: {'dates' if one.dtype.kind == 'M' else 'numbers'}"
+            for field_id, one in zip(asked.fields, arrays, strict=True)
+        )
+        raise DictionaryError(
+            f"the derived field {asked.name!r}", "fields of the types that its formula takes", found
+        ) from None
 
 # %% ../../nbs/biobank/13b_derived.ipynb #5fdbd82f
 def derived_table() -> pl.DataFrame:  # name, title, units, fields, source

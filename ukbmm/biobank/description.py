@@ -23,7 +23,7 @@ import polars as pl
 
 from .. import __version__
 from .cleaning import MISSING_KINDS, Rules, clean_column, clean_expressions, raw_value, rules_for
-from .dictionary import Dictionary, Field
+from .dictionary import UK_BIOBANK, Dictionary, Field, Unexplained, say_unexplained
 from ukbmm.biobank.figures import (
     COLOURS,
     Distribution,
@@ -37,7 +37,7 @@ from .names import parse_name
 from .store import Biobank
 from .table import GROUP_CELLS
 from ..core import StoreError, progress, redact, write_text
-from ..disclosure import assert_publishable, is_small, show_count, show_parts, show_share
+from ..disclosure import assert_publishable, show_about, show_count, show_parts, show_share
 
 # %% auto #0
 __all__ = ['GROUPS', 'OWN', 'OTHER', 'NOT_NEGATIVE', 'RANGES', 'EARLIEST', 'KEYS', 'LISTED', 'KIND_WORDS', 'OCCASIONS', 'ALT',
@@ -80,6 +80,7 @@ GROUPS = {
 OWN, OTHER = "Your own fields", "Other fields"
 
 
+@functools.cache
 def _group_by_category() -> dict[int, str]:
     "Group by category of the showcase."
     found = {}
@@ -105,8 +106,10 @@ def group_of(
     field: Field,  # A field of a dictionary
 ) -> str:  # A name in GROUPS, OWN or OTHER
     "Say which group a field belongs to."
-    title, group = _shipped().get(field.field_id, ("", OWN))
-    return group if field.source == "UK Biobank" or field.title == title else OWN
+    title, group = _shipped().get(field.field_id, ("", OTHER))
+    if field.source != UK_BIOBANK:
+        return group if field.title == title else OWN
+    return group if field.main_category is None else _group_by_category().get(field.main_category, OTHER)
 
 # %% ../../nbs/biobank/18a_description.ipynb #f05869fd
 NOT_NEGATIVE = """
@@ -240,7 +243,7 @@ def _frames(biobank: Biobank, names: list[str], what: str) -> Iterator[pl.DataFr
     gone = biobank.withdrawn
     keep = pl.Series(~gone) if gone.any() else None
     for part, group in progress(_portions(biobank, names), what):
-        frame = pl.read_parquet(biobank.path / "tables" / part, columns=group)
+        frame = biobank._stored(f"tables/{part}", group)
         yield frame if keep is None else frame.filter(keep)
 
 # %% ../../nbs/biobank/18a_description.ipynb #8b66d72a
@@ -413,14 +416,8 @@ def column_rows(
 
 # %% ../../nbs/biobank/18a_description.ipynb #4ae7e647
 def _about(count: int) -> int | str:
-    "A count that overlaps with others: rounded to tens, so that differences tell nothing."
-    return "<5" if is_small(count) else f"about {max(10, 10 * round(count / 10))}" if count else 0
-
-
-def _note(text: str) -> str:
-    "What had to be done to read a file; a count of lines in it is one of participants."
-    number, _, rest = text.partition(" ")
-    return f"{show_count(int(number.replace(',', '')))} {rest}" if number.replace(",", "").isdigit() else text
+    "A count that overlaps with others as JSON has it: rounded, so that differences tell nothing."
+    return show_about(count) if count else 0
 
 
 def _table_values(table: dict) -> dict[str, Any]:
@@ -430,7 +427,7 @@ def _table_values(table: dict) -> dict[str, Any]:
         "columns": len(table["columns"]),
         "spellings": table["spellings"],
         "participants_not_in_it": _about(table["n_absent"]),
-        "read": [_note(note) for note in table["notes"]],
+        "read": table["notes"],
         "labels_to_codes": [redact(name) for name in table["labelled"]],
         "decimals_to_whole_numbers": [redact(name) for name in table["decimals"]],
         "left_out": {
@@ -463,7 +460,7 @@ def _genotype_values(biobank: Biobank, name: str) -> dict[str, Any]:
 
 def _record_values(name: str, found: dict) -> dict[str, Any]:
     "What became of a table of records."
-    return {"table": name, "files": [redact(file) for file in found["files"]], "rows": _plain(show_count(found["n_rows"])),
+    return {"table": name, "files": [redact(file) for file in found["files"]], "rows": _about(found["n_rows"]),
             "of_strangers": _about(found["n_left_out"]), "repeated": _about(found["n_repeated"]),
             "read": [redact(note) for note in found["notes"]]}  # fmt: skip
 
@@ -483,6 +480,12 @@ def _joined(manifest: dict) -> dict[str, Any]:
             "withdrawn": _plain(show_count(about["n_withdrawn"]))}  # fmt: skip
 
 # %% ../../nbs/biobank/18a_description.ipynb #ace87735
+def _unexplained_values(one: dict) -> dict[str, Any]:
+    "A coding with codes that have no rule."
+    codes = {redact(code): redact(label) for code, label in one["codes"].items()}
+    return {"coding": one["coding"], "codes": codes, "fields": one["fields"]}
+
+# %% ../../nbs/biobank/18a_description.ipynb #d09b54e7
 KEYS = {
     "format": "this layout and its version",
     "biobank": "name of the folder",
@@ -504,6 +507,7 @@ KEYS = {
     "tables.left_out.negative_identifiers": "rows dropped",
     "tables.participants_not_in_it": "participants of other tables, rounded",
     "joined": "what happened where several tables were joined: identifiers translated, columns in several tables, participants who differ",
+    "codes_without_a_rule": "codings of which codes read like no value, or are not known, and for which the table of special values has no row: they are kept as values",
     "fields_of_your_own": "fields that your own dictionary describes",
     "fields_that_replace_uk_biobanks": "those of them that have the number of a field of UK Biobank",
     "related_pairs": "pairs in the relatedness file of whom both are participants; null without one",
@@ -520,7 +524,7 @@ KEYS = {
     "columns.codes_checked": "does the dictionary have the labels of the coding, so that codes were checked?",
 }
 
-# %% ../../nbs/biobank/18a_description.ipynb #d09b54e7
+# %% ../../nbs/biobank/18a_description.ipynb #b166b5d8
 def _values(biobank: Biobank, rows: list[dict], n: int) -> dict[str, Any]:
     "Everything that an ingest report says."
     manifest = biobank.manifest
@@ -537,6 +541,7 @@ def _values(biobank: Biobank, rows: list[dict], n: int) -> dict[str, Any]:
         "sources": _source_values(biobank),
         "tables": [_table_values(table) for table in manifest["table"]["tables"]],
         "joined": joined,
+        "codes_without_a_rule": [_unexplained_values(one) for one in manifest.get("unexplained", [])],
         "fields_of_your_own": len(manifest["own_fields"]),
         "fields_that_replace_uk_biobanks": len(manifest["replaced_fields"]),
         "related_pairs": _plain(show_count(related["n_pairs"])) if related["given"] else None,
@@ -744,6 +749,10 @@ def _together(values: dict) -> list[tuple[str, str]]:
         ),
         ("where they differ the newest file holds", _listed(differ) if differ else ""),
         (
+            "kept as values, without a rule",
+            say_unexplained([Unexplained(**one) for one in values["codes_without_a_rule"]], LISTED),
+        ),
+        (
             "fields of your own dictionary",
             f"{values['fields_of_your_own']:,}" if values["fields_of_your_own"] else "",
         ),
@@ -761,7 +770,7 @@ def _together(values: dict) -> list[tuple[str, str]]:
         ),
         *((f"genotypes {found['store']}", _genotype_words(found)) for found in values["genotypes"]),
         *((f"records {found['table']}", _record_words(found)) for found in values["records"]),
-        ("files that are not read", _listed(values["files_not_read"])),
+        ("files that are not read", _listed(values["files_not_read"]) if values["files_not_read"] else ""),
     ]
     return [(what, text) for what, text in lines if text]
 
@@ -815,6 +824,9 @@ def _attention(values: dict) -> list[str]:
             len(of["ambiguous_titles"]) for of in left
         ),
         "columns lost labels that stand for several codes": sum(len(of["undecided_labels"]) for of in left),
+        "codings have codes that may stand for no value, and no rule says what they mean": len(
+            values["codes_without_a_rule"]
+        ),
     }
     return [
         f"{count:,} {_singular(what) if count == 1 else what}." for what, count in counts.items() if count
@@ -823,7 +835,7 @@ def _attention(values: dict) -> list[str]:
 
 def _singular(text: str) -> str:
     "The same for one."
-    many = {"columns hold": "column holds", "columns are": "column is", "columns lost": "column lost", "names in the files were": "name in the files was",
+    many = {"columns hold": "column holds", "columns are": "column is", "columns lost": "column lost", "codings have": "coding has", "names in the files were": "name in the files was",
             "titles were": "title was", "have them": "have it", "has them": "has it"}  # fmt: skip
     for plural, one in many.items():
         text = text.replace(plural, one)

@@ -16,13 +16,14 @@ from pathlib import Path
 import polars as pl
 from fastcore.basics import patch
 
-from .hierarchies import NODES, Tree
+from .hierarchies import CLASSIFICATIONS, NODES, Tree
 from .showcase import VALUE_TYPES, ShowcaseFile, category_paths, normal_fields, read_showcase
 from ..core import DictionaryError, atomic_file
 
 # %% auto #0
-__all__ = ['DTYPES', 'Field', 'describe_field', 'Dictionary', 'Found', 'Coding', 'special_values', 'Update', 'replaced',
-           'save_dictionary', 'load_dictionary', 'load_fields']
+__all__ = ['DTYPES', 'KINDS_OF_OCCASION', 'UK_BIOBANK', 'READS_AS_MISSING', 'Field', 'describe_field', 'Dictionary', 'Found',
+           'Coding', 'special_values', 'Unexplained', 'say_unexplained', 'Update', 'replaced', 'save_dictionary',
+           'load_dictionary', 'load_fields']
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #c6230411
 DTYPES = {
@@ -57,6 +58,7 @@ class Field:
     category: str | None = (
         None  # Way to its category in the showcase, such as "Blood assays > Biochemistry"; None where unsaid
     )
+    main_category: int | None = None  # Number of its category in the showcase; None where unsaid
 
     @property
     def dtype(self) -> pl.DataType:
@@ -74,12 +76,22 @@ class Field:
         return self.value_type in ("categorical_single", "categorical_multiple")
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #b8c46a92
+KINDS_OF_OCCASION = {
+    -1: "occasions",  # RAP does not say of which kind
+    1: "24-hour recalls of diet",
+    2: "assessment visits",
+    9000001: "death certificates",
+    9000002: "cancer registrations",
+}  # by kind of occasion
+
+
 def _occasions(field: Field) -> str:
     "Say when and how often a field was measured."
-    kind = {0: "once", 2: "assessment visits", -1: "occasions of an unknown kind"}.get(
-        field.instance_id, f"occasions of kind {field.instance_id}"
-    )
+    kind = KINDS_OF_OCCASION.get(field.instance_id, f"occasions of kind {field.instance_id},")
     when = f"{kind} 0 to {field.instance_max}" if field.instanced else "once"
+    when += (
+        ", of which kind the showcase's field.txt says" if field.instanced and field.instance_id < 0 else ""
+    )
     return f"{when}, up to {field.array_max + 1} values each" if field.arrayed else when
 
 
@@ -161,7 +173,10 @@ def _labels_of(rows: Iterable[tuple[int, str, str]]) -> dict[int, dict[str, str]
     return labels
 
 
-def _fields_of(table: pl.DataFrame, source: str = "UK Biobank") -> dict[int, Field]:
+UK_BIOBANK = "UK Biobank"
+
+
+def _fields_of(table: pl.DataFrame, source: str = UK_BIOBANK) -> dict[int, Field]:
     "Fields by number, from one row each."
     return {row["field_id"]: Field(**row, source=source) for row in table.iter_rows(named=True)}
 
@@ -176,7 +191,7 @@ def _shipped(name: str) -> pl.DataFrame:
 def builtin(cls: Dictionary) -> Dictionary:
     "The public schema of UK Biobank that ships with the package."
     table = _shipped("fields.parquet").with_columns(pl.col("value_type").replace_strict(VALUE_TYPES))
-    fields = _fields_of(normal_fields(table.drop("main_category")))
+    fields = _fields_of(normal_fields(table))
     return cls(fields, _labels_of(_shipped("codings.parquet").iter_rows()), _shipped("trees.parquet"))
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #7d7cdb8f
@@ -201,6 +216,8 @@ def _similar_ids(field_id: int, known: dict[int, Field]) -> list[int]:
 @patch
 def __getitem__(self: Dictionary, field_id: int) -> Field:
     "The field of this number; raises `DictionaryError` where there is none."
+    if not str(field_id).isdigit():
+        raise DictionaryError(f"field {field_id}", "the number of a field, such as 31", "something else")
     field = self.fields.get(int(field_id))
     if field is None:
         similar = [f"{i} ({self.fields[i].title})" for i in _similar_ids(int(field_id), self.fields)[:3]]
@@ -287,11 +304,29 @@ def about(
     field_id: int,  # Number of a field
     most: int = 20,  # Labels at most
 ) -> dict[str, str]:  # What a reader wants to know, in order
-    "List a field's properties and the labels of its codes as words."
+    "List a field's properties, the labels of its codes and the tree they form as words."
     field = self[field_id]
-    labels = [f"{code} {label}" for code, label in self.labels.get(field.coding or -1, {}).items()]
+    coding = field.coding or -1
+    labels = [f"{code} {label}" for code, label in self.labels.get(coding, {}).items()]
     more = [f"... and {len(labels) - most:,} more"] if len(labels) > most else []
-    return describe_field(field) | ({"codes": "; ".join(labels[:most] + more)} if labels else {})
+    said = {"codes": "; ".join(labels[:most] + more) or self._unlabelled(coding)} if field.coding else {}
+    tree = (
+        {"tree": repr(self.tree(coding)).partition(": ")[2].removeprefix("tree of ")}
+        if coding in self.nodes["coding"]
+        else {}
+    )
+    return describe_field(field) | said | tree
+
+
+@patch
+def _unlabelled(self: Dictionary, coding: int) -> str:
+    "Say that the labels of a coding are not known, and what to do."
+    whose = (
+        f"titles of {CLASSIFICATIONS[coding]} belong to others and do not ship"
+        if coding in CLASSIFICATIONS
+        else "labels are not known"
+    )
+    return f"{whose}; read the showcase's file of coding {coding} with `ukbmm dictionary update`"
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #71f362b8
 @dataclass(frozen=True)
@@ -338,12 +373,95 @@ def special_values() -> pl.DataFrame:
     with (files("ukbmm.biobank") / "schema" / "special_values.tsv").open("rb") as stream:
         return pl.read_csv(stream, separator="\t", schema=types)
 
+# %% ../../nbs/biobank/10_dictionary.ipynb #3396dbea
+_DONE = """applicable known asked answered stated given specified recorded reported available provided complete completed performed done
+           tested tried measured assessed collected returned possible pressed"""
+READS_AS_MISSING = re.compile(
+    rf"""(?:(?:test|trail|question|data|value|result|measurement|location|date|time|participant)\s(?:is\s|was\s|could\s)?)?(?:
+    (?:i\s)?(?:do\snot|don't|did\snot|can\s?not|can't)\s(?:know|remember|recall|say) | cannot\sbe\s\w+ | not\sbe\s\w+
+    | (?:rather|prefer(?:red)?)\snot\s(?:to\s)?(?:answer|say) | (?:declined|refused)(?:\sto\s\w+)? | unable\sto\s(?:answer|complete|perform)
+    | unknown|uncertain|unsure|not\ssure|unavailable | n/a | no\s(?:answer|response|data|result|information)
+    | not\s(?:{"|".join(_DONE.split())}) | missing|invalid|incomplete|error | skipped | abandon(?:ed)? | .*\bredact\w+
+    | .*\b(?:limits?\sof\s(?:detection|quantification) | (?:detection|quantification|reportable|measurable)\s(?:limit|range))
+    )(?=\s*(?:$|[-/(:;,.]|(?:as|because|by|due|since|test|to|question)\b))""",
+    re.IGNORECASE | re.VERBOSE,
+)  # a label that says why there is no value, and little else
+
+# %% ../../nbs/biobank/10_dictionary.ipynb #9877024e
+@dataclass(frozen=True)
+class Unexplained:
+    "A coding of which codes may stand for no value, while no rule says what they mean."
+
+    coding: int  # Its number
+    codes: dict[str, str]  # Label by code; empty where nothing is known of a coding of quantities
+    fields: list[int]  # Numbers of the fields that have it
+
+    def __str__(self) -> str:
+        said = [f"{code} {label}" for code, label in list(self.codes.items())[:4]]
+        said += [f"and {len(self.codes) - 4:,} more"] if len(self.codes) > 4 else []
+        more = f" and {len(self.fields) - 3:,} more" if len(self.fields) > 3 else ""
+        plural = "s" if len(self.fields) > 1 else ""
+        used = f"field{plural} {', '.join(map(str, self.fields[:3]))}{more}"
+        return f"coding {self.coding} of {used} ({', '.join(said) or 'its labels are not known'})"
+
+
+def say_unexplained(
+    found: Collection[Unexplained],  # From `Dictionary.unexplained`
+    most: int = 5,  # Codings that are named
+) -> str:  # Empty where there are none
+    "Say which codes have no rule, and the remedy."
+    if not found:
+        return ""
+    named = [str(one) for one in list(found)[:most]]
+    named += [f"and {len(found) - most:,} codings more"] if len(found) > most else []
+    remedy = "Say what they mean with --special-values"
+    remedy += (
+        "; read unknown labels with `ukbmm dictionary update`." * any(not one.codes for one in found) or "."
+    )
+    return f"{'; '.join(named)}. {remedy}"
+
+# %% ../../nbs/biobank/10_dictionary.ipynb #af5cd8bb
+def _as_in_table(code: str) -> str:
+    "A code as the table of special values writes it: a date without its time, a whole number without decimals."
+    return code[:10] if _IS_DATE.match(code) else re.sub(r"\.0+$", "", code)
+
+
+def _without_rule(
+    coding: int, fields: list[Field], labels: dict[str, str], ruled: set[str]
+) -> Unexplained | None:
+    "The codes of a coding that may stand for no value and have no rule; None where there are none."
+    dates = any(field.value_type in ("date", "time") for field in fields)
+    quantities = dates or any(field.is_number for field in fields)
+    codes = {
+        code: label for code, label in labels.items() if _as_in_table(code) not in ruled
+        and (READS_AS_MISSING.match(label) or dates or quantities and code.startswith("-"))
+    }  # fmt: skip
+    unknown = quantities and not labels and not ruled
+    return Unexplained(coding, codes, [field.field_id for field in fields]) if codes or unknown else None
+
+
+@patch
+def unexplained(
+    self: Dictionary,
+    fields: Iterable[Field] | None = None,  # Fields whose codings are looked at; None takes all
+    table: pl.DataFrame | None = None,  # Special values; None takes the shipped ones
+) -> list[Unexplained]:  # By number of the coding
+    "List codings with codes that read like no value, and for which the table of special values has no row."
+    by_coding: dict[int, list[Field]] = {}
+    for field in self.fields.values() if fields is None else fields:
+        by_coding.setdefault(field.coding or 0, []).append(field)
+    rows = (special_values() if table is None else table).select("coding", "value").rows_by_key("coding")
+    found = (
+        _without_rule(coding, of, self.labels.get(coding, {}), {value for (value,) in rows.get(coding, [])})
+        for coding, of in sorted(by_coding.items()) if coding
+    )  # fmt: skip
+    return [one for one in found if one is not None]
+
 # %% ../../nbs/biobank/10_dictionary.ipynb #9ac322ff
 def _same(one: Field, other: Field) -> bool:
     "Do two fields say the same, whoever says it?"
-    return replace(one, source="", version="", category=None) == replace(
-        other, source="", version="", category=None
-    )
+    plain = {"source": "", "version": "", "category": None, "main_category": None}
+    return replace(one, **plain) == replace(other, **plain)
 
 
 def _differences(old: Field, new: Field) -> str:
@@ -351,7 +469,7 @@ def _differences(old: Field, new: Field) -> str:
     parts = []
     for name, now in vars(new).items():
         was = getattr(old, name)
-        if name not in ("version", "source", "category") and was != now:
+        if name not in ("version", "source", "category", "main_category") and was != now:
             parts.append(f"{name.replace('_', ' ')} {was!s} -> {now!s}")
     return f"field {new.field_id}: {', '.join(parts)}"
 
@@ -369,11 +487,11 @@ def _settle(old: Field | None, new: Field, file: ShowcaseFile) -> tuple[str, Fie
         )
     elif knows_less or file.form == "field.txt" and new.version < old.version:
         return "kept", old
-    return (
-        ("unchanged", replace(old, category=new.category or old.category))
-        if _same(old, new)
-        else ("changed", new)
-    )
+    place = {
+        "category": new.category or old.category,
+        "main_category": new.main_category or old.main_category,
+    }
+    return ("unchanged", replace(old, **place)) if _same(old, new) else ("changed", new)
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #87fdd8b5
 def _contradiction(thing: str, one: str, other: str) -> DictionaryError:
@@ -409,11 +527,11 @@ def _field_tables(found: list[ShowcaseFile]) -> dict[int, tuple[Field, ShowcaseF
     fields: dict[int, tuple[Field, ShowcaseFile]] = {}
     for file in (file for file in found if file.holds == "fields"):
         table = file.table
-        if file.form == "field.txt":  # it gives a number, which says nothing without its name
-            table = table.with_columns(
-                pl.Series("category", [names.get(number) for number in table["category"]], dtype=pl.String)
-            )
-        for number, field in _fields_of(table, file.name).items():
+        if file.form == "field.txt":
+            ways = [names.get(str(number)) for number in table["main_category"]]
+            table = table.with_columns(pl.Series("category", ways, dtype=pl.String))
+        own = file.form == "Data_Dictionary_Showcase" and "Path" not in file.columns
+        for number, field in _fields_of(table, file.name if own else UK_BIOBANK).items():
             other = fields.get(number)
             if (
                 other
@@ -462,12 +580,15 @@ class Update:
     fields: dict[str, int]  # Fields that were added, changed, unchanged and kept
     codings: dict[str, int]  # Codings that were added, changed and unchanged
     conflicts: list[str]  # What changed in fields that were known, and codings that are not complete
+    unexplained: list[Unexplained]  # Codes that read like no value and have no rule
 
     def __str__(self) -> str:
         lines = [f"{name}: read as {form}" for name, form in self.forms.items()]
         for what, counts in (("fields", self.fields), ("codings", self.codings)):
             lines.append(f"{what}: " + ", ".join(f"{count:,} {word}" for word, count in counts.items()))
         more = [f"... and {len(self.conflicts) - 10:,} more"] if len(self.conflicts) > 10 else []
+        said = say_unexplained(self.unexplained)
+        more += [f"WITHOUT A RULE, kept as values: {said}"] if said else []
         return "\n".join([*lines, *self.conflicts[:10], *more])
 
     def _repr_html_(self) -> str:
@@ -519,9 +640,9 @@ def update(
     labels, nodes, coding_counts = _with_codes(self, codes)
     forms = {file.name: file.form for file in found}
     conflicts = [*changes, *_incomplete(found, codes)]
-    return Update(
-        Dictionary(fields, labels, nodes), forms, dict(field_counts), dict(coding_counts), conflicts
-    )
+    new = Dictionary(fields, labels, nodes)
+    unexplained = [one for one in new.unexplained() if one.codes]
+    return Update(new, forms, dict(field_counts), dict(coding_counts), conflicts, unexplained)
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #8328dee2
 @patch
@@ -541,7 +662,7 @@ def replaced(
     return [
         field
         for field_id, field in sorted(dictionary.fields.items())
-        if field_id in shipped and shipped[field_id] != field
+        if field.source != UK_BIOBANK and field_id in shipped and shipped[field_id] != field
     ]
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #32163c28
@@ -580,21 +701,31 @@ def load_dictionary(
     try:
         table = pl.read_parquet(path)
         part = {kind: table.filter(pl.col("kind") == kind) for kind in ("fields", "labels", "nodes")}
-        names = list(Field.__dataclass_fields__)
+        names = [
+            name for name in Field.__dataclass_fields__ if name in table.columns
+        ]  # older ones have fewer
         fields = {row["field_id"]: Field(**row) for row in part["fields"].select(names).iter_rows(named=True)}
         labels = _labels_of(part["labels"].select("coding", "code", "label").iter_rows())
     except (OSError, pl.exceptions.PolarsError):
-        raise DictionaryError(f"the dictionary {Path(path).name}", "a file that `ukbmm dictionary update` wrote", "another file",
-                              "Make it again from the showcase's files.") from None  # fmt: skip
+        raise _no_dictionary(path) from None
     return Dictionary(fields, labels, part["nodes"])
+
+
+def _no_dictionary(path: str | Path) -> DictionaryError:
+    return DictionaryError(f"the dictionary {Path(path).name}", "a file that `ukbmm dictionary update` wrote", "another file, or none",
+                           "Make it again from the showcase's files.")  # fmt: skip
 
 
 def load_fields(
     path: str | Path,  # A file that save_dictionary wrote
     field_ids: Collection[int],  # Numbers of the fields that are wanted
 ) -> dict[int, Field]:  # Those of them that are there
-    "Read some fields of a dictionary back, in a fraction of the time of the whole."
+    "Read some fields of a dictionary back, in a fraction of the time of the whole; raises `DictionaryError` as `load_dictionary` does."
     wanted = pl.col("field_id").is_in(list(field_ids))
-    table = pl.scan_parquet(path).filter(pl.col("kind") == "fields", wanted)
-    rows = table.select(list(Field.__dataclass_fields__)).collect().iter_rows(named=True)
-    return {row["field_id"]: Field(**row) for row in rows}
+    try:
+        table = pl.scan_parquet(path).filter(pl.col("kind") == "fields", wanted)
+        there = set(table.collect_schema())
+        rows = table.select(name for name in Field.__dataclass_fields__ if name in there).collect()
+    except (OSError, pl.exceptions.PolarsError):
+        raise _no_dictionary(path) from None
+    return {row["field_id"]: Field(**row) for row in rows.iter_rows(named=True)}

@@ -23,10 +23,10 @@ from .delivery import RECORDS, first_words, kind_of_file
 from .dictionary import special_values
 from .files import is_parquet, plain_text
 from .lines import MISSING, NO_NUMBER, Layout, line_of, read_layout, read_lines, stray_quote
-from .relatedness import rows_of
+from .relatedness import of_one_application, rows_of
 from .table import DAY_FIRST, ISO, as_date, scan_text
 from ..core import TableError, atomic_file, did_you_mean, get_logger, progress
-from ..disclosure import show_count
+from ..disclosure import show_about, show_count, show_share
 
 # %% auto #0
 __all__ = ['DATES', 'INTEGERS', 'NEEDED', 'COPY_BYTES', 'QUOTED_LINE', 'BATCH_ROWS', 'WAYS', 'ROW_GROUP', 'PIECE_CELLS', 'EVENTS',
@@ -160,12 +160,14 @@ def _eids_of(layout: Layout) -> np.ndarray:  # int64 [row]
 
 # %% ../../nbs/biobank/17b_events.ipynb #75a14136
 def _look_at_people(layout: Layout, participants: np.ndarray) -> People:
-    "Find whose the rows of a table are; raises `TableError` where none is a participant's."
-    eids = _eids_of(layout)
-    found = _people_of(eids, participants)
-    if len(eids) and found.n_left_out == len(eids):
+    "Find whose the rows of a table are; raises `TableError` where they are another application's."
+    found = _people_of(_eids_of(layout), participants)
+    n_shared = int((found.counts > 0).sum())
+    n_people = n_shared + int((found.strangers > 0).sum())
+    if not of_one_application(n_shared, n_people, len(participants)):
+        shared = show_share(n_shared, min(n_people, len(participants)))
         raise TableError(
-            layout.name, "participants of the Biobank", "rows of other people only",
+            layout.name, "records of the participants of the table", f"{shared} of the people in common, no more than chance gives",
             "Identifiers differ between applications: export the records from the same one.",
         )  # fmt: skip
     return found
@@ -271,7 +273,8 @@ def _write(layout: Layout, participants: np.ndarray, n_rows: int, out: Path) -> 
     for date in WAYS:
         frame = _typed(layout, participants, date)
         try:
-            frame.sink_parquet(out, compression="zstd", row_group_size=ROW_GROUP)
+            with out.open("wb") as stream:  # not by its name: polars may make the file after it has failed
+                frame.sink_parquet(stream, compression="zstd", row_group_size=ROW_GROUP)
         except pl.exceptions.PolarsError:
             continue
         if pq.read_metadata(out).num_rows != n_rows:
@@ -429,14 +432,20 @@ def _summary(paths: Sequence[Path], parts: Sequence[_Part], n_repeated: int) -> 
 
 # %% ../../nbs/biobank/17b_events.ipynb #61ee71eb
 def read_records(
-    paths: Sequence[str | Path],  # Files of one table: text, perhaps compressed, or parquet
+    paths: str | Path | Sequence[str | Path],  # Files of one table: text, perhaps compressed, or parquet
     kind: str,  # Which table, by its name in `RECORDS`
     participants: np.ndarray,  # The Biobank's identifiers, sorted
     out: str | Path,  # Parquet file to write: `row` in place of the identifier, in order of participants
     encoding: str | None = None,  # Encoding of the text, such as "cp1252"; None finds it
 ) -> RecordSummary:
     "Read a table of records, whole or not at all; raises `TableError`."
-    paths, out = [Path(path) for path in paths], Path(out)
+    if kind not in RECORDS:
+        raise TableError(
+            f"records {kind!r}", f"one of {', '.join(RECORDS)}", remedy=did_you_mean(kind, RECORDS)
+        )
+    paths, out = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)], Path(out)
+    if not paths:
+        raise TableError(f"records {kind!r}", "at least one file", "none")
     out.parent.mkdir(parents=True, exist_ok=True)
     raws = [out.with_name(f".{out.name}-{i}") for i in range(len(paths))]
     try:
@@ -447,7 +456,7 @@ def read_records(
     finally:
         for left in out.parent.glob(f".{out.name}-*"):
             left.unlink()
-    get_logger().info("%s: %s rows", kind, f"{summary.n_rows:,}")
+    get_logger().info("%s: %s rows", kind, show_about(summary.n_rows))
     return summary
 
 # %% ../../nbs/biobank/17b_events.ipynb #a0a89132

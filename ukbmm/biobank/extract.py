@@ -16,13 +16,13 @@ import polars as pl
 
 from .dictionary import Dictionary
 from .names import parse_name, parse_title, titles
-from .relatedness import rows_of
+from .relatedness import of_one_application, rows_of
 from .table import TableSummary, gather_rows, groups_of, read_table
 from ..core import TableError, atomic_file, get_logger, progress
 from ..disclosure import show_share
 
 # %% auto #0
-__all__ = ['SHARED', 'basket_of', 'from_old_to_new', 'read_bridge', 'Extract', 'read_extract']
+__all__ = ['basket_of', 'from_old_to_new', 'read_bridge', 'Extract', 'read_extract']
 
 # %% ../../nbs/biobank/17_extract.ipynb #41b550bc
 def basket_of(
@@ -42,9 +42,6 @@ def from_old_to_new(
     return sorted(range(len(names)), key=lambda i: (baskets[i] if known else 0, i))
 
 # %% ../../nbs/biobank/17_extract.ipynb #8cb3e483
-SHARED = 0.5  # Least share of the smaller file's participants that files of one application have in common
-
-
 def read_bridge(
     path: str | Path,  # A table of two columns: identifiers in one application and in another
 ) -> np.ndarray:  # int64 [pair, 2]
@@ -66,9 +63,10 @@ def read_bridge(
     return bridge
 
 # %% ../../nbs/biobank/17_extract.ipynb #3d8fae3a
-def _shared(eids: np.ndarray, others: np.ndarray) -> float:
-    "Share of the smaller set of participants who are in both."
-    return float(np.isin(eids, others).sum() / max(1, min(len(eids), len(others))))
+def _fit(eids: np.ndarray, others: np.ndarray) -> bool:
+    "Do two files have participants in common, and more than chance gives?"
+    n_shared = int(np.isin(eids, others).sum())
+    return n_shared > 0 and of_one_application(n_shared, len(eids), len(others))
 
 
 def _bridged(eids: np.ndarray, others: np.ndarray, bridge: np.ndarray | None) -> np.ndarray | None:
@@ -77,7 +75,7 @@ def _bridged(eids: np.ndarray, others: np.ndarray, bridge: np.ndarray | None) ->
         pairs = bridge[np.argsort(bridge[:, here])]
         found = rows_of(eids, pairs[:, here])
         translated = np.where(found >= 0, pairs[found, there], -1)
-        if _shared(translated[translated > 0], others) >= SHARED and (found >= 0).any():
+        if _fit(translated[translated > 0], others):
             return translated
     return None
 
@@ -86,7 +84,7 @@ def _in_one_application(
     name: str, eids: np.ndarray, others: np.ndarray, bridge: np.ndarray | None
 ) -> tuple[np.ndarray, bool]:
     "A file's identifiers as the other files have them, and whether the bridge was needed; raises `TableError`."
-    if not len(others) or _shared(eids, others) >= SHARED:
+    if not len(others) or _fit(eids, others):
         return eids, False
     translated = _bridged(eids, others, bridge)
     if translated is not None:

@@ -17,8 +17,8 @@ from ..core import redact
 from ..disclosure import MIN_COUNT, is_small
 
 # %% auto #0
-__all__ = ['COLOURS', 'PATTERNS', 'BINS', 'BARS', 'patterns_of', 'plot_patterns', 'Distribution', 'histogram', 'categories',
-           'distribution', 'plot_distribution', 'shorten']
+__all__ = ['COLOURS', 'PATTERNS', 'BINS', 'YEAR', 'BARS', 'patterns_of', 'plot_patterns', 'Distribution', 'histogram',
+           'categories', 'distribution', 'plot_distribution', 'shorten']
 
 # %% ../../nbs/biobank/17c_figures.ipynb #83f678b6
 COLOURS = dict(zip(MISSING_KINDS, (
@@ -90,7 +90,7 @@ class Distribution(NamedTuple):
     "How the values of a column lie: counts of 0 or at least 5, except where all of them are fewer."
 
     kind: str  # "number", "date" or "category"
-    edges: list  # Edges of bins, one more than counts; labels of categories
+    edges: list  # Edges of bins, one more than counts, of dates in days since 1970; labels of categories
     counts: list[int]  # Participants
     rest: int = 0  # Times that a category was given which is not listed
 
@@ -118,12 +118,26 @@ BINS = 30  # Bins of a histogram at most
 def _edges(values: np.ndarray) -> np.ndarray:
     "Round edges of at most some BINS bins over the middle 99% of the values; whole numbers are in the middle of theirs."
     low, high = np.quantile(values, [0.005, 0.995])
-    step = 10.0 ** math.floor(math.log10(max(high - low, 1e-9) / BINS))
-    step = next(size * step for size in (1, 2, 5, 10, 20) if (high - low) / (size * step) <= BINS)
     whole = float(np.mean(values == np.round(values)))
+    span = high - low or (abs(high) if whole < 1 else 0) or 1.0  # one value alone has a bin of its own size
+    step = 10.0 ** math.floor(math.log10(span / BINS))
+    step = next(size * step for size in (1, 2, 5, 10, 20) if (high - low) / (size * step) <= BINS)
     step = max(1.0, step) if whole > 0.9 else step  # 0.5 may stand for "less than one" among whole numbers
     start, stop = math.floor(low / step), math.floor(high / step) + 1
     return (np.arange(start, stop + 1) - (0.5 if whole == 1 and step == 1 else 0)) * step
+
+
+YEAR = 365.2425  # Days
+
+
+def _date_edges(days: np.ndarray) -> np.ndarray:
+    "Edges of dates, all in days since 1970: whole days of up to three years, round parts of years of more."
+    low, high = np.quantile(days, [0.005, 0.995])
+    if high - low < 3 * YEAR:
+        return _edges(days)
+    years = _edges(1970 + days / YEAR)
+    starts = (np.floor(years).astype(np.int64) - 1970).astype("datetime64[Y]").astype("datetime64[D]")
+    return np.round(starts.astype(np.float64) + (years - np.floor(years)) * YEAR)
 
 
 def histogram(
@@ -132,12 +146,12 @@ def histogram(
 ) -> Distribution | None:  # None where fewer than five have a value
     "Count values in round bins of nobody or at least five people; tails are in the last bins."
     known = values.drop_nulls()
-    if len(known) < MIN_COUNT:
+    known = known.cast(pl.Date).to_physical() if kind == "date" else known
+    numbers = known.cast(pl.Float64, strict=False).drop_nulls().to_numpy()
+    numbers = numbers[np.isfinite(numbers)]
+    if len(numbers) < MIN_COUNT:
         return None
-    if kind == "date":
-        known = known.dt.year() + (known.dt.ordinal_day() - 1) / 365.25
-    numbers = known.cast(pl.Float64).to_numpy()
-    edges = _edges(numbers)
+    edges = _date_edges(numbers) if kind == "date" else _edges(numbers)
     counts, _ = np.histogram(np.clip(numbers, edges[0], edges[-1]), edges)
     return Distribution(kind, *_merge_bins(edges, counts))
 
@@ -187,15 +201,32 @@ def plot_distribution(
     if found.kind == "category":
         _bars(axis, found)
     else:
-        width = np.diff(found.edges)
-        axis.stairs(np.array(found.counts) / width, found.edges, fill=True, color=COLOURS["present"])
-        axis.set(yticks=[], xlabel=units if found.kind == "number" else "year", ylim=(0, None))
-        axis.locator_params(axis="x", nbins=5)
+        heights = np.array(found.counts) / np.diff(found.edges)
+        axis.stairs(heights, found.edges, fill=True, color=COLOURS["present"])
+        axis.set(yticks=[], xlabel=units, ylim=(0, None))
+        if found.kind == "date":
+            _write_dates(axis, found.edges[0], found.edges[-1])
+        else:
+            axis.locator_params(axis="x", nbins=5)
+            axis.ticklabel_format(axis="x", useOffset=False)
     axis.set_title(shorten(title, 46), fontsize=8.5, loc="left")
     axis.tick_params(labelsize=8)
     axis.xaxis.label.set_size(8)
     axis.spines[["top", "right", "left"]].set_visible(False)
     return axis
+
+# %% ../../nbs/biobank/17c_figures.ipynb #95842f7d
+def _write_dates(axis: Any, first: float, last: float) -> None:
+    "Write years, months or days under a picture of dates, by how many days it spans."
+    from matplotlib.dates import AutoDateLocator, DateFormatter
+
+    form = "%Y" if last - first > 3 * YEAR else "%b %Y" if last - first > 60 else "%d %b %Y"
+    if form == "%d %b %Y":
+        axis.set_xticks(sorted({math.ceil(first), math.floor(last)}))
+    else:
+        axis.xaxis.set_major_locator(AutoDateLocator(minticks=2, maxticks=5 if form == "%Y" else 4))
+    axis.xaxis.set_major_formatter(DateFormatter(form))
+    axis.set_xlabel("year" if form == "%Y" else "date")
 
 # %% ../../nbs/biobank/17c_figures.ipynb #aad2b298
 def shorten(

@@ -57,7 +57,10 @@ class Node:
     level: int  # 0 for a root
 
     def __str__(self) -> str:
-        return self.name if self.label in ("", self.name) else f"{self.name} {self.label}"
+        "Its name and its title; the showcase begins many titles with the code, which is said once."
+        own = r"\.?".join(map(re.escape, self.code.removeprefix("Block ")))
+        title = re.sub(rf"^{own}(?:\s+[-:])?(?:\s+|$)", "", self.label)
+        return self.name if title == self.name else f"{self.name} {title}".strip()
 
 # %% ../../nbs/biobank/09a_hierarchies.ipynb #200e100d
 def _rows(table: pl.DataFrame, coding: int) -> dict[int, dict]:

@@ -23,8 +23,9 @@ from ..core import DictionaryError, TableError, compiled
 from ..disclosure import show_count
 
 # %% auto #0
-__all__ = ['PARENTS', 'SIGNS', 'CLAUSE', 'REDUCTIONS', 'parents', 'Clause', 'parse_condition', 'read_parents', 'parent_columns',
-           'fill_children', 'reduce_columns', 'as_list', 'roll_up', 'MultiHot', 'unpack_bits', 'describe_codes']
+__all__ = ['PARENTS', 'SIGNS', 'CLAUSE', 'FILLS', 'REDUCTIONS', 'parents', 'Clause', 'parse_condition', 'read_parents',
+           'parent_columns', 'fill_children', 'reduce_columns', 'as_list', 'roll_up', 'MultiHot', 'unpack_bits',
+           'describe_codes']
 
 # %% ../../nbs/biobank/13a_processing.ipynb #b471ca93
 PARENTS = {"child": pl.Int32, "condition": pl.String, "value": pl.String, "source": pl.String}
@@ -46,7 +47,7 @@ class Clause(NamedTuple):
 
     field_id: int  # Field of the parent
     sign: str  # ==, !=, <, <=, >, >=, has or lacks
-    number: float  # What it is compared with
+    number: float | str  # What it is compared with
 
 
 SIGNS = {
@@ -57,7 +58,7 @@ SIGNS = {
     "<": operator.lt,
     ">": operator.gt,
 }
-CLAUSE = re.compile(r"p?(\d+)\s*(==|!=|<=|>=|<|>|has\b|lacks\b)\s*(-?\d+(?:\.\d+)?)")
+CLAUSE = re.compile(r"p?(\d+)\s*(?:(==|!=|<=|>=|<|>|has\b|lacks\b)\s*(-?\d+(?:\.\d+)?)|(==|!=)\s*'([^']+)')")
 
 
 def parse_condition(
@@ -68,12 +69,15 @@ def parse_condition(
     for part in text.split(" and "):
         match = CLAUSE.fullmatch(part.strip())
         if not match:
-            expected = "comparisons such as `1558 == 6` or `6164 lacks 1`, joined by `and`"
+            expected = "comparisons such as `1558 == 6`, `30505 == '<6.7'` or `6164 lacks 1`, joined by `and`"
             raise DictionaryError(f"the condition {text!r}", expected, f"{part.strip()!r}")
-        clauses.append(Clause(int(match[1]), match[2], float(match[3])))
+        clauses.append(Clause(int(match[1]), match[2] or match[4], match[5] or float(match[3])))
     return clauses
 
 # %% ../../nbs/biobank/13a_processing.ipynb #cfd1f3b8
+FILLS = re.compile(rf"-?\d+(\.\d+)?|\[\]|{'|'.join(MISSING_KINDS[2:])}|")
+
+
 def read_parents(
     path: str | Path,  # A tab-separated table of child, condition and value
 ) -> pl.DataFrame:  # child, condition, value, source
@@ -91,8 +95,8 @@ def read_parents(
         expected = "a tab-separated table with the columns child, condition, value"
         raise DictionaryError(f"the parents {path.name}", expected, "something else or no file") from None
     for line, (child, condition, value, _) in enumerate(own.iter_rows(), 2):
-        if child is None or not re.fullmatch(r"-?\d+(\.\d+)?|\[\]|", value or ""):
-            expected = "the number of a field, and a number, [] or nothing as value"
+        if child is None or not FILLS.fullmatch(value or ""):
+            expected = "the number of a field, and a number, [], a kind of missing or nothing as value"
             raise DictionaryError(f"the parents {path.name}, line {line}", expected, "something else")
         parse_condition(condition or "")
     kept = parents().filter(~pl.col("child").is_in(own["child"].unique().to_list()))
@@ -115,8 +119,11 @@ def parent_columns(
     columns: Iterable[str],  # Canonical names of what there is
     table: pl.DataFrame | None = None,  # Table of parents; None takes the shipped one
 ) -> list[str]:  # Canonical names of the parents that are there
-    "Find the columns that filling a column reads."
-    child, columns = parse_name(column)[0], set(columns)
+    "Find the columns that filling a column reads; raises `TableError` where its name is none."
+    parsed, columns = parse_name(column), set(columns)
+    if parsed is None:
+        raise TableError(f"column {column}", "a canonical name such as p3456_i0", "another word")
+    child = parsed[0]
     rows = (parents() if table is None else table).filter(pl.col("child") == child.field_id)
     asked = dict.fromkeys(clause.field_id for text in rows["condition"] for clause in _clauses(text))
     found = [_parent_column(field_id, child, columns) for field_id in asked]
@@ -130,31 +137,35 @@ def _holds(condition: str, child: Column, columns: Mapping[str, Cleaned]) -> pl.
         name = _parent_column(field_id, child, columns)
         if name is None:
             return None
-        values = columns[name].values
-        if sign in ("has", "lacks"):
-            one = values.list.contains(int(number))
-            one = one if sign == "has" else ~one
-        else:
-            one = SIGNS[sign](values, number)
-        one = one.fill_null(False)
+        one = _compared(name, columns[name].values, sign, number).fill_null(False)
         holds = one if holds is None else holds & one
     return holds
 
 
-def _fill(cleaned: Cleaned, mask: pl.Series, value: str | None) -> Cleaned:
-    "Fill empty cells where `mask` holds; without a value they get the kind not_asked."
-    mask = mask & (cleaned.kinds == MISSING_KINDS.index("empty"))
-    kind = MISSING_KINDS.index("not_asked" if value is None else "present")
-    dtype = cleaned.values.dtype
-    new = (
-        None
-        if value is None
-        else []
-        if value == "[]"
-        else float(value)
-        if dtype.is_float()
-        else int(float(value))
+def _compared(name: str, values: pl.Series, sign: str, number: float | str) -> pl.Series:
+    "Where a comparison holds; raises `DictionaryError` where a column has no such values."
+    several, text = isinstance(values.dtype, pl.List), isinstance(number, str)
+    fits = (
+        values.dtype == pl.String if text else (values.dtype.inner if several else values.dtype).is_numeric()
     )
+    if several != (sign in ("has", "lacks")) or not fits:
+        expected = f"a {'text' if text else 'number'}, and {'has or lacks for several answers' if several else 'a sign such as =='}"
+        raise DictionaryError(
+            f"the condition on {name}: {sign} {number}", expected, f"values of type {values.dtype}"
+        )
+    if several:
+        has = values.list.contains(int(number))
+        return has if sign == "has" else ~has
+    return SIGNS[sign](values, number)
+
+
+def _fill(cleaned: Cleaned, mask: pl.Series, value: str | None) -> Cleaned:
+    "Fill empty cells where `mask` holds; without a value they get a kind, that of the row or not_asked."
+    mask = mask & (cleaned.kinds == MISSING_KINDS.index("empty"))
+    why = "not_asked" if value is None else value
+    kind = MISSING_KINDS.index(why) if why in MISSING_KINDS else 0
+    dtype = cleaned.values.dtype
+    new = None if kind else [] if value == "[]" else float(value) if dtype.is_float() else int(float(value))
     frame = pl.DataFrame({"values": cleaned.values, "kinds": cleaned.kinds, "mask": mask}).select(
         pl.when("mask").then(pl.lit(new, dtype=dtype)).otherwise("values").alias("values"),
         pl.when("mask").then(pl.lit(kind, pl.UInt8)).otherwise("kinds").alias("kinds"),
@@ -207,22 +218,45 @@ def _joined_kinds(columns: list[Cleaned]) -> pl.Series:
     return table.select(kinds.cast(pl.UInt8)).to_series()
 
 
+def _side_by_side(columns: list[Cleaned], what: str) -> pl.DataFrame:
+    "The values of several columns; raises `TableError` where there are none, or they do not go together."
+    if not columns:
+        raise TableError(what, "at least one column", "none")
+    types = [column.values.dtype for column in columns]
+    sorts = {"a number" if dtype.is_numeric() else str(dtype) for dtype in types if dtype != pl.Null}
+    if len(sorts) > 1:
+        raise TableError(what, "columns of one type", " and ".join(sorted(sorts)))
+    if len({len(part) for column in columns for part in column}) > 1:
+        raise TableError(what, "columns of the same participants", "columns of several lengths")
+    return pl.DataFrame({str(i): column.values for i, column in enumerate(columns)})
+
+
+def _mean(table: pl.DataFrame) -> pl.Expr:
+    "The mean of each row; of dates the day, or the moment, in the middle."
+    dtype = table.dtypes[0]
+    if not dtype.is_temporal():
+        return pl.mean_horizontal(pl.all())
+    return pl.mean_horizontal(pl.all().to_physical()).floor().cast(pl.Int64).cast(dtype)
+
+# %% ../../nbs/biobank/13a_processing.ipynb #7544c766
 def reduce_columns(
-    columns: list[Cleaned],  # Positions or occasions, in order
+    columns: list[Cleaned],  # Positions or occasions, in order, of one type
     how: str,  # One of REDUCTIONS
 ) -> Cleaned:
-    "Make one column of several; raises `TableError` for a mean of codes."
-    name, dtype = columns[0].values.name, columns[0].values.dtype
-    quantity = dtype.is_float() or dtype == pl.Int64 or dtype.is_temporal()  # codes are held as Int32
+    "Make one column of several; raises `TableError` for a mean of codes, and for columns that do not go together."
+    name = columns[0].values.name if columns else "no column"
+    table = _side_by_side(columns, f"reducing {name} and others by {how!r}")
+    quantity = all(  # codes are held as Int32
+        dtype.is_float() or dtype.is_temporal() or dtype == pl.Int64 for dtype in table.dtypes
+    )
     if how not in REDUCTIONS or (how not in ("first", "last") and not quantity):
         expected = f"one of {', '.join(REDUCTIONS)}; of codes, lists and texts, first or last"
-        raise TableError(f"reducing {name} and others by {how!r}", expected, f"values of type {dtype}")
-    table = pl.DataFrame({str(i): column.values for i, column in enumerate(columns)})
-    every = [pl.col(name) for name in table.columns]
+        raise TableError(
+            f"reducing {name} and others by {how!r}", expected, f"values of type {table.dtypes[0]}"
+        )
     value = {
-        "mean": lambda: pl.mean_horizontal(*every), "max": lambda: pl.max_horizontal(*every),
-        "min": lambda: pl.min_horizontal(*every), "first": lambda: pl.coalesce(every),
-        "last": lambda: pl.coalesce(every[::-1]),
+        "mean": lambda: _mean(table), "max": lambda: pl.max_horizontal(pl.all()), "min": lambda: pl.min_horizontal(pl.all()),
+        "first": lambda: pl.coalesce(pl.all()), "last": lambda: pl.coalesce(table.columns[::-1]),
     }[how]()  # fmt: skip
     kinds = _joined_kinds(columns)
     return Cleaned(table.select(value).to_series().rename(name), kinds.rename(name))
@@ -231,9 +265,11 @@ def reduce_columns(
 def as_list(
     columns: list[Cleaned],  # Single choices at several positions
 ) -> Cleaned:  # A multiple choice; null where no position holds a code
-    "Make one multiple choice of single choices at several positions."
-    name = columns[0].values.name
-    table = pl.DataFrame({str(i): column.values for i, column in enumerate(columns)})
+    "Make one multiple choice of single choices at several positions; raises `TableError`."
+    name = columns[0].values.name if columns else "no column"
+    table = _side_by_side(columns, f"a multiple choice of {name} and others")
+    if table.dtypes[0].is_nested():
+        raise TableError(f"a multiple choice of {name} and others", "single choices", "lists of codes")
     every = pl.concat_arr(pl.all()).arr.to_list()
     lists = table.select(every.list.eval(pl.element().drop_nulls()).alias(name)).to_series()
     kinds = _joined_kinds(columns).rename(name)
@@ -242,23 +278,36 @@ def as_list(
     )
 
 # %% ../../nbs/biobank/13a_processing.ipynb #d4fdafa6
+def _codes_in(lists: pl.Series) -> pl.DataType:
+    "The type of a multiple choice's codes; raises `TableError` where it is none."
+    if not isinstance(lists.dtype, pl.List):
+        raise TableError(
+            f"the multiple choice {lists.name}", "lists of codes", f"values of type {lists.dtype}"
+        )
+    return lists.dtype.inner
+
+
 def roll_up(
     lists: pl.Series,  # A multiple choice
     prefix: int | None = None,  # Keep so many first characters of codes that are text; None keeps all
     groups: Mapping | None = None,  # Group by code; None for none
 ) -> pl.Series:
-    "Replace codes by their groups, each once a participant."
-    one = pl.element()
+    "Replace codes by their groups, each once a participant; raises `TableError` where the codes are of another type."
+    one, codes = pl.element(), _codes_in(lists)
     if prefix is not None:
+        if codes != pl.String:
+            raise TableError(
+                f"the first characters of {lists.name}", "codes that are text", f"codes of type {codes}"
+            )
         one = one.str.slice(0, prefix)
     if groups is not None:
         one = one.replace(groups)
-    return (
-        lists.to_frame("l")
-        .select(pl.col("l").list.eval(one).list.unique(maintain_order=True))
-        .to_series()
-        .rename(lists.name)
-    )
+    grouped = pl.col("l").list.eval(one).list.unique(maintain_order=True)
+    try:
+        return lists.to_frame("l").select(grouped).to_series().rename(lists.name)
+    except pl.exceptions.PolarsError:
+        expected = f"codes and groups of the type of its codes, {codes}"
+        raise TableError(f"the groups of {lists.name}", expected, "others") from None
 
 # %% ../../nbs/biobank/13a_processing.ipynb #d8e42920
 @compiled
@@ -293,6 +342,16 @@ def _exploded(lists: pl.Series) -> tuple[np.ndarray, pl.Series]:
     return rows, lists.filter(pl.Series(lengths > 0)).explode()
 
 # %% ../../nbs/biobank/13a_processing.ipynb #3ed581bc
+def _training_rows(rows: np.ndarray, n: int) -> np.ndarray:
+    "Training rows as an array; raises `TableError` where there are none, or others than those of `n` participants."
+    if len(rows) == 0:
+        raise TableError("codes of a multiple choice", "training rows", "none")
+    rows = np.asarray(rows)
+    if rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() >= n:
+        raise TableError("codes of a multiple choice", f"training rows from 0 to {n - 1:,}", "others")
+    return rows
+
+
 class MultiHot:
     "Turn a multiple choice into bits, one for each code that enough training rows hold."
 
@@ -310,10 +369,9 @@ class MultiHot:
         lists: pl.Series,  # Codes of each participant, null where there is no answer
         rows: np.ndarray,  # Training rows
     ) -> MultiHot:
-        "Find the codes that occur often enough in `rows`; raises `TableError` where there are no rows."
-        if len(rows) == 0:
-            raise TableError("codes of a multiple choice", "training rows", "none")
-        self.rows = np.asarray(rows)
+        "Find the codes that occur often enough in `rows`; raises `TableError` where there are no rows, or others."
+        _codes_in(lists)
+        self.rows = _training_rows(rows, len(lists))
         some, codes = _exploded(lists[self.rows])
         every = codes.drop_nulls().unique().sort()
         counts = np.zeros(len(every), np.int64)
@@ -331,7 +389,10 @@ class MultiHot:
         self,
         lists: pl.Series,  # Codes of each participant, null where there is no answer
     ) -> np.ndarray:  # uint8 [participant, byte]; the first bit says that there is an answer
-        "Pack the codes of everybody into bits."
+        "Pack the codes of everybody into bits; raises `TableError` before it was fitted."
+        _codes_in(lists)
+        if self.rows is None:
+            raise TableError("codes of a multiple choice", "a `MultiHot` that was fitted", "one that was not")
         out = np.zeros((len(lists), self.width), np.uint8)
         out[:, 0] = lists.is_not_null().to_numpy()
         if self.codes:

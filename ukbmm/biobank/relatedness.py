@@ -5,7 +5,9 @@
 # %% ../../nbs/biobank/14_relatedness.ipynb #62ca1b06
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,10 +15,11 @@ import numpy as np
 import polars as pl
 
 from ..core import TableError
+from ..disclosure import show_share
 
 # %% auto #0
-__all__ = ['DEGREE_LIMITS', 'EID_LINE', 'rows_of', 'degree_of', 'Relatives', 'related_eids', 'read_relatedness',
-           'read_withdrawals']
+__all__ = ['IDENTIFIERS', 'FEW', 'DEGREE_LIMITS', 'EID_LINE', 'rows_of', 'of_one_application', 'degree_of', 'Relatives',
+           'related_eids', 'read_relatedness', 'read_withdrawals']
 
 # %% ../../nbs/biobank/14_relatedness.ipynb #c40d222a
 def rows_of(
@@ -29,6 +32,20 @@ def rows_of(
         return np.full(len(eids), -1)
     place = np.minimum(np.searchsorted(participants, eids), len(participants) - 1)
     return np.where(participants[place] == eids, place, -1)
+
+# %% ../../nbs/biobank/14_relatedness.ipynb #0090b222
+IDENTIFIERS = 5_000_000  # Numbers that identifiers are drawn from: 1,000,000 to about 6,100,000
+FEW = 20  # People of whom too few are shared to tell a part from chance
+
+
+def of_one_application(
+    n_shared: int,  # Identifiers that both have
+    n_first: int,  # People of the one
+    n_second: int,  # People of the other
+) -> bool:  # True for fewer than FEW people, of whom nothing can be told
+    "Do two sets of people share more identifiers than two applications share by chance?"
+    chance = n_first * n_second / IDENTIFIERS
+    return min(n_first, n_second) < FEW or n_shared > 1.5 * chance + 4 * math.sqrt(chance) + 1
 
 # %% ../../nbs/biobank/14_relatedness.ipynb #e4c22220
 DEGREE_LIMITS = {  # lowest kinship of each degree; Manichaikul et al. 2010, the KING paper
@@ -104,6 +121,7 @@ def read_relatedness(
     "Read related pairs as rows; raises `TableError` where the file is not of the expected form."
     numbers = related_eids(path)
     first, second = (rows_of(numbers[name].to_numpy(), participants) for name in ("ID1", "ID2"))
+    _refuse_strangers(Path(path).name, numbers, participants)
     inside = (first >= 0) & (second >= 0) & (first != second)
     pairs = pl.DataFrame(
         {
@@ -114,16 +132,29 @@ def read_relatedness(
     )
     return Relatives(pairs.unique(["row_a", "row_b"]).sort("row_a", "row_b"), int((~inside).sum()))
 
+
+def _refuse_strangers(name: str, numbers: pl.DataFrame, participants: np.ndarray) -> None:
+    "Raise `TableError` where the people of the pairs are another application's."
+    people = np.unique(numbers.select("ID1", "ID2").to_numpy())
+    people = people[people > 0]
+    n_shared = int((rows_of(people, participants) >= 0).sum())
+    if not of_one_application(n_shared, len(people), len(participants)):
+        shared = show_share(n_shared, min(len(people), len(participants)))
+        raise TableError(
+            name, "relatives among the participants of the table", f"{shared} of them in common, no more than chance gives",
+            "Identifiers differ between applications: take the file of the same one. Leave it out if the table holds nobody who has a relative.",
+        )  # fmt: skip
+
 # %% ../../nbs/biobank/14_relatedness.ipynb #58333077
 EID_LINE = re.compile(r"-?[0-9]{1,18}")  # an identifier as text; withdrawn people may be numbered -1, -2, ...
 
 
 def read_withdrawals(
-    paths: list[str | Path],  # Withdrawal lists; an empty list means that nobody has withdrawn
+    paths: str | Path | Iterable[str | Path],  # Withdrawal lists; none means that nobody has withdrawn
 ) -> np.ndarray:  # Sorted identifiers
     "Read the participants who have withdrawn, as the union of all lists."
     eids: set[int] = set()
-    for path in map(Path, paths):
+    for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
         for number, line in enumerate(_read_lines(path, "a withdrawal list"), 1):
             word = line.strip().strip('"')
             if word.lower() in ("", "eid"):

@@ -17,8 +17,8 @@ import polars as pl
 from ..core import DictionaryError
 
 # %% auto #0
-__all__ = ['SCHEMA', 'FORMS', 'FREE_TEXT', 'WHOLE', 'DATES', 'VALUE_TYPES', 'recognise', 'read_cells', 'normal_fields',
-           'category_paths', 'ShowcaseFile', 'read_showcase']
+__all__ = ['SCHEMA', 'FORMS', 'FREE_TEXT', 'WHOLE', 'DATES', 'VALUE_TYPES', 'CODING_OF_NOTES', 'recognise', 'read_cells',
+           'normal_fields', 'category_paths', 'ShowcaseFile', 'read_showcase']
 
 # %% ../../nbs/biobank/09_showcase.ipynb #5e652d2a
 SCHEMA = ("field_id", "value_type", "base_type", "instanced", "arrayed", "instance_id", "instance_max",
@@ -186,6 +186,13 @@ def _with_type(table: pl.DataFrame, name: str, column: str) -> pl.DataFrame:
     return table
 
 # %% ../../nbs/biobank/09_showcase.ipynb #b0e1fddd
+CODING_OF_NOTES = {
+    22688: 2535,  # home location, east: "redacted using a special value of -997 (~C2535~)"
+    22689: 2535,  # home location, north: the same
+    20240: 100696,  # digits remembered, online: -1 where abandoned, as in field 4282 at the assessment centre
+}  # codings of fields whose encoding_id is 0
+
+
 def normal_fields(
     table: pl.DataFrame,  # Rows of a field.txt, its numbers as numbers, value_type as a word
 ) -> pl.DataFrame:  # One row for each field, in the words of this package
@@ -194,11 +201,13 @@ def normal_fields(
     return table.select(
         "field_id", pl.col("title").fill_null("Field " + pl.col("field_id").cast(pl.String)).str.strip_chars(),
         "value_type", "units",
-        pl.when(pl.col("encoding_id") != 0).then("encoding_id").alias("coding"),
+        pl.when(pl.col("encoding_id") != 0).then("encoding_id").otherwise(
+            pl.col("field_id").replace_strict(CODING_OF_NOTES, default=None, return_dtype=pl.Int32)
+        ).alias("coding"),
         pl.col("instanced") != 0, pl.col("arrayed") == 1, "instance_id", "instance_max", "array_max",
         (pl.col("base_type") == 41).alias("text_codes"),
         pl.col("version").fill_null("").str.slice(0, 10),
-        category.cast(pl.String).alias("category"),
+        pl.lit(None, pl.String).alias("category"), category.cast(pl.Int32, strict=False).alias("main_category"),
     )  # fmt: skip
 
 
@@ -210,7 +219,7 @@ def _new_fields(table: pl.DataFrame, name: str) -> pl.DataFrame:
 # %% ../../nbs/biobank/09_showcase.ipynb #52d8a729
 def _old_fields(table: pl.DataFrame, name: str) -> pl.DataFrame:
     "Fields of a `Data_Dictionary_Showcase`, or of a user's own table in that layout."
-    optional = ("Units", "Coding", "Instances", "Array", "Path")
+    optional = ("Units", "Coding", "Instances", "Array", "Path", "Category")
     table = table.with_columns(pl.lit(None, pl.String).alias(c) for c in optional if c not in table.columns)
     table = table.with_columns(
         pl.col("Coding").fill_null("0"), pl.col("Instances").fill_null("1"), pl.col("Array").fill_null("1")
@@ -224,6 +233,7 @@ def _old_fields(table: pl.DataFrame, name: str) -> pl.DataFrame:
         pl.when(repeated).then(2).otherwise(0).cast(pl.Int32).alias("instance_id"),
         (pl.col("Instances") - 1).alias("instance_max"), (pl.col("Array") - 1).alias("array_max"),
         pl.lit(False).alias("text_codes"), pl.lit("").alias("version"), pl.col("Path").alias("category"),
+        pl.col("Category").cast(pl.Int32, strict=False).alias("main_category"),
     )  # fmt: skip
 
 # %% ../../nbs/biobank/09_showcase.ipynb #7c2da594
@@ -262,7 +272,7 @@ def _rap_fields(table: pl.DataFrame, name: str) -> pl.DataFrame:
         pl.when(pl.col("instance").is_not_null().any()).then(-1).otherwise(0).cast(pl.Int32).alias("instance_id"),
         pl.col("instance").max().fill_null(0).alias("instance_max"), pl.col("array").max().fill_null(0).alias("array_max"),
         (category.str.starts_with("categorical") & (pl.col("type").first() == "string")).alias("text_codes"),
-        pl.lit("").alias("version"), pl.col("folder_path").first().alias("category"),
+        pl.lit("").alias("version"), pl.col("folder_path").first().alias("category"), pl.lit(None, pl.Int32).alias("main_category"),
     )  # fmt: skip
 
 # %% ../../nbs/biobank/09_showcase.ipynb #8ae6e61d

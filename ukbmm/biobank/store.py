@@ -22,12 +22,15 @@ from .. import __version__
 from .cleaning import Cleaned, check_special_values, clean_columns, read_special_values
 from .delivery import RECORDS, find_delivery
 from ukbmm.biobank.dictionary import (
+    UK_BIOBANK,
     Dictionary,
     Field,
+    Unexplained,
     load_dictionary,
     load_fields,
     replaced,
     save_dictionary,
+    say_unexplained,
 )
 from .events import EVENTS, events_of, read_records, records_by_kind
 from .extract import read_extract
@@ -40,9 +43,24 @@ from ukbmm.biobank.genotypes import (
     verify_genotypes,
 )
 from .names import Column, parse_name
-from .relatedness import read_relatedness, read_withdrawals, related_eids, rows_of
-from ..core import GenotypeError, StoreError, UkbmmError, atomic_file, file_sha256, get_logger, write_text
-from ..disclosure import show_count, show_parts, show_share
+from ukbmm.biobank.relatedness import (
+    of_one_application,
+    read_relatedness,
+    read_withdrawals,
+    related_eids,
+    rows_of,
+)
+from ukbmm.core import (
+    GenotypeError,
+    StoreError,
+    TableError,
+    UkbmmError,
+    atomic_file,
+    file_sha256,
+    get_logger,
+    write_text,
+)
+from ..disclosure import show_about, show_count, show_parts, show_share
 
 # %% auto #0
 __all__ = ['Biobank', 'ingest']
@@ -66,7 +84,27 @@ class Biobank:
                 if unfinished
                 else None,
             )
-        self.manifest = json.loads((self.path / "manifest.json").read_text())
+        try:
+            self.manifest = json.loads((self.path / "manifest.json").read_text())
+        except ValueError:
+            raise self._damaged("manifest.json") from None
+
+    def _damaged(self, name: str) -> StoreError:
+        "The error of a file that is not as it was written."
+        remedy = "`ukbmm verify` compares every file; restore the Biobank, or ingest again."
+        return StoreError(
+            f"{name} of the Biobank {self.path.name}",
+            "the file that `ukbmm ingest` wrote",
+            "a damaged one, or none",
+            remedy,
+        )
+
+    def _stored(self, name: str, columns: list[str] | None = None) -> pl.DataFrame:
+        "Read a file of the folder; raises `StoreError` where it is damaged or missing."
+        try:
+            return pl.read_parquet(self.path / name, columns=columns)
+        except (OSError, pl.exceptions.PolarsError):
+            raise self._damaged(name) from None
 
     @classmethod
     def open(
@@ -119,14 +157,14 @@ def dictionary(self: Biobank) -> Dictionary:
 @patch(as_prop=True)
 def withdrawn(self: Biobank) -> np.ndarray:  # bool [participant]
     "Who has withdrawn from the study."
-    return pl.read_parquet(self.path / "participants.parquet", columns=["withdrawn"])["withdrawn"].to_numpy()
+    return self._stored("participants.parquet", ["withdrawn"])["withdrawn"].to_numpy()
 
 
 @patch(as_prop=True)
 def special_values(self: Biobank) -> pl.DataFrame | None:
     "Meanings of special values that were given at the ingest, over the shipped ones; None where none were."
-    path = self.path / "special_values.parquet"
-    return pl.read_parquet(path) if path.is_file() else None
+    given = "special_values.parquet" in self.manifest["files"]
+    return self._stored("special_values.parquet") if given else None
 
 
 @patch
@@ -134,11 +172,15 @@ def field(
     self: Biobank,
     column: str,  # Canonical name of a column
 ) -> Field:
-    "The field that a column belongs to."
-    field_id = parse_name(column)[0].field_id
+    "The field that a column belongs to; raises `StoreError` for a name that is none, and `DictionaryError` for an unknown field."
+    parsed = parse_name(column) if isinstance(column, str) else None
+    if parsed is None:
+        raise StoreError(f"column {column}", "a canonical name such as p50_i0", "something else")
+    field_id = parsed[0].field_id
     if field_id in self.fields:
         return self.fields[field_id]
-    return load_fields(self.path / "dictionary.parquet", [field_id])[field_id]  # of a column that it has not
+    known = load_fields(self.path / "dictionary.parquet", [field_id])  # of a column that it has not
+    return known.get(field_id) or self.dictionary[field_id]
 
 # %% ../../nbs/biobank/18_store.ipynb #4b9a9309
 @patch
@@ -149,6 +191,8 @@ def column(
     array: int | None = None,  # Position; None where the field has one only
 ) -> str:  # Canonical name
     "Find the column of a field; raises `StoreError` where there is none or more than one."
+    if not isinstance(field_id, int | np.integer):
+        raise StoreError(f"field {field_id}", "the number of a field, such as 50", "something else")
     of_field = self.by_field.get(field_id, {})
     wanted = ((instance, "instance"), (array, "array"))
     fits = [name for name, column in of_field.items()
@@ -187,21 +231,34 @@ def read(
     columns: Iterable[str],  # Canonical names
     rows: np.ndarray | None = None,  # Rows to read [batch]; None reads everybody
 ) -> pl.DataFrame:  # Raw values, one row a participant
-    "Read raw values; those of withdrawn participants are null."
+    "Read raw values; those of withdrawn participants are null. Raises `StoreError` for other columns, and for rows that are none."
     columns = list(columns)
-    unknown = [name for name in columns if name not in self.manifest["columns"]]
-    if unknown:
-        raise StoreError(f"column {unknown[0]}", "a column of the Biobank", "no such column")
+    for i, name in enumerate(columns):
+        if name not in self.manifest["columns"] or name in columns[:i]:
+            found = "the same a second time" if name in columns[:i] else "no such column"
+            raise StoreError(f"column {name}", "a column of the Biobank, once", found)
+    rows = None if rows is None else self._checked(rows)
     parts: dict[str, list[str]] = {}
     for name in columns:
         parts.setdefault(self.manifest["columns"][name], []).append(name)
-    tables = [pl.read_parquet(self.path / "tables" / part, columns=names) for part, names in parts.items()]
+    tables = [self._stored(f"tables/{part}", names) for part, names in parts.items()]
     table = pl.concat(tables, how="horizontal").select(columns) if tables else pl.DataFrame()
     withdrawn = self.withdrawn
     if withdrawn.any() and columns:
         keep = pl.Series(~withdrawn)
         table = table.with_columns(pl.when(keep).then(pl.all()))
-    return table if rows is None else table[np.asarray(rows)]
+    return table if rows is None or not columns else table[rows]
+
+
+@patch
+def _checked(self: Biobank, rows: np.ndarray) -> np.ndarray:
+    "Row numbers as an array; raises `StoreError` where they are none of this Biobank's."
+    rows = np.asarray(rows)
+    whole = rows.ndim == 1 and (rows.dtype.kind in "iu" or not rows.size)
+    if not whole or ((rows < 0) | (rows >= len(self))).any():
+        expected, remedy = f"numbers from 0 to {len(self) - 1:,}", "np.flatnonzero makes rows of a mask."
+        raise StoreError(f"rows of the Biobank {self.path.name}", expected, "others", remedy)
+    return rows.astype(np.int64)
 
 
 @patch
@@ -239,7 +296,7 @@ def genotypes(
 @patch(as_prop=True)
 def relatives(self: Biobank) -> pl.DataFrame:  # row_a, row_b, kinship
     "Related pairs; empty where no relatedness file was ingested."
-    return pl.read_parquet(self.path / "relatedness.parquet")
+    return self._stored("relatedness.parquet")
 
 # %% ../../nbs/biobank/18_store.ipynb #577c6b6f
 @patch
@@ -253,7 +310,10 @@ def records(
         found = f"only {', '.join(known)}" if known else "none"
         remedy = "Ingest its files with --records."
         raise StoreError(f"records {name!r}", "a table of records in the Biobank", found, remedy)
-    frame, gone = pl.scan_parquet(self.path / "records" / f"{name}.parquet"), np.flatnonzero(self.withdrawn)
+    path, gone = self.path / "records" / f"{name}.parquet", np.flatnonzero(self.withdrawn)
+    if not path.is_file():
+        raise self._damaged(f"records/{name}.parquet")
+    frame = pl.scan_parquet(path)
     return frame.filter(~pl.col("row").is_in(gone.tolist())) if len(gone) else frame
 
 
@@ -335,11 +395,14 @@ def _relatedness_stage(path: Path | None, folder: Path, eids: np.ndarray) -> dic
 
 # %% ../../nbs/biobank/18_store.ipynb #7e4a8878
 def _refuse_strangers(fam: Path, eids: np.ndarray) -> None:
-    "Raise `GenotypeError` where no person of a .fam is a participant; costs nothing before genotypes are turned."
+    "Raise `GenotypeError` where a .fam is another application's; costs nothing before genotypes are turned."
     people = read_fam(fam)["eid"].to_numpy()
-    if not (rows_of(people[people > 0], eids) >= 0).any():
+    people = people[people > 0]
+    n_shared = int((rows_of(people, eids) >= 0).sum())
+    if not n_shared or not of_one_application(n_shared, len(people), len(eids)):
+        shared = show_share(n_shared, min(len(people), len(eids)))
         raise GenotypeError(
-            fam.name, "participants of the table", f"none of its {len(people):,} people among them",
+            fam.name, "participants of the table", f"{shared} of its people among them",
             "Identifiers differ between applications: take the .fam of the same one.",
         )  # fmt: skip
 
@@ -450,6 +513,8 @@ def ingest(
         given = {"table": _paths(table), "dictionary": _paths(dictionary), "showcase": [], "fields": _paths(fields), "codings": _paths(codings),
                  "special_values": _paths(special_values), "withdrawals": _paths(withdrawals), "bridge": _paths(bridge), "relatedness": _paths(relatedness), "genotypes": _paths(genotypes), "records": _paths(records)}  # fmt: skip
         given, not_read = _with_folders(given)
+        if not given["table"]:
+            raise TableError("the extract", "at least one table", "none")
         prefixes, given["genotypes"] = given["genotypes"], _plink_files(given["genotypes"])
         _look_at(given, prefixes)
         manifest = _stages(
@@ -538,9 +603,10 @@ def _stages(
     table = journal.stage("table", mark, work)
     save_dictionary(dictionary, folder / "dictionary.parquet")
     (folder / "special_values.parquet").unlink(missing_ok=True)  # an earlier attempt may have had some
-    for path in given["special_values"]:
+    special = read_special_values(given["special_values"][0]) if given["special_values"] else None
+    if special is not None:
         with atomic_file(folder / "special_values.parquet") as out:
-            read_special_values(path).write_parquet(out, compression="zstd")
+            special.write_parquet(out, compression="zstd")
     eids = pl.read_parquet(folder / "participants.parquet")["eid"].to_numpy()
     file = given["relatedness"][0] if given["relatedness"] else None
     related = journal.stage(
@@ -550,8 +616,9 @@ def _stages(
     about = {name: value for name, value in table.items() if name != "columns"}
     manifest = {"version": 1, "package": __version__, "ingested": datetime.date.today().isoformat(), "n_participants": len(eids), "columns": table["columns"],
                 "table": about, "relatedness": related, "genotypes": {}, "records": records,
-                "own_fields": [f.field_id for f in dictionary.fields.values() if f.source != "UK Biobank"],
-                "replaced_fields": [f.field_id for f in replaced(dictionary, shipped)]}  # fmt: skip
+                "own_fields": [f.field_id for f in dictionary.fields.values() if f.source != UK_BIOBANK],
+                "replaced_fields": [f.field_id for f in replaced(dictionary, shipped)],
+                "unexplained": _unexplained(dictionary, table["columns"], special)}  # fmt: skip
     if prefixes:
         sexes = _sexes(folder, manifest["columns"], len(eids))
         work = functools.partial(_genotype_stage, prefixes, folder, eids, sexes, build, memory_gib)
@@ -562,6 +629,12 @@ def _stages(
         shutil.rmtree(folder / "genotypes", ignore_errors=True)
     manifest["sources"] = [_source(path, kind) for kind, paths in given.items() for path in paths]
     return manifest
+
+
+def _unexplained(dictionary: Dictionary, columns: Iterable[str], special: pl.DataFrame | None) -> list[dict]:
+    "The codings of the columns of which codes read like no value and have no rule."
+    fields = dict.fromkeys(dictionary.fields[parse_name(name)[0].field_id] for name in columns)
+    return [vars(one) for one in dictionary.unexplained(fields, special)]
 
 # %% ../../nbs/biobank/18_store.ipynb #275c3e3d
 def _left_out(table: dict) -> list[str]:
@@ -623,7 +696,8 @@ def _table_lines(manifest: dict) -> list[str]:
     if manifest["replaced_fields"]:
         ids = ", ".join(map(str, manifest["replaced_fields"]))
         lines.append(f"your own dictionary takes the place of UK Biobank's for the fields {ids}")
-    return lines
+    said = say_unexplained([Unexplained(**one) for one in manifest.get("unexplained", [])])
+    return lines + ([f"WITHOUT A RULE, kept as values: {said}"] if said else [])
 
 # %% ../../nbs/biobank/18_store.ipynb #554e1dd6
 def _genotype_lines(name: str, found: dict) -> list[str]:
@@ -644,14 +718,12 @@ def _genotype_lines(name: str, found: dict) -> list[str]:
 
 def _record_lines(kind: str, found: dict, n: int) -> list[str]:
     "What to say about a table of records."
-    lines = [f"{show_count(found['n_rows'])} rows of {show_share(found['n_people'], n)} of the participants"]
+    lines = [f"{show_about(found['n_rows'])} rows of {show_share(found['n_people'], n)} of the participants"]
     if found["n_left_out"]:
-        people = show_count(found["n_strangers"])
-        lines.append(
-            f"rows of people who are not in the table left out: {show_count(found['n_left_out'])}, of {people} people"
-        )
+        rows, people = show_about(found["n_left_out"]), show_about(found["n_strangers"])
+        lines.append(f"rows of people who are not in the table left out: {rows}, of {people} people")
     if found["n_repeated"]:
-        lines.append(f"rows that stand in several files, taken once: {show_count(found['n_repeated'])}")
+        lines.append(f"rows that stand in several files, taken once: {show_about(found['n_repeated'])}")
     return [f"records {kind}: {line}" for line in [*lines, *found["notes"]]]
 
 # %% ../../nbs/biobank/18_store.ipynb #dcfdebd0
@@ -709,6 +781,8 @@ def record(
     name: str,  # Path in the folder of a file that was written
 ) -> None:
     "Note a file that was added or replaced, with its checksum, in the manifest."
+    if not (self.path / name).is_file():
+        raise StoreError(f"{name} of the Biobank {self.path.name}", "a file in its folder", "none")
     self.manifest["files"][name] = file_sha256(self.path / name)
     write_text(self.path / "manifest.json", json.dumps(self.manifest, indent=1))
 
@@ -719,7 +793,7 @@ def withdraw(
     withdrawals: str | Path | Iterable,  # Withdrawal lists
 ) -> int:  # How many participants are withdrawn now, earlier ones included
     "Take participants who have withdrawn out of the Biobank, for every later read."
-    table = pl.read_parquet(self.path / "participants.parquet")
+    table = self._stored("participants.parquet")
     gone = table["withdrawn"].to_numpy() | np.isin(
         table["eid"].to_numpy(), read_withdrawals(_paths(withdrawals))
     )

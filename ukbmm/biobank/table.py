@@ -813,12 +813,12 @@ def _text_lines(layout: Layout, eid: str, filled: Path) -> tuple[Layout, np.ndar
     except TableError:
         if not _spelled(layout, "ukbconv"):
             raise
-    changed = fill_lines(layout.path, filled, layout.name)
+    fill_lines(layout.path, filled, layout.name)
     layout = replace(layout, path=filled, quoted=False)
     return (
         layout,
         read_lines(layout, eid).eids,
-        [f"{show_count(changed)} lines were shorter or longer than the header"],
+        ["some lines were shorter or longer than the header"],
     )
 
 # %% ../../nbs/biobank/16_table.ipynb #b603b0f7
@@ -834,5 +834,5 @@ def _eids_of(layout: Layout, header: Header, filled: Path) -> tuple[Layout, np.n
         eids, notes = _eids_in_parquet(layout, header.eid), []
     if not len(eids):
         raise TableError(layout.name, "participants and fields", "no rows")
-    get_logger().info("%s: %s rows, %s columns", layout.name, show_count(len(eids)), f"{len(layout.names):,}")
+    get_logger().info("%s: %s columns", layout.name, f"{len(layout.names):,}")  # rows tell who withdrew
     return layout, eids, notes

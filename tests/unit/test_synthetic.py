@@ -1,10 +1,12 @@
 "A synthetic delivery is a function of its seed, whole, streamed, readable, and holds the truth that it states."
 
+import csv
 import json
 import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 from sklearn.linear_model import LinearRegression
@@ -322,6 +324,70 @@ def test_record_tables_are_of_the_people_of_the_main_table(two_chunks):
         assert set(table["eid"].cast(pl.Int64)) <= eids and table.height > 100
     dates = pl.read_csv(two_chunks / "death.txt", separator="\t", infer_schema=False)["date_of_death"]
     assert dates.str.contains(r"^\d\d/\d\d/\d{4}$").all()
+
+
+LISTS = {  # field of codes: its dates, the table, the column, the levels
+    41270: (41280, "hesin_diag", "diag_icd10", "123"),
+    41271: (41281, "hesin_diag", "diag_icd9", "123"),
+    41202: (41262, "hesin_diag", "diag_icd10", "1"),
+    41203: (41263, "hesin_diag", "diag_icd9", "1"),
+    41204: (None, "hesin_diag", "diag_icd10", "23"),
+    41205: (None, "hesin_diag", "diag_icd9", "23"),
+    41272: (41282, "hesin_oper", "oper4", "12"),
+    41273: (41283, "hesin_oper", "oper3", "12"),
+    41200: (41260, "hesin_oper", "oper4", "1"),
+    41210: (None, "hesin_oper", "oper4", "2"),
+}
+
+
+@pytest.fixture(scope="module")
+def files(two_chunks):
+    "The header and the lines of the main table by identifier, and the hospital tables as data frames of text."
+    with (two_chunks / "ukb40000.csv").open() as stream:
+        header, *lines = csv.reader(stream)
+    tables = {
+        name: pd.read_csv(two_chunks / f"{name}.txt", sep="\t", dtype=str)
+        for name in ("hesin", "hesin_diag", "hesin_oper")
+    }
+    days = ["epistart", "admidate", "epiend", "disdate"]
+    for name in days:
+        tables["hesin"][name] = pd.to_datetime(tables["hesin"][name], format="%d/%m/%Y")
+    tables["hesin"]["date"] = tables["hesin"][days].bfill(axis=1).iloc[:, 0]
+    for name in ("hesin_diag", "hesin_oper"):
+        tables[name] = tables[name].merge(
+            tables["hesin"][["eid", "ins_index", "date"]], on=["eid", "ins_index"]
+        )
+    operated = pd.to_datetime(tables["hesin_oper"]["opdate"], format="%d/%m/%Y")
+    tables["hesin_oper"]["date"] = operated.fillna(tables["hesin_oper"]["date"])
+    return header, {line[0]: line for line in lines}, tables
+
+
+@pytest.mark.parametrize("field_id", LISTS)
+def test_lists_of_the_main_table_are_all_that_is_in_the_record_files(files, field_id):
+    header, lines, tables = files
+    partner, table, column, levels = LISTS[field_id]
+    rows = tables[table]
+    rows = rows[rows["level"].isin(list(levels)) & rows[column].notna()]
+    first = rows.groupby(["eid", column])["date"].min().reset_index().sort_values(["eid", "date", column])
+    expected = {
+        eid: (group[column].tolist(), group["date"].dt.strftime("%Y-%m-%d").tolist())
+        for eid, group in first.groupby("eid")
+    }
+    for number, part in ((field_id, 0), (partner, 1)) if partner else ((field_id, 0),):
+        places = [i for i, name in enumerate(header) if name.startswith(f"{number}-")]
+        assert len(places) == Dictionary.builtin()[number].array_max + 1
+        for eid, line in lines.items():
+            found = [line[i] for i in places]
+            wanted = expected.get(eid, ([], []))[part]
+            assert found == wanted + [""] * (len(places) - len(wanted))
+    assert len(expected) > 50
+
+
+def test_counts_of_the_main_table_are_those_of_the_record_files(files):
+    header, lines, tables = files
+    for number, table in {41234: "hesin_diag", 41259: "hesin", 41149: "hesin_oper"}.items():
+        place, counts = header.index(f"{number}-0.0"), tables[table]["eid"].value_counts()
+        assert all(line[place] == (str(counts[eid]) if eid in counts else "") for eid, line in lines.items())
 
 
 # ---- the truth --------------------------------------------------------------------------------------------------

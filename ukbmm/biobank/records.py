@@ -20,9 +20,10 @@ from ..core import TableError, UkbmmError, atomic_file
 # %% auto #0
 __all__ = ['PROVIDERS', 'GP_ENDS', 'TRACES', 'BACKGROUND', 'INJURIES', 'EXTERNAL', 'OLD_BACKGROUND', 'OPERATIONS', 'ADDED',
            'OLD_OPERATIONS', 'NO_OPERATION', 'OTHER_CAUSES', 'CONTRIBUTORY', 'CODES', 'ICD9_UNTIL', 'OPCS3_UNTIL',
-           'HESIN', 'TUMOURS', 'REGISTERED', 'CANCER_ICD9_UNTIL', 'MEASURES', 'COMPUTERS', 'OTHER_READ',
-           'SPECIAL_DATES', 'DRUGS', 'SCRIPTS_A_YEAR', 'TABLES', 'FORMS', 'Provider', 'lost_reason', 'window', 'Trace',
-           'Volume', 'dotted', 'draw_records', 'record_files']
+           'HESIN', 'DISTINCT', 'OLD_DISTINCT', 'MOST_CONTRIBUTORY', 'TUMOURS', 'REGISTERED', 'MOST_FURTHER',
+           'CANCER_ICD9_UNTIL', 'MEASURES', 'COMPUTERS', 'OTHER_READ', 'SPECIAL_DATES', 'DRUGS', 'SCRIPTS_A_YEAR',
+           'TABLES', 'FORMS', 'Provider', 'lost_reason', 'window', 'Trace', 'Volume', 'dotted', 'draw_records',
+           'record_files']
 
 # %% ../../nbs/biobank/18f_records.ipynb #bb53f09e
 class Provider(NamedTuple):
@@ -437,15 +438,25 @@ def _hesin(people: pl.DataFrame, episodes: dict[str, np.ndarray], rng: np.random
     return pl.DataFrame(filled).with_columns(**empty).select(HESIN)
 
 # %% ../../nbs/biobank/18f_records.ipynb #d706db64
+DISTINCT = 55  # Episodes after which a person's main diagnoses are those of the first ones again
+OLD_DISTINCT = 10  # The same for main diagnoses in ICD-9, and for secondary ones
+
+
+def _again(values: np.ndarray, place: np.ndarray, most: int) -> np.ndarray:
+    "Values at a person's places 0, 1, 2, ...; from the place `most` on those of the first places over again."
+    return values[np.arange(len(values)) - place + place % most]
+
+# %% ../../nbs/biobank/18f_records.ipynb #712d8ab4
 def _main_codes(
     episodes: dict[str, np.ndarray], codes: dict[str, np.ndarray], rng: np.random.Generator
 ) -> np.ndarray:
     "int [episode]: the main diagnosis, in ICD-10 or, where that was the coding then, ICD-9."
-    size = len(episodes["row"])
+    size, place = len(episodes["row"]), episodes["place"]
     main = np.where(
         rng.random(size) < 0.06, rng.choice(_numbers(INJURIES), size), _ranked(BACKGROUND, size, rng)
     )
-    main = np.where(episodes["icd9"], _ranked(OLD_BACKGROUND, size, rng), main)
+    old = _again(_ranked(OLD_BACKGROUND, size, rng), place, OLD_DISTINCT)
+    main = np.where(episodes["icd9"], old, _again(main, place, DISTINCT))
     for position, (name, trace) in enumerate(TRACES.items()):
         these = np.flatnonzero(episodes["disease"] == position)
         coded = codes[name][episodes["row"][these]]
@@ -485,11 +496,9 @@ def _diagnoses(
     main = _main_codes(episodes, codes, rng)
     named, chronic = _mentions(onsets, episodes, codes, rng)
     extra = np.repeat(np.arange(size), rng.geometric(1 / (1 + volume.secondary), size) - 1)
-    added = np.where(
-        episodes["icd9"][extra],
-        _ranked(OLD_BACKGROUND, len(extra), rng),
-        _ranked(BACKGROUND, len(extra), rng),
-    )
+    place = _place(episodes["row"][extra])
+    old = _again(_ranked(OLD_BACKGROUND, len(extra), rng), place, OLD_DISTINCT)
+    added = np.where(episodes["icd9"][extra], old, _ranked(BACKGROUND, len(extra), rng))
     injured = np.flatnonzero(np.isin(main, _numbers(INJURIES)))
     parts = [
         (np.arange(size), main, 1),
@@ -586,6 +595,9 @@ def _whole(numbers: np.ndarray) -> pl.Series:
     return pl.Series(np.where(np.isfinite(numbers), numbers, np.nan)).fill_nan(None).cast(pl.Int64)
 
 # %% ../../nbs/biobank/18f_records.ipynb #631f2482
+MOST_CONTRIBUTORY = 15  # Contributory causes on a certificate
+
+
 def _certificate_format(nation: np.ndarray, year: np.ndarray) -> np.ndarray:
     "int [batch]: code of coding 261 by nation and year of death."
     scottish = np.where(year < 2015, 7, np.where(year < 2017, 19, 55))
@@ -647,6 +659,7 @@ def _causes(
     )
     table = pl.DataFrame({"line": lines, "code": named})
     table = table.unique(maintain_order=True, keep="first").sort("line", maintain_order=True)
+    table = table.filter(_place(table["line"].to_numpy()) <= MOST_CONTRIBUTORY)
     place = _place(table["line"].to_numpy())
     certificate = deaths.select("eid", "ins_index")[table["line"].to_numpy()]
     return certificate.with_columns(
@@ -667,6 +680,7 @@ TUMOURS = {
     "other_cancer": (8010, 3, 0.06),
 }  # histology, behaviour, further registrations a person
 REGISTERED = 0.98  # Share of cancers that the registry learns of
+MOST_FURTHER = 2  # Further registrations of a cancer
 CANCER_ICD9_UNTIL = 7305  # 1990-01-01, in days since 1970
 
 # %% ../../nbs/biobank/18f_records.ipynb #b63ea104
@@ -679,7 +693,7 @@ def _registrations(
     for position, (name, (_, _, further)) in enumerate(TUMOURS.items()):
         day = _days(onsets[name])
         row = np.flatnonzero((day >= start) & (day <= end) & (rng.random(len(day)) < REGISTERED))
-        again = np.repeat(row, rng.poisson(further, len(row)))
+        again = np.repeat(row, np.minimum(rng.poisson(further, len(row)), MOST_FURTHER))
         later = day[again] + 60 + np.floor(rng.exponential(1500, len(again)))
         kept = later <= end[again]
         rows += [row, again[kept]]

@@ -43,7 +43,7 @@ from ukbmm.biobank.population import (
 )
 from .records import draw_records, record_files
 from .store import Biobank, ingest
-from .summaries import ARRAY_SIZES, HEALTH_FIELDS, summarise
+from .summaries import HEALTH_FIELDS, summarise
 from ..core import UkbmmError, atomic_file, get_logger, progress, rng_for, write_text
 
 # %% auto #0
@@ -308,9 +308,7 @@ def _tables(folder: Path, format: str) -> Iterator[Callable[[Made], None]]:
         def write(made: Made) -> None:
             if not opened:
                 columns = _columns(made.table, format, dictionary)
-                opened.append(
-                    files.enter_context(TableWriter(folder, format, columns, dictionary, ARRAY_SIZES))
-                )
+                opened.append(files.enter_context(TableWriter(folder, format, columns, dictionary)))
             opened[0].write(made.people["eid"].to_numpy(), made.table.select(list(opened[0].columns)))
             records({name: rows for name, rows in made.records.items() if name in RECORDS})
 

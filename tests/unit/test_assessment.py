@@ -331,7 +331,8 @@ IDENTITIES = {
     "p30120_i0": "p30000_i0 * p30180_i0 / 100",
     "p30040_i0": "p30030_i0 / p30010_i0 * 10",
     "p30250_i0": "p30010_i0 * p30240_i0 / 100",
-    "p23401_i0": "p23400_i0 - p23406_i0",
+    "p23400_i0": "p23401_i0 + p23406_i0",
+    "p23401_i0": "p23402_i0 + p23405_i0",
     "p24102_i2": "p24100_i2 - p24101_i2",
     "p25009_i2": "p25005_i2 + p25007_i2",
     "p90052": "7 - p90051",
@@ -345,6 +346,15 @@ def test_what_follows_from_other_fields_does(table, name):
     both = pl.DataFrame({"found": table[name], "expected": expected}).drop_nulls()
     assert both.height > 400
     np.testing.assert_allclose(both["found"], both["expected"], rtol=1e-3, atol=0.006)
+
+
+def test_cholesterols_by_nmr_are_positive_and_go_with_those_of_the_laboratory(table):
+    names = [f"p{number}_i0" for number in range(23400, 23409)]
+    assert all(0 < low for low in table.select(names).min().row(0))
+    total = table["p23400_i0"].drop_nulls()
+    assert abs(total.mean() - 4.65) < 0.1 and abs(total.std() - 0.93) < 0.1
+    for a, b in ((23400, 30690), (23405, 30780), (23406, 30760)):
+        assert correlation(table, f"p{a}_i0", f"p{b}_i0") > 0.75
 
 
 def test_percentages_of_white_cells_add_up(table):

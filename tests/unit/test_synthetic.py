@@ -12,6 +12,7 @@ import pytest
 from sklearn.linear_model import LinearRegression
 
 from ukbmm.biobank import synthetic
+from ukbmm.biobank.description import ingest_report
 from ukbmm.biobank.dictionary import Dictionary
 from ukbmm.biobank.formats import FORMATS, unreadable_titles
 from ukbmm.biobank.genotypes import open_bed, read_bed, unpack
@@ -250,6 +251,14 @@ def test_what_is_ingested_is_what_was_made(all_fields):
         read, expected = all_fields.read(names), made.select(names)[order]
         differ = [name for name in names if not read[name].equals(expected[name].rename(name))]
         assert differ == []
+
+
+def test_a_clean_biobank_has_no_value_that_cannot_be(all_fields):
+    report = ingest_report(all_fields)
+    impossible = {
+        row["column"]: row["out_of_range"] for row in report.values["columns"] if row["out_of_range"]
+    }
+    assert impossible == {} and len(report.values["columns"]) == len(all_fields.columns)
 
 
 @pytest.mark.parametrize(

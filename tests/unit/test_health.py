@@ -562,32 +562,6 @@ def test_an_interrupted_writer_leaves_nothing_and_keeps_what_was_there(tmp_path,
 # --- summaries
 
 
-SHOWCASE = {
-    "p40000_i0": 0.113, "p42000": 0.062, "p42002": 0.016, "p42004": 0.028, "p42006": 0.042, "p42008": 0.026, "p42010": 0.006,
-    "p42012": 0.004, "p42014": 0.147, "p42016": 0.061, "p42018": 0.023, "p42020": 0.010, "p42022": 0.005, "p42026": 0.004,
-    "p42028": 0.002, "p42030": 0.010, "p42032": 0.009, "p130706": 0.011, "p130708": 0.097, "p131286": 0.417, "p131298": 0.052,
-    "p131306": 0.116, "p131350": 0.090, "p131354": 0.046, "p131366": 0.023, "p132032": 0.066, "p40005_i0": 0.265, "p41270": 0.894,
-    "p41202": 0.894, "p41272": 0.893, "p41271": 0.041, "p41273": 0.021, "p42038": 0.456, "p42040": 0.458, "p40002_i0_a0": 0.077,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", SHOWCASE)
-def test_shares_are_near_those_of_the_showcase(cohort, name):
-    fields, expected = cohort[3], SHOWCASE[name]
-    share = fields[name].count() / fields.height
-    # ten percent of the share for the model, four standard errors for chance
-    assert abs(share - expected) < 0.10 * expected + 4 * np.sqrt(expected / fields.height)
-
-
-def test_shares_are_those_of_the_shared_table_of_fields(cohort):
-    table = pl.read_csv(shared_data("ukb_metadata/synthetic_fields.tsv"), separator="\t", infer_schema=False)
-    stated = dict(
-        zip(table["field_id"].cast(pl.Int64), table["frac_of_501938"].cast(pl.Float64), strict=True)
-    )
-    for name, share in SHOWCASE.items():
-        assert stated[parse_name(name)[0].field_id] == pytest.approx(share, abs=0.001)
-
-
 def test_all_health_fields_of_the_plan_are_made_but_the_free_text(cohort):
     table = pl.read_csv(shared_data("ukb_metadata/synthetic_fields.tsv"), separator="\t", infer_schema=False)
     groups = pl.col("group").is_in(["Outcomes (ADO, FO)", "HES summary / registries"])

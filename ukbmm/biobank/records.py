@@ -19,11 +19,11 @@ from ..core import TableError, UkbmmError, atomic_file
 
 # %% auto #0
 __all__ = ['PROVIDERS', 'GP_ENDS', 'TRACES', 'BACKGROUND', 'INJURIES', 'EXTERNAL', 'OLD_BACKGROUND', 'OPERATIONS', 'ADDED',
-           'OLD_OPERATIONS', 'NO_OPERATION', 'OTHER_CAUSES', 'CONTRIBUTORY', 'CODES', 'ICD9_UNTIL', 'OPCS3_UNTIL',
-           'HESIN', 'DISTINCT', 'OLD_DISTINCT', 'MOST_CONTRIBUTORY', 'TUMOURS', 'REGISTERED', 'MOST_FURTHER',
-           'CANCER_ICD9_UNTIL', 'MEASURES', 'COMPUTERS', 'OTHER_READ', 'SPECIAL_DATES', 'DRUGS', 'SCRIPTS_A_YEAR',
-           'TABLES', 'FORMS', 'Provider', 'lost_reason', 'window', 'Trace', 'Volume', 'dotted', 'draw_records',
-           'record_files']
+           'OLD_OPERATIONS', 'NO_OPERATION', 'OTHER_CAUSES', 'CONTRIBUTORY', 'PRACTICE_RECORDS', 'CODES', 'ICD9_UNTIL',
+           'OPCS3_UNTIL', 'HESIN', 'DISTINCT', 'OLD_DISTINCT', 'OLD_SECONDARY', 'MOST_CONTRIBUTORY', 'TUMOURS',
+           'REGISTERED', 'MOST_FURTHER', 'CANCER_ICD9_UNTIL', 'MEASURES', 'COMPUTERS', 'OTHER_READ', 'SPECIAL_DATES',
+           'DRUGS', 'SCRIPTS_A_YEAR', 'TABLES', 'FORMS', 'Provider', 'lost_reason', 'window', 'Trace', 'Volume',
+           'dotted', 'draw_records', 'record_files']
 
 # %% ../../nbs/biobank/18f_records.ipynb #bb53f09e
 class Provider(NamedTuple):
@@ -115,13 +115,13 @@ class Trace:
 # %% ../../nbs/biobank/18f_records.ipynb #e53e2cca
 _ICD = {
     "hypertension": ({"I10": 1.0}, "4019", ""),
-    "infarction": ({"I214": 0.47, "I219": 0.22, "I211": 0.14, "I210": 0.11, "I213": 0.02, "I220": 0.04},
+    "infarction": ({"I214": 0.5, "I219": 0.185, "I211": 0.145, "I210": 0.115, "I213": 0.02, "I220": 0.035},
                    "4109", "I252"),
     "coronary_disease": ({"I251": 0.55, "I259": 0.45}, "4149", ""),
     "atrial_fibrillation": ({"I48": 0.35, "I489": 0.4, "I480": 0.15, "I482": 0.1}, "4273", ""),
     "heart_failure": ({"I500": 0.55, "I501": 0.25, "I509": 0.2}, "4280", ""),
-    "ischaemic_stroke": ({"I639": 0.34, "I635": 0.16, "I634": 0.1, "I633": 0.08, "I630": 0.02, "I64": 0.3},
-                         "4349", ""),
+    "ischaemic_stroke": ({"I639": 0.4, "I635": 0.18, "I634": 0.12, "I633": 0.1, "I630": 0.02, "I64": 0.18},
+                         "4349", "I64"),
     "cerebral_haemorrhage": ({"I619": 0.5, "I610": 0.2, "I614": 0.15, "I611": 0.15}, "431", ""),
     "subarachnoid_haemorrhage": ({"I609": 0.6, "I607": 0.2, "I601": 0.2}, "430", ""),
     "alzheimer": ({"G309": 0.55, "F009": 0.35, "G301": 0.1}, "3310", ""),
@@ -153,11 +153,11 @@ _ICD = {
 # %% ../../nbs/biobank/18f_records.ipynb #283b19ae
 _HOSPITAL = {
     "hypertension": (0.0, 3.0, 0.42, 0.15),
-    "infarction": (0.85, 0.5, 0.3, 0.3),
+    "infarction": (0.8, 0.5, 0.3, 0.3),
     "coronary_disease": (0.35, 60, 0.45, 0.35),
     "atrial_fibrillation": (0.3, 20, 0.6, 0.25),
     "heart_failure": (0.45, 30, 0.5, 0.4),
-    "ischaemic_stroke": (0.85, 0.5, 0.08, 0.3),
+    "ischaemic_stroke": (0.9, 0.5, 0.3, 0.3),
     "cerebral_haemorrhage": (0.85, 0.5, 0.05, 0.3),
     "subarachnoid_haemorrhage": (0.85, 0.5, 0.05, 0.3),
     "alzheimer": (0.1, 200, 0.55, 0.6),
@@ -187,7 +187,7 @@ _HOSPITAL = {
 # %% ../../nbs/biobank/18f_records.ipynb #8f4a5c31
 _PRACTICE = {
     "hypertension": (("G20..", "XE0Ub"), 0.85, 1.0, 0.3, ""),
-    "infarction": (("G30..", "X200E"), 0.8, 0.1, 0.05, ""),
+    "infarction": (("G30..", "X200E"), 0.65, 0.1, 0.05, ""),
     "coronary_disease": (("G3...", "XE2uV"), 0.75, 0.5, 0.1, ""),
     "atrial_fibrillation": (("G5730", "G5730"), 0.85, 0.5, 0.1, ""),
     "heart_failure": (("G58..", "G58.."), 0.7, 0.5, 0.1, ""),
@@ -273,6 +273,12 @@ class Volume:
     operations: float = 1.2  # Operations an episode, beyond the first
     gp_clinical: float = 2.0  # Codes a year in the practice
     gp_scripts: float = 1.5  # Prescriptions a year
+
+
+PRACTICE_RECORDS = {  # lines of each person with any
+    "gp_clinical": {"showcase": 537.4, "here": 57.2},
+    "gp_scripts": {"showcase": 259.8, "here": 65.4},
+}
 
 # %% ../../nbs/biobank/18f_records.ipynb #2f1a744f
 CODES = tuple(
@@ -440,6 +446,7 @@ def _hesin(people: pl.DataFrame, episodes: dict[str, np.ndarray], rng: np.random
 # %% ../../nbs/biobank/18f_records.ipynb #d706db64
 DISTINCT = 55  # Episodes after which a person's main diagnoses are those of the first ones again
 OLD_DISTINCT = 10  # The same for main diagnoses in ICD-9, and for secondary ones
+OLD_SECONDARY = 0.18  # Share of secondary diagnoses that were written down when ICD-9 was used
 
 
 def _again(values: np.ndarray, place: np.ndarray, most: int) -> np.ndarray:
@@ -495,7 +502,10 @@ def _diagnoses(
     size = len(episodes["row"])
     main = _main_codes(episodes, codes, rng)
     named, chronic = _mentions(onsets, episodes, codes, rng)
+    noted = ~episodes["icd9"][named] | (rng.random(len(named)) < OLD_SECONDARY)
+    named, chronic = named[noted], chronic[noted]
     extra = np.repeat(np.arange(size), rng.geometric(1 / (1 + volume.secondary), size) - 1)
+    extra = extra[~episodes["icd9"][extra] | (rng.random(len(extra)) < OLD_SECONDARY)]
     place = _place(episodes["row"][extra])
     old = _again(_ranked(OLD_BACKGROUND, len(extra), rng), place, OLD_DISTINCT)
     added = np.where(episodes["icd9"][extra], old, _ranked(BACKGROUND, len(extra), rng))
@@ -546,8 +556,9 @@ def _operations(
     nothing = _PLACES[NO_OPERATION]
     main = np.where(rng.random(size) < 0.3, nothing, _ranked(OPERATIONS, size, rng))
     more = np.repeat(np.arange(size), rng.poisson(volume.operations, size) * (main != nothing))
-    episode = np.concatenate([np.arange(size), more])
-    code = np.concatenate([main, _ranked(ADDED, len(more), rng)])
+    first = np.flatnonzero(~episodes["opcs3"] | (main != nothing))
+    episode = np.concatenate([first, more])
+    code = np.concatenate([main[first], _ranked(ADDED, len(more), rng)])
     old = episodes["opcs3"][episode]
     code = np.where(old, _ranked(OLD_OPERATIONS, len(code), rng), code)
     day = episodes["day"][episode] + np.floor(rng.random(len(code)) * (episodes["stay"][episode] + 1))
@@ -556,7 +567,7 @@ def _operations(
         {
             "episode": episode,
             "code": code,
-            "level": np.repeat([1, 2], [size, len(more)]),
+            "level": np.repeat([1, 2], [len(first), len(more)]),
             "day": day,
             "old": old,
         }

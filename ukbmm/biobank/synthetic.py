@@ -41,7 +41,7 @@ from ukbmm.biobank.population import (
     planted,
     related_pairs,
 )
-from .records import draw_records, record_files
+from .records import PRACTICE_RECORDS, draw_records, record_files
 from .store import Biobank, ingest
 from .summaries import HEALTH_FIELDS, summarise
 from ..core import UkbmmError, atomic_file, get_logger, progress, rng_for, write_text
@@ -239,6 +239,7 @@ def truth_of(
         "causes": CAUSES,
         "fields": {str(number): measure.loads for number, measure in plan().items() if measure.loads},
         "procedures": DRAWS,
+        "practice_records": PRACTICE_RECORDS,
         **health_truth(),
     }
 
@@ -318,6 +319,7 @@ def _tables(folder: Path, format: str) -> Iterator[Callable[[Made], None]]:
 NOTICE = """\
 Every person in this folder is invented, and so is every identifier: ukbmm made {participants:,} of them from seed {seed}.
 Nothing here comes from a participant of UK Biobank. What is true about these people is in the folder truth.
+Tables of practices are shorter than the real ones: see practice_records in truth/truth.json.
 """
 LOST = (
     "{n} columns are not in the table, since other fields have the same title; truth/truth.json lists them.\n"

@@ -12,6 +12,7 @@ import pytest
 from sklearn.linear_model import LinearRegression
 
 from ukbmm.biobank import synthetic
+from ukbmm.biobank.derived import formula, input_columns
 from ukbmm.biobank.description import ingest_report
 from ukbmm.biobank.dictionary import Dictionary
 from ukbmm.biobank.formats import FORMATS, unreadable_titles
@@ -251,6 +252,13 @@ def test_what_is_ingested_is_what_was_made(all_fields):
         read, expected = all_fields.read(names), made.select(names)[order]
         differ = [name for name in names if not read[name].equals(expected[name].rename(name))]
         assert differ == []
+
+
+def test_every_derived_field_can_be_computed(all_fields):
+    for name in ("age", "bmi", "egfr", "pack_years"):
+        assert set(input_columns(name, all_fields.columns, 0)) >= set(formula(name).fields) - set(
+            formula(name).optional
+        )
 
 
 def test_a_clean_biobank_has_no_value_that_cannot_be(all_fields):

@@ -414,6 +414,7 @@ def _named(state: Assessment, measure: Measure, occasion: int, array: int) -> di
     given = {
         "u": rng.random(CHUNK),
         "n": rng.normal(size=CHUNK),
+        "lasting": state.rng("rule", measure.field.field_id).random(CHUNK),
         "i": np.full(CHUNK, occasion),
         "a": np.full(CHUNK, array),
     }

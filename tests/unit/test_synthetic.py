@@ -1,7 +1,9 @@
 "A synthetic delivery is a function of its seed, whole, streamed, readable, and holds the truth that it states."
 
 import csv
+import gzip
 import json
+import re
 import subprocess
 import sys
 
@@ -15,6 +17,7 @@ from ukbmm.biobank import synthetic
 from ukbmm.biobank.derived import formula, input_columns
 from ukbmm.biobank.description import ingest_report
 from ukbmm.biobank.dictionary import Dictionary
+from ukbmm.biobank.faults import FAULTS
 from ukbmm.biobank.formats import FORMATS, unreadable_titles
 from ukbmm.biobank.genotypes import open_bed, read_bed, unpack
 from ukbmm.biobank.health import HAZARDS
@@ -23,7 +26,7 @@ from ukbmm.biobank.population import CHUNK, draw_genotypes, draw_panel, draw_ped
 from ukbmm.biobank.relatedness import degree_of
 from ukbmm.biobank.store import ingest
 from ukbmm.biobank.synthetic import EXAMPLE_COLUMNS, make_chunk, synthetic_biobank, write_extract
-from ukbmm.core import UkbmmError
+from ukbmm.core import TableError, UkbmmError
 
 FEW = ("p31", "p21003_i0", "p30750_i0")
 
@@ -318,6 +321,97 @@ def test_few_columns_are_the_same_as_among_all(two_chunks):
         written = few.table[name].cast(pl.String).str.strip_suffix(".0")
         assert written.equals(table[header].replace("", None))
     assert make_chunk(0, 4, 60).records == {}
+
+
+# ---- faults -----------------------------------------------------------------------------------------------------
+
+SPOILT = ["p31", "p50_i0", "p53_i0", "p53_i1", "p1160_i0", "p3166_i0_a0", "p6150_i0", "p20002_i0", "p21003_i0", "p30901_i0",
+          "p40010_i0", "p41270", "p42000", "p130708", "p131286"]  # fmt: skip
+
+
+@pytest.fixture
+def deliver(tmp_path, monkeypatch, spoilt_chunk):
+    "Write a delivery of 60 people with faults; the people are invented once, and the dictionary is read once."
+    dictionary = Dictionary.builtin()
+    monkeypatch.setattr(Dictionary, "builtin", lambda: dictionary)
+    monkeypatch.setattr(synthetic, "make_chunk", lambda *rest: spoilt_chunk)
+
+    def write(name, form, faults=(), packed=False):
+        write_extract(tmp_path / name, 60, 12, 3, form, SPOILT, faults, packed)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def spoilt_chunk():
+    return make_chunk(0, 3, 12, SPOILT)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    "The same 60 people without a fault."
+    folder = tmp_path_factory.mktemp("whole")
+    write_extract(folder / "delivery", 60, 12, 3, columns=SPOILT)
+    return ingest(synthetic.main_table(folder / "delivery"), folder / "biobank")
+
+
+def tables_of(folder, packed=False):
+    "The tables that the truth names."
+    notes = json.loads((folder / "truth" / "faults.json").read_text())
+    names = next((note["table"] for note in notes if "table" in note), None) or [
+        synthetic.main_table(folder).name
+    ]
+    return [folder / (name + ".gz" if packed and not name.endswith(".gz") else name) for name in names]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("name", FAULTS)
+def test_every_fault_can_be_planted_in_every_form_compressed_or_not(deliver, whole, tmp_path, form, name):
+    plain, packed = deliver("plain", form, [name]), deliver("packed", form, [name], packed=True)
+    files, more = content(plain), content(packed)
+    tables = {path.name for path in tables_of(plain)}
+    assert set(more) == {f"{file}.gz" if file in tables else file for file in files}
+    assert all(gzip.decompress(more[f"{file}.gz"]) == files[file] for file in tables)
+    assert all(more[file] == files[file] for file in set(files) - tables)
+    beside = {
+        key: packed / value
+        for key, value in json.loads(files["truth/faults.json"])[0].items()
+        if key in ("fields", "withdrawals")
+    }
+    if FAULTS[name].outcome == "refused":
+        with pytest.raises(TableError):
+            ingest(tables_of(packed, True), tmp_path / "biobank", **beside)
+    else:
+        spoilt = ingest(tables_of(packed, True), tmp_path / "biobank", **beside)
+        assert set(whole.columns) <= set(spoilt.columns) and len(spoilt.columns) - len(whole.columns) == (
+            name == "future-leak"
+        )
+        same = spoilt.read(whole.columns).equals(whole.read(whole.columns))
+        assert same == (FAULTS[name].outcome == "same" or name in ("future-leak", "negative-ids"))
+
+
+def test_faults_that_exclude_each_other_are_refused_before_anything_is_written(tmp_path):
+    for faults, message in ((["latin-1", "utf-16"], "a file has no more"), (["truncated", "repeated-name"], "stops at the first"),
+                            (["mixed-dates", "day-first"], "turned round"), (["split", "no-such"], "no such fault")):  # fmt: skip
+        with pytest.raises(UkbmmError, match=message):
+            write_extract(tmp_path / "x", 60, 12, faults=faults)
+        assert not (tmp_path / "x").exists()
+
+
+def test_three_faults_at_once_in_labels_and_compressed(deliver, whole, tmp_path):
+    packed = deliver("packed", "rap-labels", ["split", "day-first", "latin-1"], packed=True)
+    tables = sorted(path.name for path in packed.iterdir() if path.name.startswith("participant"))
+    assert tables == [f"participant_{i}.csv.gz" for i in (1, 2, 3)]
+    text = [gzip.decompress((packed / name).read_bytes()) for name in tables]
+    assert any(b"\xe9" in each and b"\xc3\xa9" not in each for each in text)
+    assert not re.search(rb"\d{4}-\d\d-\d\d", b"".join(text))  # all dates are turned round
+    biobank = ingest(packed, tmp_path / "biobank")
+    changed = {"p30901_i0", "p40010_i0"}  # texts
+    notes = json.loads((packed / "truth" / "faults.json").read_text())
+    pieces = next(note for note in notes if note["fault"] == "split")["pieces"]
+    names = [name for name in pieces[0]["columns"] if name not in changed]
+    assert biobank.read(names).equals(whole.read(names)) and set(biobank.columns) == set(whole.columns)
 
 
 # ---- what agrees between files ----------------------------------------------------------------------------------

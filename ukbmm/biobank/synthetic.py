@@ -23,7 +23,7 @@ from fastcore.basics import patch
 from .assessment import DRAWS, draw_assessment, plan
 from .delivery import RECORDS
 from .dictionary import Dictionary, Field
-from .faults import FAULTS, fault_of, plant
+from .faults import plant_all, planting_order
 from .formats import TableWriter, format_of, unreadable_titles
 from .health import draw_onsets, health_truth
 from .names import parse_name
@@ -48,7 +48,7 @@ from ..core import UkbmmError, atomic_file, get_logger, progress, rng_for, write
 
 # %% auto #0
 __all__ = ['EXAMPLE_COLUMNS', 'FROM_RECORDS', 'MISSING_CALLS', 'REDACTED', 'KINSHIP_ERROR', 'LEAST_KINSHIP', 'NOTICE', 'LOST',
-           'COPIES', 'LAST', 'Made', 'make_chunk', 'truth_of', 'main_table', 'write_extract', 'synthetic_biobank']
+           'Made', 'make_chunk', 'truth_of', 'main_table', 'write_extract', 'synthetic_biobank']
 
 # %% ../../nbs/biobank/19_synthetic.ipynb #a367aabb
 @dataclass(frozen=True)
@@ -346,19 +346,10 @@ def main_table(
     )
 
 # %% ../../nbs/biobank/19_synthetic.ipynb #a8c941d7
-COPIES = ("repeated-columns", "changed-columns", "split")  # Faults that copy columns into further files
-LAST = ("latin-1", "byte-order-mark", "utf-16")  # Faults after which a table is no plain UTF-8
-
-
-def _spoil(folder: Path, table: Path, faults: list[str], seed: int, packed: bool) -> None:
+def _spoil(folder: Path, faults: list[str], seed: int, packed: bool) -> None:
     "Plant faults, note them in the truth, and compress the tables if they are to be `packed`."
-    dictionary, notes, tables = Dictionary.builtin(), [], {table}
-    for name in sorted(
-        dict.fromkeys(faults), key=lambda name: (name in LAST, name in COPIES, faults.index(name))
-    ):
-        path = table if FAULTS[name].acts_on == "table" else folder / "ukb_cal.fam"
-        notes.append(plant(name, path, dictionary, seed))
-        tables |= {folder / other for other in notes[-1].get("table", ())}
+    table, fam = main_table(folder), folder / "ukb_cal.fam"
+    tables, notes = plant_all(faults, table, fam, Dictionary.builtin(), seed)
     write_text(folder / "truth" / "faults.json", json.dumps(notes, indent=1))
     for path in tables if packed else ():
         with (
@@ -382,10 +373,10 @@ def write_extract(
     faults: Iterable[str] = (),  # Faults to plant, names of `FAULTS`
     packed: bool = False,  # Compress the main table with gzip?
 ) -> dict:  # The truth: coefficients, causal variants, what can be reached
-    "Write a synthetic delivery and the truth about it; raises `UkbmmError` for an unknown form or fault, or an odd size."
+    "Write a synthetic delivery and the truth about it; raises `UkbmmError` for an unknown form, faults that can't be, or an odd size."
     _refuse_sizes(participants, variants)
     format_of(format)
-    faults = [name for name in faults if fault_of(name)]
+    faults = planting_order(faults)
     folder, columns = Path(folder), None if columns is None else list(columns)
     with _tables(folder, format) as tables, _beside(folder, participants, variants, seed) as beside:
         for chunk in progress(range(-(-participants // CHUNK)), "inventing people"):
@@ -396,7 +387,7 @@ def write_extract(
     if lost:
         get_logger().info(LOST.format(n=len(lost)).strip())
     truth = {**truth_of(participants, variants, seed), "columns_without_a_name": lost}
-    _spoil(folder, main_table(folder), faults, seed, packed)
+    _spoil(folder, faults, seed, packed)
     write_text(folder / "truth" / "truth.json", json.dumps(truth, indent=1))
     notice = NOTICE.format(seed=seed, participants=participants) + (LOST.format(n=len(lost)) if lost else "")
     write_text(folder / "SYNTHETIC.txt", notice)

@@ -1,6 +1,7 @@
 "A synthetic delivery is a function of its seed, whole, streamed, readable, and holds the truth that it states."
 
 import csv
+import functools
 import gzip
 import json
 import re
@@ -18,7 +19,7 @@ from ukbmm.biobank.derived import formula, input_columns
 from ukbmm.biobank.description import ingest_report
 from ukbmm.biobank.dictionary import Dictionary
 from ukbmm.biobank.faults import FAULTS
-from ukbmm.biobank.formats import FORMATS, unreadable_titles
+from ukbmm.biobank.formats import FORMATS
 from ukbmm.biobank.genotypes import open_bed, read_bed, unpack
 from ukbmm.biobank.health import HAZARDS
 from ukbmm.biobank.names import parse_name
@@ -294,10 +295,7 @@ def test_every_form_of_a_delivery_is_read_to_the_same_table(form, tmp_path):
 
 @pytest.mark.parametrize("form", ["rap-labels", "rap-titles"])
 def test_labels_and_titles_are_read_back(form, tmp_path):
-    dictionary, names = Dictionary.builtin(), [*EXAMPLE_COLUMNS, "p20002_i0", "p6150_i0", "p1160_i0"]
-    shared = unreadable_titles({name: dictionary[parse_name(name)[0].field_id] for name in names}, dictionary)
-    columns = [name for name in names if name not in shared]
-    assert {"p31", "p20002_i0", "p1070_i0"} <= set(columns)
+    columns = [*EXAMPLE_COLUMNS, "p189", "p20002_i0", "p6150_i0", "p1160_i0"]
     for name in ("ukbconv-csv", form):
         write_extract(tmp_path / name, participants=80, variants=20, seed=2, format=name, columns=columns)
     files = (tmp_path / "ukbconv-csv" / "ukb40000.csv", tmp_path / form / "participant.csv")
@@ -306,10 +304,44 @@ def test_labels_and_titles_are_read_back(form, tmp_path):
     assert "Prefer not to answer" in files[1].read_text() and (tmp_path / form / "ukb_cal.bed").is_file()
 
 
-def test_a_form_of_titles_goes_without_titles_that_two_fields_share(tmp_path):
-    write_extract(tmp_path, participants=60, variants=20, format="rap-titles")
-    header = (tmp_path / "participant.csv").read_text().splitlines()[0]
-    assert "Townsend" not in header and "Sex" in header
+def test_titles_that_two_fields_share_stand_twice_and_a_list_of_field_names_says_which_is_which(deliver):
+    titles, labels = (
+        deliver(form, form, columns=[*SPOILT, "p189", "p22189"]) for form in ("rap-titles", "rap-labels")
+    )
+    (header, *rows), (names, *others) = (
+        list(csv.reader((folder / "participant.csv").open())) for folder in (titles, labels)
+    )
+    assert rows == others and header.count("Townsend deprivation index at recruitment") == 2
+    assert (titles / "participant.field_names.txt").read_text().split() == names
+    assert "participant.field_names.txt says which field" in (titles / "SYNTHETIC.txt").read_text()
+    assert (
+        not list(labels.glob("*field_names*")) and "field_names" not in (labels / "SYNTHETIC.txt").read_text()
+    )
+
+
+def test_pieces_of_a_table_with_titles_have_a_list_of_field_names_each(deliver, tmp_path):
+    columns, faults = [*SPOILT, "p189", "p22189"], ["split", "repeated-columns", "future-leak"]
+    folder = deliver("titles", "rap-titles", faults, columns=columns)
+    others = deliver("labels", "rap-labels", faults, columns=columns)
+    tables = sorted(path.name for path in folder.glob("*.csv") if path.name.startswith("participant"))
+    assert tables == ["participant_1.csv", "participant_2.csv", "participant_3.csv", "participant_newer1.csv"]
+    lists = [name.replace(".csv", ".field_names.txt") for name in tables]
+    assert sorted(path.name for path in folder.glob("*.field_names.txt")) == lists
+    assert ", ".join(lists) in (folder / "SYNTHETIC.txt").read_text()
+    for table, names in zip(tables, lists, strict=True):
+        _, *rows = csv.reader((folder / table).open())
+        header, *same = csv.reader((others / table).open())
+        assert (folder / names).read_text().split() == header and rows == same
+
+
+def test_a_spoilt_table_with_titles_that_two_fields_share_is_read(deliver, tmp_path):
+    columns, faults = [*SPOILT, "p189", "p22189"], ["another-order", "day-first", "utf-16", "special-dates"]
+    read = [
+        ingest(deliver(form, form, faults, True, columns), tmp_path / f"{form}.biobank")
+        for form in ("rap-raw", "rap-titles")
+    ]
+    assert read[0].columns == read[1].columns and {"p189", "p22189"} <= set(read[0].columns)
+    assert read[0].read(read[0].columns).equals(read[1].read(read[0].columns))
 
 
 def test_few_columns_are_the_same_as_among_all(two_chunks):
@@ -334,10 +366,13 @@ def deliver(tmp_path, monkeypatch, spoilt_chunk):
     "Write a delivery of 60 people with faults; the people are invented once, and the dictionary is read once."
     dictionary = Dictionary.builtin()
     monkeypatch.setattr(Dictionary, "builtin", lambda: dictionary)
-    monkeypatch.setattr(synthetic, "make_chunk", lambda *rest: spoilt_chunk)
+    make = functools.cache(
+        lambda columns: spoilt_chunk if columns == tuple(SPOILT) else make_chunk(0, 3, 12, columns)
+    )
+    monkeypatch.setattr(synthetic, "make_chunk", lambda *rest: make(tuple(rest[-1])))
 
-    def write(name, form, faults=(), packed=False):
-        write_extract(tmp_path / name, 60, 12, 3, form, SPOILT, faults, packed)
+    def write(name, form, faults=(), packed=False, columns=SPOILT):
+        write_extract(tmp_path / name, 60, 12, 3, form, columns, faults, packed)
         return tmp_path / name
 
     return write

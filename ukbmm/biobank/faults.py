@@ -21,7 +21,16 @@ import polars as pl
 
 from .dictionary import Dictionary, Field
 from .files import CHUNK, compression_of, fill_lines
-from .formats import CELLS, FORMATS, SPELLED, Format, write_header, write_rows
+from ukbmm.biobank.formats import (
+    CELLS,
+    FORMATS,
+    SPELLED,
+    Format,
+    field_names_path,
+    write_field_names,
+    write_header,
+    write_rows,
+)
 from .lines import read_layout
 from .names import Column, Header, is_eid, read_header
 from ..core import UkbmmError, atomic_file, did_you_mean, rng_for, write_text
@@ -112,9 +121,12 @@ class _Table:
     "A main table and what its columns are."
 
     path: Path
-    names: list[str]  # The header, the identifier first
+    names: list[str]  # The header, or the list of field names beside it; the identifier first
     form: Format
     header: Header
+    titles: dict[
+        str, str
+    ]  # Title by name where there is such a list, the same of several; empty where there is none
 
     def of_type(self, *value_types: str) -> dict[str, str]:
         "Canonical name by name in the file, of the columns of some types."
@@ -153,8 +165,10 @@ def _open_table(path: Path, dictionary: Dictionary) -> _Table:
     layout = read_layout(path)
     if not is_eid(layout.names[0]):
         raise UkbmmError(path.name, "a table whose first column is the identifier", "another first column")
-    form = _form_of(path, layout.names, layout.delimiter)
-    return _Table(path, layout.names, form, read_header(layout.names, dictionary))
+    form, beside = _form_of(path, layout.names, layout.delimiter), field_names_path(path)
+    names = beside.read_text().split() if beside.is_file() else layout.names
+    titled = dict(zip(names, layout.names, strict=True)) if beside.is_file() else {}
+    return _Table(path, names, form, read_header(names, dictionary), titled)
 
 # %% ../../nbs/biobank/18c_faults.ipynb #422f1acb
 @contextlib.contextmanager
@@ -194,9 +208,16 @@ def _batches(table: _Table) -> Iterator[pl.DataFrame]:
 def _write(table: _Table, path: Path, names: list[str], batches: Iterator[pl.DataFrame]) -> None:
     "Write columns of some rows after the other, in the form of `table`."
     with atomic_file(path) as out, out.open("wb") as stream:
-        write_header(names, table.form, stream)
+        _write_header(table, path, names, stream)
         for batch in batches:
             write_rows(batch.select(names), table.form, stream)
+
+
+def _write_header(table: _Table, path: Path, names: list[str], stream: BinaryIO) -> None:
+    "Write a header, or titles and the list of field names beside them."
+    write_header([table.titles.get(name, name) for name in names], table.form, stream)
+    if table.titles:
+        write_field_names(path, names[1:])
 
 
 def _rewrite(table: _Table, *change: pl.Expr) -> None:
@@ -428,6 +449,7 @@ def split(path: Path, dictionary: Dictionary, rng: np.random.Generator) -> dict:
             {"file": piece.name, "columns": group.tolist(), "first": first + number if number else None}
         )
     path.unlink()
+    field_names_path(path).unlink(missing_ok=True)
     return {"table": [piece["file"] for piece in pieces], "pieces": pieces, "every": EVERY}
 
 # %% ../../nbs/biobank/18c_faults.ipynb #7148cf4e
@@ -474,6 +496,8 @@ def future_leak(path: Path, dictionary: Dictionary, rng: np.random.Generator) ->
     _need(dates if baseline else [], table, "a date of disease and that of the baseline visit")
     leak = Field(LEAK, "Number of events", "integer", source="fields.tsv")
     name = _spelled(table, leak)
+    if table.titles:
+        table.titles[name] = leak.title
     count = _count_after(dates, baseline).alias(name)
     _write(table, path, [*table.names, name], (batch.with_columns(count) for batch in _batches(table)))
     _describe(path.with_name("fields.tsv"), leak)
@@ -569,7 +593,7 @@ def repeated_name(path: Path, dictionary: Dictionary, rng: np.random.Generator) 
     names = [columns[0] if name == columns[1] else name for name in table.names]
     with atomic_file(path) as out, path.open("rb") as source, out.open("wb") as target:
         source.readline()
-        write_header(names, table.form, target)
+        _write_header(table, path, names, target)
         shutil.copyfileobj(source, target, CHUNK)
     return {"column": columns[0]}
 

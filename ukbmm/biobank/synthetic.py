@@ -22,9 +22,9 @@ from fastcore.basics import patch
 
 from .assessment import DRAWS, draw_assessment, plan
 from .delivery import RECORDS
-from .dictionary import Dictionary, Field
+from .dictionary import Dictionary
 from .faults import plant_all, planting_order
-from .formats import TableWriter, format_of, unreadable_titles
+from .formats import TableWriter, format_of
 from .health import draw_onsets, health_truth
 from .names import parse_name
 from ukbmm.biobank.population import (
@@ -44,10 +44,10 @@ from ukbmm.biobank.population import (
 from .records import PRACTICE_RECORDS, draw_records, record_files
 from .store import Biobank, ingest
 from .summaries import HEALTH_FIELDS, summarise
-from ..core import UkbmmError, atomic_file, get_logger, progress, rng_for, write_text
+from ..core import UkbmmError, atomic_file, progress, rng_for, write_text
 
 # %% auto #0
-__all__ = ['EXAMPLE_COLUMNS', 'FROM_RECORDS', 'MISSING_CALLS', 'REDACTED', 'KINSHIP_ERROR', 'LEAST_KINSHIP', 'NOTICE', 'LOST',
+__all__ = ['EXAMPLE_COLUMNS', 'FROM_RECORDS', 'MISSING_CALLS', 'REDACTED', 'KINSHIP_ERROR', 'LEAST_KINSHIP', 'NOTICE', 'TITLED',
            'Made', 'make_chunk', 'truth_of', 'main_table', 'write_extract', 'synthetic_biobank']
 
 # %% ../../nbs/biobank/19_synthetic.ipynb #a367aabb
@@ -262,18 +262,6 @@ def _parquet(path: Path) -> Iterator[Callable[[pl.DataFrame], None]]:
 
         yield write
 
-# %% ../../nbs/biobank/19_synthetic.ipynb #86e63731
-def _lost(columns: Iterable[str], format: str, dictionary: Dictionary) -> list[str]:
-    "The columns that a form cannot name: under their title they would be several."
-    fields = {name: dictionary[_order(name)[0]] for name in columns}
-    return list(unreadable_titles(fields, dictionary)) if format_of(format).names == "titles" else []
-
-
-def _columns(table: pl.DataFrame, format: str, dictionary: Dictionary) -> dict[str, Field]:
-    "The columns to write, without those that the form cannot name."
-    lost = set(_lost(table.columns, format, dictionary))
-    return {name: dictionary[_order(name)[0]] for name in table.columns if name not in lost}
-
 # %% ../../nbs/biobank/19_synthetic.ipynb #9f56d17a
 @contextmanager
 def _beside(folder: Path, participants: int, variants: int, seed: int) -> Iterator[Callable[[Made], None]]:
@@ -308,9 +296,9 @@ def _tables(folder: Path, format: str) -> Iterator[Callable[[Made], None]]:
 
         def write(made: Made) -> None:
             if not opened:
-                columns = _columns(made.table, format, dictionary)
+                columns = {name: dictionary[_order(name)[0]] for name in made.table.columns}
                 opened.append(files.enter_context(TableWriter(folder, format, columns, dictionary)))
-            opened[0].write(made.people["eid"].to_numpy(), made.table.select(list(opened[0].columns)))
+            opened[0].write(made.people["eid"].to_numpy(), made.table)
             records({name: rows for name, rows in made.records.items() if name in RECORDS})
 
         yield write
@@ -321,9 +309,7 @@ Every person in this folder is invented, and so is every identifier: ukbmm made 
 Nothing here comes from a participant of UK Biobank. What is true about these people is in the folder truth.
 Tables of practices are shorter than the real ones: see practice_records in truth/truth.json.
 """
-LOST = (
-    "{n} columns are not in the table, since other fields have the same title; truth/truth.json lists them.\n"
-)
+TITLED = "The main table has titles of fields in its header, which some fields share; {lists} says which field each column is.\n"
 
 
 def _refuse_sizes(participants: int, variants: int) -> None:
@@ -383,14 +369,12 @@ def write_extract(
             made = _first(make_chunk(chunk, seed, variants, columns), participants - chunk * CHUNK)
             tables(made)
             beside(made)
-    lost = _lost(made.table.columns, format, Dictionary.builtin())
-    if lost:
-        get_logger().info(LOST.format(n=len(lost)).strip())
-    truth = {**truth_of(participants, variants, seed), "columns_without_a_name": lost}
+    truth = truth_of(participants, variants, seed)
     _spoil(folder, faults, seed, packed)
     write_text(folder / "truth" / "truth.json", json.dumps(truth, indent=1))
-    notice = NOTICE.format(seed=seed, participants=participants) + (LOST.format(n=len(lost)) if lost else "")
-    write_text(folder / "SYNTHETIC.txt", notice)
+    lists = ", ".join(sorted(path.name for path in folder.glob("*.field_names.txt")))
+    notice = NOTICE.format(seed=seed, participants=participants)
+    write_text(folder / "SYNTHETIC.txt", notice + (TITLED.format(lists=lists) if lists else ""))
     return truth
 
 # %% ../../nbs/biobank/19_synthetic.ipynb #1fd81836

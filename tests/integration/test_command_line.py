@@ -393,3 +393,16 @@ def test_no_number_on_the_console_or_a_page_tells_how_many_of_one_to_four_withdr
     )
     assert json.loads(described[2].stdout)["participants"] == 80
     assert "about 30 rows of 37% of the participants" in done.stdout
+
+
+def test_a_spoilt_delivery_is_written_and_read_or_refused_before_anything_is_written(tmp_path):
+    small = ("--participants", 50, "--variants", 12)
+    out = tmp_path / "split"
+    done = ukbmm("synth", out, *small, "--gz", "--fault", "split")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in out.glob("ukb*.csv*")) == [f"ukb40000_{i}.csv.gz" for i in (1, 2, 3)]
+    read = ukbmm("ingest", out, "--out", tmp_path / "split.biobank")
+    assert read.returncode == 0 and "50 participants" in read.stdout, read.stderr
+    both = ukbmm("synth", tmp_path / "both", *small, "--fault", "latin-1", "--fault", "utf-16")
+    refused(both, "latin-1 and utf-16 together", "one encoding, since a file has no more")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("both")] == []

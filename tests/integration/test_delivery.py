@@ -62,14 +62,7 @@ def test_a_delivery_in_any_form_becomes_the_same_biobank(deliveries, reference, 
     folder = packed(deliveries[form], tmp_path / "packed") if gz else deliveries[form]
     biobank = ingest(folder, tmp_path / "biobank")
     found, expected = hashes(biobank), hashes(reference)
-    assert any(name.startswith("records") for name in expected) and len(reference.columns) > 2_400
-    if form == "rap-titles":  # a title of several fields can't be told: those columns are not delivered
-        assert 0.9 * len(reference.columns) < len(biobank.columns) < len(reference.columns)
-        assert biobank.read(biobank.columns).equals(reference.read(biobank.columns))
-        found, expected = (
-            {name: sha for name, sha in of.items() if not name.startswith("tables")}
-            for of in (found, expected)
-        )
+    assert any(name.startswith("records") for name in expected) and len(reference.columns) > 3_000
     assert found == expected
 
 

@@ -20,6 +20,8 @@ from ukbmm.biobank.assessment import (
     score_weights,
     values_of,
 )
+from ukbmm.biobank.cleaning import clean_column
+from ukbmm.biobank.derived import PACK_FIELDS, derive, formula
 from ukbmm.biobank.dictionary import Dictionary, Field
 from ukbmm.biobank.health import draw_onsets
 from ukbmm.biobank.names import parse_name
@@ -76,19 +78,34 @@ def first_values(table: pl.DataFrame, number: int) -> np.ndarray:
 # ---- against the showcase ---------------------------------------------------------------------------------------
 
 
+BEYOND = {  # fields beyond the list, for pack-years: participants, published mean and standard deviation
+    2867: (125_778, 17.0739, 2.87232),  # age started smoking, of former smokers
+    2897: (125_778, 38.452, 11.9159),  # age stopped
+    3436: (39_697, 19.0231, 7.39343),  # age started, of current smokers
+}
+
+
 @pytest.fixture(scope="module")
-def facts() -> pl.DataFrame:
+def listed() -> pl.DataFrame:
     "The real fields that a synthetic biobank shall have; two are listed twice."
     path = shared_data("ukb_metadata/synthetic_fields.tsv")
     return pl.read_csv(path, separator="\t", quote_char=None).unique("field_id", maintain_order=True)
 
 
-def test_every_field_of_the_list_is_planned_or_follows_from_records(facts):
-    wanted = set(facts["field_id"])
+@pytest.fixture(scope="module")
+def facts(listed) -> pl.DataFrame:
+    "The same, and the fields beyond the list."
+    names = ["field_id", "n_participants", "showcase_mean", "showcase_sd"]
+    more = pl.DataFrame([(number, *rest) for number, rest in BEYOND.items()], schema=names, orient="row")
+    return pl.concat([listed.select(names), more], how="vertical_relaxed")
+
+
+def test_every_field_of_the_list_is_planned_or_follows_from_records(listed):
+    wanted = set(listed["field_id"])
     assert len(wanted) == 462 and wanted - set(plan()) - set(HEALTH_FIELDS) == {
         40010
     }  # which `synthetic` makes
-    assert set(plan()) <= wanted and not set(plan()) & set(HEALTH_FIELDS)
+    assert set(plan()) - wanted == set(BEYOND) and not set(plan()) & set(HEALTH_FIELDS)
 
 
 def test_every_planned_field_has_its_columns(table):
@@ -331,7 +348,8 @@ IDENTITIES = {
     "p30120_i0": "p30000_i0 * p30180_i0 / 100",
     "p30040_i0": "p30030_i0 / p30010_i0 * 10",
     "p30250_i0": "p30010_i0 * p30240_i0 / 100",
-    "p23401_i0": "p23400_i0 - p23406_i0",
+    "p23400_i0": "p23401_i0 + p23406_i0",
+    "p23401_i0": "p23402_i0 + p23405_i0",
     "p24102_i2": "p24100_i2 - p24101_i2",
     "p25009_i2": "p25005_i2 + p25007_i2",
     "p90052": "7 - p90051",
@@ -345,6 +363,15 @@ def test_what_follows_from_other_fields_does(table, name):
     both = pl.DataFrame({"found": table[name], "expected": expected}).drop_nulls()
     assert both.height > 400
     np.testing.assert_allclose(both["found"], both["expected"], rtol=1e-3, atol=0.006)
+
+
+def test_cholesterols_by_nmr_are_positive_and_go_with_those_of_the_laboratory(table):
+    names = [f"p{number}_i0" for number in range(23400, 23409)]
+    assert all(0 < low for low in table.select(names).min().row(0))
+    total = table["p23400_i0"].drop_nulls()
+    assert abs(total.mean() - 4.65) < 0.1 and abs(total.std() - 0.93) < 0.1
+    for a, b in ((23400, 30690), (23405, 30780), (23406, 30760)):
+        assert correlation(table, f"p{a}_i0", f"p{b}_i0") > 0.75
 
 
 def test_percentages_of_white_cells_add_up(table):
@@ -361,6 +388,48 @@ def test_smoking_is_one_story(table):
     assert table.filter(status == 0)["p2887_i0"].null_count() == (status == 0).sum()
     assert table.filter(table["p1239_i0"] == 1)["p3456_i0"].count() > 0.99 * (table["p1239_i0"] == 1).sum()
     assert table.filter(pl.col("p20161_i0").is_not_null())["p20116_i0"].min() >= 1
+
+
+@pytest.mark.parametrize("visit", range(4))
+def test_the_derived_pack_years_are_field_20161(table, visit):
+    there = [number for number in PACK_FIELDS if f"p{number}_i{visit}" in table.columns]
+    assert set(PACK_FIELDS) - set(there) == set(formula("pack_years").optional)  # all that must be there
+    given = {number: clean_column(table[f"p{number}_i{visit}"], plan()[number].field) for number in there}
+    values = {
+        "stated": table[f"p20161_i{visit}"],
+        "derived": derive("pack_years", given).values,
+        "status": table[f"p20116_i{visit}"],
+    }
+    both = pl.DataFrame(values).drop_nulls(["stated", "derived"])
+    assert both.height > (3000, 80, 400, 20)[visit] and set(both["status"]) == {1, 2}
+    np.testing.assert_allclose(both["stated"], both["derived"], atol=0.0051)  # two digits
+    never = pl.DataFrame(values).filter(pl.col("status") == 0)
+    assert never["derived"].max() == 0 and never["stated"].null_count() == never.height
+
+
+@pytest.mark.parametrize("visit", range(4))
+def test_smokers_start_before_they_stop_and_stop_before_they_are_asked(table, visit):
+    started, stopped, now = (pl.col(f"p{number}_i{visit}") for number in (2867, 2897, 3436))
+    age = pl.col(f"p21003_i{visit}")
+    for wrong in (stopped <= started, stopped > age, now > age, (started < 8) & (started > 0)):
+        known = (started >= 0) | (now >= 0)
+        assert table.filter(known & (stopped.is_null() | (stopped >= 0)) & wrong).is_empty()
+    assert table.filter(
+        started.is_not_null() & now.is_not_null()
+    ).is_empty()  # former smokers or current ones
+    assert table.filter(started.is_not_null()).select((pl.col(f"p1249_i{visit}") == 1).all()).item()
+    assert table.filter(now.is_not_null()).select((pl.col(f"p1239_i{visit}") == 1).all()).item()
+    specials = [table[f"p{number}_i0"].is_in([-1, -3]).sum() for number in (2867, 2897, 3436)]
+    assert min(specials) > 0
+
+
+def test_former_smokers_say_the_same_ages_at_each_visit(table):
+    both = table.select("p2867_i0", "p2867_i2", "p2897_i0", "p2897_i2").drop_nulls()
+    both = both.filter(pl.all_horizontal(pl.all() >= 0))
+    assert both.height > 150
+    for number in (2867, 2897):
+        apart = (both[f"p{number}_i0"] - both[f"p{number}_i2"]).abs()
+        assert apart.mean() < 1 and apart.max() <= 4
 
 
 def test_genetic_sex_is_sex_but_for_a_few(table, people):

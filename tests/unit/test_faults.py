@@ -11,7 +11,7 @@ import pytest
 
 from ukbmm.biobank import faults as faults_module
 from ukbmm.biobank.dictionary import Dictionary
-from ukbmm.biobank.faults import EVERY, FAULTS, OUTCOMES, SPECIAL_DATES, plant
+from ukbmm.biobank.faults import EVERY, FAULTS, OUTCOMES, SPECIAL_DATES, plant, plant_all
 from ukbmm.biobank.formats import FORMATS, TableWriter
 from ukbmm.biobank.genotypes import unpack, write_bed
 from ukbmm.biobank.names import parse_name
@@ -30,6 +30,7 @@ JOINED = (
 UNLIKE = ["ukbconv-csv", "ukbconv-txt", "rap-prefixed", "rap-titles"]  # forms that have least in common
 EIDS = np.random.default_rng(5).permutation(np.arange(1_000_000, 1_000_000 + 11 * N, 11))
 ORDER = np.argsort(EIDS)
+PLACE = np.argsort(ORDER)  # of each row of the file among participants in order
 
 
 def days(rng, share: float) -> list:
@@ -146,43 +147,45 @@ def test_columns_that_stand_in_two_baskets_are_the_same(tmp_path, format):
 # what changes in a known way
 
 
-def special_dates(done) -> pl.DataFrame:
+def special_dates(frame, done) -> pl.DataFrame:
     assert done["columns"] == ["p130000", "p130002"] and done["dates"] == list(SPECIAL_DATES[819])
-    frame = PEOPLE.to_dict(as_series=False)
+    values = frame.to_dict(as_series=False)
     for number, row in enumerate(range(done["first"], N, EVERY)):
         for name in done["columns"]:
-            frame[name][row] = datetime.date.fromisoformat(SPECIAL_DATES[819][number % 6])
-    return pl.DataFrame(frame, schema=PEOPLE.schema)[ORDER]
+            values[name][PLACE[row]] = datetime.date.fromisoformat(SPECIAL_DATES[819][number % 6])
+    return pl.DataFrame(values, schema=frame.schema)
 
 
-def changed_columns(done) -> pl.DataFrame:
-    here, numbers = pl.Series(touched(done)), pl.col("p1160_i0", "p21003_i0")
-    return WHOLE.with_columns(pl.when(here & (numbers >= 0)).then(numbers + 1).otherwise(numbers))
+def changed_columns(frame, done) -> pl.DataFrame:
+    assert set(done["columns"]) - {"p990999"} == {"p1160_i0", "p21003_i0"}
+    here, numbers = pl.Series(touched(done)), pl.col(done["columns"])
+    return frame.with_columns(pl.when(here & (numbers >= 0)).then(numbers + 1).otherwise(numbers))
 
 
-def latin_1(done) -> pl.DataFrame:
+def latin_1(frame, done) -> pl.DataFrame:
     words = pl.col("p4136_i0").fill_null("") + "é"
-    return WHOLE.with_columns(p4136_i0=pl.when(pl.Series(touched(done))).then(words).otherwise("p4136_i0"))
+    return frame.with_columns(p4136_i0=pl.when(pl.Series(touched(done))).then(words).otherwise("p4136_i0"))
 
 
-def split(done) -> pl.DataFrame:
-    frame = WHOLE
-    assert done["pieces"][0]["first"] is None and len(done["table"]) == 3
+def split(frame, done, elsewhere=()) -> pl.DataFrame:
+    "People are missing from the second and the third file, but from no column that stands elsewhere, too."
+    assert done["pieces"][0]["first"] is None and len(done["pieces"]) == 3
     for piece in done["pieces"][1:]:
         gone = pl.Series(touched(done | {"first": piece["first"]}))
-        frame = frame.with_columns(pl.when(~gone).then(pl.col(name)).alias(name) for name in piece["columns"])
+        names = [name for name in piece["columns"] if name not in elsewhere]
+        frame = frame.with_columns(pl.when(~gone).then(pl.col(name)).alias(name) for name in names)
     return frame
 
 
-def withdrawn(done) -> pl.DataFrame:
+def withdrawn(frame, done) -> pl.DataFrame:
     gone = np.isin(np.arange(N), done["rows"])[ORDER]
-    return WHOLE.with_columns(pl.when(pl.Series(~gone)).then(pl.all()))
+    return frame.with_columns(pl.when(pl.Series(~gone)).then(pl.all()))
 
 
-def future_leak(done) -> pl.DataFrame:
-    count = [sum(day is not None and day > visit for day in dates) for visit, *dates in
-             WHOLE.select("p53_i0", "p130000", "p130002", "p42000").iter_rows()]  # fmt: skip
-    return WHOLE.with_columns(pl.Series(done["column"], count, dtype=pl.Int64))
+def future_leak(frame, done) -> pl.DataFrame:
+    count = [sum(day is not None and visit < day < datetime.date(2037, 1, 1) for day in dates) for visit, *dates in
+             frame.select("p53_i0", "p130000", "p130002", "p42000").iter_rows()]  # fmt: skip
+    return frame.with_columns(pl.Series(done["column"], count, dtype=pl.Int64))
 
 
 KNOWN = {
@@ -205,7 +208,7 @@ def test_what_changes_changes_as_the_truth_says_and_nothing_else(tmp_path, name,
     path = write(tmp_path, format)
     done = plant(name, path, D, seed=2)
     biobank = ingested(path, done, tmp_path / "biobank")
-    expected = KNOWN[name](done)
+    expected = KNOWN[name](WHOLE, done)
     expected = expected.select(
         column for column in expected.columns if column not in JOINED or format != "ukb-format"
     )
@@ -220,7 +223,7 @@ def test_the_newest_basket_holds_in_whatever_order_the_files_are_given(tmp_path)
     assert done["table"] == ["ukb40000.csv", "ukb40001.csv"]
     turned = done | {"table": done["table"][::-1]}
     biobank = ingested(path, turned, tmp_path / "biobank")
-    assert biobank.read(NAMES).equals(changed_columns(done))
+    assert biobank.read(NAMES).equals(changed_columns(WHOLE, done))
     differ = {name: int((WHOLE[name] != biobank.read([name])[name]).sum()) for name in done["columns"]}
     assert biobank.manifest["table"]["repeated"] == differ and differ["p21003_i0"] == touched(done).sum()
 
@@ -231,7 +234,7 @@ def test_pieces_in_other_orders_are_put_together(tmp_path):
     for number, name in enumerate(done["table"]):
         plant("another-order", path.with_name(name), D, seed=number)
     assert not path.exists()
-    assert ingested(path, done, tmp_path / "biobank").read(NAMES).equals(split(done))
+    assert ingested(path, done, tmp_path / "biobank").read(NAMES).equals(split(WHOLE, done))
 
 
 def test_faults_can_be_planted_one_after_the_other(tmp_path):
@@ -240,7 +243,94 @@ def test_faults_can_be_planted_one_after_the_other(tmp_path):
     for name in ("another-order", "day-first", "utf-16"):
         plant(name, path, D, seed=4)
     biobank = ingested(path, {"table": [path.name]}, tmp_path / "biobank")
-    assert biobank.read(NAMES).equals(special_dates(special))
+    assert biobank.read(NAMES).equals(special_dates(WHOLE, special))
+
+
+# several at once
+
+
+def exclude(a: str, b: str) -> bool:
+    "Two faults that a file can't have both."
+    of_one = [{"latin-1", "utf-16", "byte-order-mark"}, set(of("refused")), {"day-first", "mixed-dates"}]
+    return any({a, b} <= kind for kind in of_one)
+
+
+def outcome_of(notes) -> pl.DataFrame:
+    "What the table becomes, of the notes of all faults: each does its own, in the order in which they were planted."
+    frame, elsewhere = WHOLE, []
+    once = {note["fault"]: note for note in notes}.values()
+    for note in sorted(
+        once, key=lambda note: note["fault"] == "withdrawn"
+    ):  # whoever withdrew has nothing at all
+        if note["fault"] in ("repeated-columns", "changed-columns"):
+            elsewhere += note["columns"]
+        if note["fault"] in KNOWN:
+            frame = KNOWN[note["fault"]](
+                frame, note, **({"elsewhere": elsewhere} if note["fault"] == "split" else {})
+            )
+    return frame
+
+
+@pytest.fixture
+def one_dictionary(monkeypatch):
+    "The dictionary that ships is read once."
+    monkeypatch.setattr(Dictionary, "builtin", lambda: D)
+
+
+@pytest.mark.parametrize("format", ["ukbconv-csv", "rap-labels"])
+@pytest.mark.parametrize("name", FAULTS)
+def test_every_two_faults_go_together_or_are_refused_before_anything_is_changed(
+    tmp_path, name, format, one_dictionary
+):
+    for other in list(FAULTS)[: list(FAULTS).index(name)]:
+        folder = tmp_path / other
+        path, fam = write(folder, format), folder / "g.fam"
+        fam.write_text("".join(f"{eid} {eid} 0 0 1 -9\n" for eid in EIDS))
+        before = path.read_bytes()
+        if exclude(name, other):
+            with pytest.raises(UkbmmError, match=f"{name}|{other}"):
+                plant_all([name, other], path, fam, D, seed=9)
+            assert path.read_bytes() == before and len(list(folder.iterdir())) == 2
+            continue
+        tables, notes = plant_all([name, other], path, fam, D, seed=9)
+        assert {note["fault"] for note in notes} == {name, other}
+        assert all(note["table"] == [table.name for table in tables] for note in notes if "table" in note)
+        assert sorted(table.name for table in tables) == [
+            table.name for table in tables
+        ]  # as ingesting a folder takes them
+        done = {key: value for note in notes for key, value in note.items()} | {
+            "table": [table.name for table in tables]
+        }
+        if "refused" in {FAULTS[name].outcome, FAULTS[other].outcome}:
+            with pytest.raises(TableError):
+                ingested(path, done, folder / "biobank")
+        else:
+            expected = outcome_of(notes)
+            biobank = ingested(path, done, folder / "biobank")
+            assert biobank.read(expected.columns).equals(expected), other
+
+
+def test_a_fault_of_every_stage_at_once(tmp_path):
+    path = write(tmp_path, "rap-raw")
+    names = ["utf-16", "another-order", "day-first", "split", "changed-columns", "withdrawn", "special-dates"]
+    tables, notes = plant_all(names, path, "none.fam", D, seed=10)
+    assert [table.name for table in tables] == [f"participant_{i}.csv" for i in (1, 2, 3)] + [
+        "participant_newer1.csv"
+    ]
+    assert {note["file"] for note in notes if note["fault"] == "another-order"} == {
+        table.name for table in tables
+    }
+    done = {key: value for note in notes for key, value in note.items()}
+    biobank = ingested(path, done, tmp_path / "biobank")
+    assert biobank.read(NAMES).equals(outcome_of(notes))
+
+
+def test_a_place_is_in_the_first_file_that_has_it(tmp_path):
+    path = write(tmp_path)
+    tables, notes = plant_all(["letter-in-numbers", "split"], path, "none.fam", D, seed=11)
+    assert tables[0].name == notes[-1]["file"] == "ukb40000_1.csv"
+    with pytest.raises(TableError, match="letter|expected whole numbers|expected numbers"):
+        ingest(tables, tmp_path / "biobank")
 
 
 def test_own_fields_that_are_there_already_are_kept(tmp_path):

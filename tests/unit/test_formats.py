@@ -20,7 +20,6 @@ from ukbmm.biobank.formats import (
     header_names,
     r_program,
     unreadable_labels,
-    unreadable_titles,
 )
 from ukbmm.biobank.names import parse_name
 from ukbmm.biobank.store import ingest
@@ -63,6 +62,8 @@ NUMBERS = {  # special values beside what is measured
     "p4080_i0_a0": [],
     "p4080_i0_a1": [],
     "p50_i0": [],
+    "p189": [],  # two fields of one title
+    "p22189": [],
     "p78_i0": [-1.25, -0.0, 1e-7, 123456789.125],
     "p22009_a1": [],
     "p22009_a2": [],
@@ -197,7 +198,6 @@ def test_the_table_has_everything_that_can_go_wrong_and_nothing_that_must(dictio
     assert (frame["p130000"] == datetime.date(2037, 7, 7)).any() and frame.null_count().row(0) > (
         0,
     ) * frame.width
-    assert unreadable_titles(fields, dictionary) == {}
     lost = unreadable_labels(fields, dictionary)
     assert not [name for name, values in lost.items() if set(map(str, CODES.get(name, []))) & set(values)]
 
@@ -510,23 +510,48 @@ def test_an_unknown_form_is_refused_with_the_nearest(tmp_path, dictionary):
 # what can't be read back
 
 
-def test_columns_that_are_listed_are_those_that_a_reader_leaves_out(tmp_path, dictionary):
-    names = ["p31", "p21001_i0", "p23104_i0", "p189", "p50_i0", "p396_i0_a1"]
-    fields = {name: dictionary[parse_name(name)[0].field_id] for name in names}
+SHARED = [
+    "p31",
+    "p21001_i0",
+    "p23104_i0",
+    "p189",
+    "p22189",
+    "p50_i0",
+    "p396_i0_a1",
+]  # titles that other fields have, too
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gz"])
+def test_beside_titles_lies_a_list_of_field_names(tmp_path, dictionary, packed):
+    fields = {name: dictionary[parse_name(name)[0].field_id] for name in SHARED}
     frame = pl.DataFrame(
-        {name: [1, 0] for name in names}, schema={name: field.dtype for name, field in fields.items()}
-    )
-    with TableWriter(tmp_path, "rap-titles", fields, dictionary) as writer:
-        writer.write(np.array([1_000_001, 1_000_002]), frame)
-    biobank = ingest(writer.path, tmp_path / "biobank")
-    listed = unreadable_titles(fields, dictionary)
-    assert listed == {
-        "p21001_i0": [21001, 23104],
-        "p23104_i0": [21001, 23104],
-        "p189": [189, 22189],
-        "p396_i0_a1": [396, 20129],
-    }
-    assert biobank.columns == [name for name in names if name not in listed]
+        {name: [i, i + 1] for i, name in enumerate(SHARED)}, schema={name: field.dtype for name, field in fields.items()}
+    ).with_columns(p31=pl.Series([1, 0], dtype=pl.Int32))  # fmt: skip
+    for format in FORMATS:
+        with TableWriter(tmp_path / format, format, fields, dictionary, packed=packed) as writer:
+            writer.write(np.array([1_000_001, 1_000_002]), frame)
+        assert (tmp_path / format / "participant.field_names.txt").exists() == (format == "rap-titles")
+    path = tmp_path / "rap-titles" / f"participant.csv{'.gz' if packed else ''}"
+    assert (path.parent / "participant.field_names.txt").read_text() == "\n".join(["eid", *SHARED, ""])
+    data = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
+    header, *rows = csv.reader(io.StringIO(data.decode()))
+    assert header == ["Participant ID", "Sex", *["Body mass index (BMI) | Instance 0"] * 2, *["Townsend deprivation index at recruitment"] * 2,
+                      "Standing height | Instance 0", "Number of columns displayed in round | Instance 0 | Array 1"]  # fmt: skip
+    assert rows == [
+        ["1000001", "Male", "1.0", "2.0", "3.0", "4.0", "5.0", "6"],
+        ["1000002", "Female", "2.0", "3.0", "4.0", "5.0", "6.0", "7"],
+    ]
+    biobank = ingest(path, tmp_path / "biobank")
+    assert biobank.columns == SHARED and biobank.read(SHARED).equals(frame)
+
+
+def test_an_interrupted_writer_leaves_no_list_of_field_names(tmp_path, dictionary):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        TableWriter(tmp_path, "rap-titles", {"p31": dictionary[31]}, dictionary),
+    ):
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_values_that_are_listed_are_those_that_a_reader_gets_wrong(tmp_path):

@@ -38,13 +38,11 @@ from ukbmm.biobank.records import (
     record_files,
 )
 from ukbmm.biobank.summaries import (
-    ARRAY_SIZES,
     CODE_LISTS,
     COUNTS,
     HEALTH_FIELDS,
     OCCURRENCES,
     OUTCOMES,
-    beyond,
     first_occurrences,
     outcomes,
     summarise,
@@ -564,32 +562,6 @@ def test_an_interrupted_writer_leaves_nothing_and_keeps_what_was_there(tmp_path,
 # --- summaries
 
 
-SHOWCASE = {
-    "p40000_i0": 0.113, "p42000": 0.062, "p42002": 0.016, "p42004": 0.028, "p42006": 0.042, "p42008": 0.026, "p42010": 0.006,
-    "p42012": 0.004, "p42014": 0.147, "p42016": 0.061, "p42018": 0.023, "p42020": 0.010, "p42022": 0.005, "p42026": 0.004,
-    "p42028": 0.002, "p42030": 0.010, "p42032": 0.009, "p130706": 0.011, "p130708": 0.097, "p131286": 0.417, "p131298": 0.052,
-    "p131306": 0.116, "p131350": 0.090, "p131354": 0.046, "p131366": 0.023, "p132032": 0.066, "p40005_i0": 0.265, "p41270": 0.894,
-    "p41202": 0.894, "p41272": 0.893, "p41271": 0.041, "p41273": 0.021, "p42038": 0.456, "p42040": 0.458, "p40002_i0_a0": 0.077,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", SHOWCASE)
-def test_shares_are_near_those_of_the_showcase(cohort, name):
-    fields, expected = cohort[3], SHOWCASE[name]
-    share = fields[name].count() / fields.height
-    # ten percent of the share for the model, four standard errors for chance
-    assert abs(share - expected) < 0.10 * expected + 4 * np.sqrt(expected / fields.height)
-
-
-def test_shares_are_those_of_the_shared_table_of_fields(cohort):
-    table = pl.read_csv(shared_data("ukb_metadata/synthetic_fields.tsv"), separator="\t", infer_schema=False)
-    stated = dict(
-        zip(table["field_id"].cast(pl.Int64), table["frac_of_501938"].cast(pl.Float64), strict=True)
-    )
-    for name, share in SHOWCASE.items():
-        assert stated[parse_name(name)[0].field_id] == pytest.approx(share, abs=0.001)
-
-
 def test_all_health_fields_of_the_plan_are_made_but_the_free_text(cohort):
     table = pl.read_csv(shared_data("ukb_metadata/synthetic_fields.tsv"), separator="\t", infer_schema=False)
     groups = pl.col("group").is_in(["Outcomes (ADO, FO)", "HES summary / registries"])
@@ -607,14 +579,25 @@ def test_names_and_types_are_the_dictionarys(cohort):
         assert fields[name].dtype == (pl.List(field.dtype) if multiple else field.dtype), name
         assert (column.instance or 0) <= field.instance_max and (column.array or 0) <= field.array_max
     assert {parse_name(name)[0].field_id for name in fields.columns} == set(HEALTH_FIELDS)
-    assert all(size <= dictionary[int(name[1:])].array_max + 1 for name, size in ARRAY_SIZES.items())
+    arrays = {number: dictionary[number] for number in HEALTH_FIELDS if dictionary[number].arrayed}
+    for number, field in arrays.items():  # as many positions as the showcase has
+        places = {
+            parse_name(name)[0].array for name in fields.columns if parse_name(name)[0].field_id == number
+        }
+        listed = field.value_type == "categorical_multiple"
+        assert places == ({None} if listed else set(range(field.array_max + 1))), field.title
 
 
 @pytest.fixture(scope="module")
 def plain(cohort):
-    "The records of 1,500 people as Python rows by person, and their fields by person."
+    "The records of 1,500 people, the most ill among them, as Python rows by person, and their fields by person."
     people, _, records, _ = cohort
-    some = people.filter((pl.col("nation") == "Scotland") | (pl.int_range(pl.len()) % 25 == 0)).head(1500)
+    lines = people.select("eid").join(
+        records["hesin_diag"].group_by("eid").len(), on="eid", how="left", maintain_order="left"
+    )
+    most = (lines["len"].fill_null(0).rank("ordinal", descending=True) <= 250).alias("most")
+    chosen = (pl.col("nation") == "Scotland") | (pl.int_range(pl.len()) % 25 == 0)
+    some = pl.concat([people.filter(most), people.filter(~most).filter(chosen).head(1250)])
     keep = {name: table.join(some.select("eid"), on="eid", how="semi") for name, table in records.items()}
     rows = {name: defaultdict(list) for name in keep}
     for name, table in keep.items():
@@ -638,14 +621,14 @@ def date_of_episode(rows, eid, ins_index):
 def test_lists_of_codes_and_their_dates_are_recomputed(plain, field_id):
     some, rows, by_person, _ = plain
     table, column, levels, partner = CODE_LISTS[field_id]
-    size, seen = ARRAY_SIZES[f"p{field_id}"], 0
+    size, seen = Dictionary.builtin()[field_id].array_max + 1, 0
     for eid in some["eid"]:
         first = {}
         for row in rows[table][eid]:
             if row[column] is not None and row["level"] in levels:
                 when = row.get("opdate") or date_of_episode(rows, eid, row["ins_index"])
                 first[row[column]] = min(when, first.get(row[column], when))
-        order = sorted(first, key=lambda code: (first[code], code))[:size]
+        order = sorted(first, key=lambda code: (first[code], code))
         assert by_person[eid][f"p{field_id}"] == (order or None)
         seen += len(order)
         if partner:
@@ -672,9 +655,9 @@ def test_death_fields_are_recomputed(plain):
                 (r for r in rows["death_cause"][eid] if r["ins_index"] == instance),
                 key=lambda r: r["arr_index"],
             )
-            others = [row["cause_icd10"] for row in causes if row["level"] == 2][:8]
-            found = [person[f"p40002_i{instance}_a{i}"] for i in range(8)]
-            assert found == others + [None] * (8 - len(others))
+            others = [row["cause_icd10"] for row in causes if row["level"] == 2]
+            found = [person[f"p40002_i{instance}_a{i}"] for i in range(15)]
+            assert found == others + [None] * (15 - len(others))
             names = ("p40000", "p40001", "p40007", "p40018", "p40020")
             values = tuple(person[f"{name}_i{instance}"] for name in names)
             if not certificate:
@@ -696,8 +679,8 @@ def test_cancer_fields_are_recomputed(plain):
         registered = sorted(rows["cancer"][eid], key=lambda row: (row["date"], row["ins_index"]))
         assert by_person[eid]["p40009_i0"] == (len(registered) or None)
         for name, column in columns.items():
-            found = [by_person[eid][f"{name}_i{i}"] for i in range(6)]
-            assert found == ([row[column] for row in registered] + [None] * 6)[:6]
+            found = [by_person[eid].get(f"{name}_i{i}") for i in range(22)]
+            assert found == [row[column] for row in registered] + [None] * (22 - len(registered))
     assert sum(len(rows["cancer"][eid]) for eid in some["eid"]) > 300
 
 
@@ -764,19 +747,38 @@ def test_outcomes_are_recomputed(plain):
     assert sources == {None, 1, 2}
 
 
-def test_what_is_cut_is_counted(plain):
-    _, _, by_person, keep = plain
-    sizes = ARRAY_SIZES | {"p41270": 4, "p41200": 2}
-    cut = beyond(keep, sizes)
-    distinct = (
-        keep["hesin_diag"]
-        .drop_nulls("diag_icd10")
-        .group_by("eid")
-        .agg(pl.col("diag_icd10").n_unique())["diag_icd10"]
+def test_the_fields_have_room_for_whoever_is_in_hospital_all_the_time():
+    people = draw_people(0, seed=3, variants=50)
+    people = people.sort(pl.col("nation") != "Scotland", maintain_order=True).head(
+        600
+    )  # half of them Scots: ICD-9
+    onsets = draw_onsets(people, rng_for(3, "o"))
+    records = draw_records(people, onsets, rng_for(3, "r"), Volume(episodes=400, secondary=6, operations=6))
+    fields, dictionary = summarise(people, records), Dictionary.builtin()
+    for field_id, (table, column, levels, _) in CODE_LISTS.items():
+        lines = records[table].filter(pl.col("level").is_in(levels)).drop_nulls(column)
+        distinct = lines.group_by("eid").agg(pl.col(column).n_unique())[column]
+        lengths = fields[f"p{field_id}"].list.len()
+        assert lengths.sum() == distinct.sum() and lengths.max() <= dictionary[field_id].array_max + 1
+    assert fields["p41202"].list.len().max() > 45 and fields["p41203"].list.len().max() >= 10
+
+
+def test_more_than_a_field_has_room_for_is_refused_and_not_cut(tiny):
+    people, records, _ = tiny
+    lines = filled("hesin_diag", eid=[30] * 86, ins_index=[0] * 86, arr_index=list(range(86)), level=[1] * 86,
+                   diag_icd10=[f"Z{i:03}" for i in range(86)])  # fmt: skip
+    assert len(summarise(people, records | {"hesin_diag": lines[:85]})["p41202"][0]) == 85
+    with pytest.raises(TableError, match="column p41202: expected at most 85 a participant"):
+        summarise(people, records | {"hesin_diag": lines})
+    causes = filled("death_cause", eid=[10] * 17, ins_index=[0] * 17, arr_index=list(range(17)),
+                    level=[1] + [2] * 16, cause_icd10=[f"C{i:02}" for i in range(17)])  # fmt: skip
+    with pytest.raises(TableError, match="column p40002_i0_a0: expected at most 15 a participant"):
+        summarise(people, records | {"death_cause": causes})
+    cancers = filled(
+        "cancer", eid=[30] * 23, ins_index=list(range(23)), date=[day("1999-01-01")] * 23, icd10=["C509"] * 23
     )
-    assert cut["p41270"] == sum(max(0, int(n) - 4) for n in distinct) > 100
-    assert cut["p41200"] > 100
-    assert max(len(person["p41270"] or []) for person in by_person.values()) <= 61
+    with pytest.raises(TableError, match="column p40005_i0: expected at most 22 a participant"):
+        summarise(people, records | {"cancer": cancers})
 
 
 def test_fields_of_chunks_are_the_fields_of_the_whole(cohort):

@@ -1,16 +1,24 @@
 "A synthetic delivery is a function of its seed, whole, streamed, readable, and holds the truth that it states."
 
+import csv
+import functools
+import gzip
 import json
+import re
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 from memory import peak_mib
 from sklearn.linear_model import LinearRegression
 
 from ukbmm.biobank import synthetic
+from ukbmm.biobank.derived import formula, input_columns
+from ukbmm.biobank.description import ingest_report
 from ukbmm.biobank.dictionary import Dictionary
-from ukbmm.biobank.formats import FORMATS, unreadable_titles
+from ukbmm.biobank.faults import FAULTS
+from ukbmm.biobank.formats import FORMATS
 from ukbmm.biobank.genotypes import open_bed, read_bed, unpack
 from ukbmm.biobank.health import HAZARDS
 from ukbmm.biobank.names import parse_name
@@ -18,7 +26,7 @@ from ukbmm.biobank.population import CHUNK, draw_genotypes, draw_panel, draw_ped
 from ukbmm.biobank.relatedness import degree_of
 from ukbmm.biobank.store import ingest
 from ukbmm.biobank.synthetic import EXAMPLE_COLUMNS, make_chunk, synthetic_biobank, write_extract
-from ukbmm.core import UkbmmError
+from ukbmm.core import TableError, UkbmmError
 
 FEW = ("p31", "p21003_i0", "p30750_i0")
 
@@ -247,6 +255,21 @@ def test_what_is_ingested_is_what_was_made(all_fields):
         assert differ == []
 
 
+def test_every_derived_field_can_be_computed(all_fields):
+    for name in ("age", "bmi", "egfr", "pack_years"):
+        assert set(input_columns(name, all_fields.columns, 0)) >= set(formula(name).fields) - set(
+            formula(name).optional
+        )
+
+
+def test_a_clean_biobank_has_no_value_that_cannot_be(all_fields):
+    report = ingest_report(all_fields)
+    impossible = {
+        row["column"]: row["out_of_range"] for row in report.values["columns"] if row["out_of_range"]
+    }
+    assert impossible == {} and len(report.values["columns"]) == len(all_fields.columns)
+
+
 @pytest.mark.parametrize(
     "form", [name for name in FORMATS if name not in ("ukbconv-csv", "rap-labels", "rap-titles")]
 )
@@ -269,10 +292,7 @@ def test_every_form_of_a_delivery_is_read_to_the_same_table(form, tmp_path):
 
 @pytest.mark.parametrize("form", ["rap-labels", "rap-titles"])
 def test_labels_and_titles_are_read_back(form, tmp_path):
-    dictionary, names = Dictionary.builtin(), [*EXAMPLE_COLUMNS, "p20002_i0", "p6150_i0", "p1160_i0"]
-    shared = unreadable_titles({name: dictionary[parse_name(name)[0].field_id] for name in names}, dictionary)
-    columns = [name for name in names if name not in shared]
-    assert {"p31", "p20002_i0", "p1070_i0"} <= set(columns)
+    columns = [*EXAMPLE_COLUMNS, "p189", "p20002_i0", "p6150_i0", "p1160_i0"]
     for name in ("ukbconv-csv", form):
         write_extract(tmp_path / name, participants=80, variants=20, seed=2, format=name, columns=columns)
     files = (tmp_path / "ukbconv-csv" / "ukb40000.csv", tmp_path / form / "participant.csv")
@@ -281,10 +301,44 @@ def test_labels_and_titles_are_read_back(form, tmp_path):
     assert "Prefer not to answer" in files[1].read_text() and (tmp_path / form / "ukb_cal.bed").is_file()
 
 
-def test_a_form_of_titles_goes_without_titles_that_two_fields_share(tmp_path):
-    write_extract(tmp_path, participants=60, variants=20, format="rap-titles")
-    header = (tmp_path / "participant.csv").read_text().splitlines()[0]
-    assert "Townsend" not in header and "Sex" in header
+def test_titles_that_two_fields_share_stand_twice_and_a_list_of_field_names_says_which_is_which(deliver):
+    titles, labels = (
+        deliver(form, form, columns=[*SPOILT, "p189", "p22189"]) for form in ("rap-titles", "rap-labels")
+    )
+    (header, *rows), (names, *others) = (
+        list(csv.reader((folder / "participant.csv").open())) for folder in (titles, labels)
+    )
+    assert rows == others and header.count("Townsend deprivation index at recruitment") == 2
+    assert (titles / "participant.field_names.txt").read_text().split() == names
+    assert "participant.field_names.txt says which field" in (titles / "SYNTHETIC.txt").read_text()
+    assert (
+        not list(labels.glob("*field_names*")) and "field_names" not in (labels / "SYNTHETIC.txt").read_text()
+    )
+
+
+def test_pieces_of_a_table_with_titles_have_a_list_of_field_names_each(deliver, tmp_path):
+    columns, faults = [*SPOILT, "p189", "p22189"], ["split", "repeated-columns", "future-leak"]
+    folder = deliver("titles", "rap-titles", faults, columns=columns)
+    others = deliver("labels", "rap-labels", faults, columns=columns)
+    tables = sorted(path.name for path in folder.glob("*.csv") if path.name.startswith("participant"))
+    assert tables == ["participant_1.csv", "participant_2.csv", "participant_3.csv", "participant_newer1.csv"]
+    lists = [name.replace(".csv", ".field_names.txt") for name in tables]
+    assert sorted(path.name for path in folder.glob("*.field_names.txt")) == lists
+    assert ", ".join(lists) in (folder / "SYNTHETIC.txt").read_text()
+    for table, names in zip(tables, lists, strict=True):
+        _, *rows = csv.reader((folder / table).open())
+        header, *same = csv.reader((others / table).open())
+        assert (folder / names).read_text().split() == header and rows == same
+
+
+def test_a_spoilt_table_with_titles_that_two_fields_share_is_read(deliver, tmp_path):
+    columns, faults = [*SPOILT, "p189", "p22189"], ["another-order", "day-first", "utf-16", "special-dates"]
+    read = [
+        ingest(deliver(form, form, faults, True, columns), tmp_path / f"{form}.biobank")
+        for form in ("rap-raw", "rap-titles")
+    ]
+    assert read[0].columns == read[1].columns and {"p189", "p22189"} <= set(read[0].columns)
+    assert read[0].read(read[0].columns).equals(read[1].read(read[0].columns))
 
 
 def test_few_columns_are_the_same_as_among_all(two_chunks):
@@ -296,6 +350,100 @@ def test_few_columns_are_the_same_as_among_all(two_chunks):
         written = few.table[name].cast(pl.String).str.strip_suffix(".0")
         assert written.equals(table[header].replace("", None))
     assert make_chunk(0, 4, 60).records == {}
+
+
+# ---- faults -----------------------------------------------------------------------------------------------------
+
+SPOILT = ["p31", "p50_i0", "p53_i0", "p53_i1", "p1160_i0", "p3166_i0_a0", "p6150_i0", "p20002_i0", "p21003_i0", "p30901_i0",
+          "p40010_i0", "p41270", "p42000", "p130708", "p131286"]  # fmt: skip
+
+
+@pytest.fixture
+def deliver(tmp_path, monkeypatch, spoilt_chunk):
+    "Write a delivery of 60 people with faults; the people are invented once, and the dictionary is read once."
+    dictionary = Dictionary.builtin()
+    monkeypatch.setattr(Dictionary, "builtin", lambda: dictionary)
+    make = functools.cache(
+        lambda columns: spoilt_chunk if columns == tuple(SPOILT) else make_chunk(0, 3, 12, columns)
+    )
+    monkeypatch.setattr(synthetic, "make_chunk", lambda *rest: make(tuple(rest[-1])))
+
+    def write(name, form, faults=(), packed=False, columns=SPOILT):
+        write_extract(tmp_path / name, 60, 12, 3, form, columns, faults, packed)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def spoilt_chunk():
+    return make_chunk(0, 3, 12, SPOILT)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    "The same 60 people without a fault."
+    folder = tmp_path_factory.mktemp("whole")
+    write_extract(folder / "delivery", 60, 12, 3, columns=SPOILT)
+    return ingest(synthetic.main_table(folder / "delivery"), folder / "biobank")
+
+
+def tables_of(folder, packed=False):
+    "The tables that the truth names."
+    notes = json.loads((folder / "truth" / "faults.json").read_text())
+    names = next((note["table"] for note in notes if "table" in note), None) or [
+        synthetic.main_table(folder).name
+    ]
+    return [folder / (name + ".gz" if packed and not name.endswith(".gz") else name) for name in names]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("name", FAULTS)
+def test_every_fault_can_be_planted_in_every_form_compressed_or_not(deliver, whole, tmp_path, form, name):
+    plain, packed = deliver("plain", form, [name]), deliver("packed", form, [name], packed=True)
+    files, more = content(plain), content(packed)
+    tables = {path.name for path in tables_of(plain)}
+    assert set(more) == {f"{file}.gz" if file in tables else file for file in files}
+    assert all(gzip.decompress(more[f"{file}.gz"]) == files[file] for file in tables)
+    assert all(more[file] == files[file] for file in set(files) - tables)
+    beside = {
+        key: packed / value
+        for key, value in json.loads(files["truth/faults.json"])[0].items()
+        if key in ("fields", "withdrawals")
+    }
+    if FAULTS[name].outcome == "refused":
+        with pytest.raises(TableError):
+            ingest(tables_of(packed, True), tmp_path / "biobank", **beside)
+    else:
+        spoilt = ingest(tables_of(packed, True), tmp_path / "biobank", **beside)
+        assert set(whole.columns) <= set(spoilt.columns) and len(spoilt.columns) - len(whole.columns) == (
+            name == "future-leak"
+        )
+        same = spoilt.read(whole.columns).equals(whole.read(whole.columns))
+        assert same == (FAULTS[name].outcome == "same" or name in ("future-leak", "negative-ids"))
+
+
+def test_faults_that_exclude_each_other_are_refused_before_anything_is_written(tmp_path):
+    for faults, message in ((["latin-1", "utf-16"], "a file has no more"), (["truncated", "repeated-name"], "stops at the first"),
+                            (["mixed-dates", "day-first"], "turned round"), (["split", "no-such"], "no such fault")):  # fmt: skip
+        with pytest.raises(UkbmmError, match=message):
+            write_extract(tmp_path / "x", 60, 12, faults=faults)
+        assert not (tmp_path / "x").exists()
+
+
+def test_three_faults_at_once_in_labels_and_compressed(deliver, whole, tmp_path):
+    packed = deliver("packed", "rap-labels", ["split", "day-first", "latin-1"], packed=True)
+    tables = sorted(path.name for path in packed.iterdir() if path.name.startswith("participant"))
+    assert tables == [f"participant_{i}.csv.gz" for i in (1, 2, 3)]
+    text = [gzip.decompress((packed / name).read_bytes()) for name in tables]
+    assert any(b"\xe9" in each and b"\xc3\xa9" not in each for each in text)
+    assert not re.search(rb"\d{4}-\d\d-\d\d", b"".join(text))  # all dates are turned round
+    biobank = ingest(packed, tmp_path / "biobank")
+    changed = {"p30901_i0", "p40010_i0"}  # texts
+    notes = json.loads((packed / "truth" / "faults.json").read_text())
+    pieces = next(note for note in notes if note["fault"] == "split")["pieces"]
+    names = [name for name in pieces[0]["columns"] if name not in changed]
+    assert biobank.read(names).equals(whole.read(names)) and set(biobank.columns) == set(whole.columns)
 
 
 # ---- what agrees between files ----------------------------------------------------------------------------------
@@ -319,6 +467,70 @@ def test_record_tables_are_of_the_people_of_the_main_table(two_chunks):
         assert set(table["eid"].cast(pl.Int64)) <= eids and table.height > 100
     dates = pl.read_csv(two_chunks / "death.txt", separator="\t", infer_schema=False)["date_of_death"]
     assert dates.str.contains(r"^\d\d/\d\d/\d{4}$").all()
+
+
+LISTS = {  # field of codes: its dates, the table, the column, the levels
+    41270: (41280, "hesin_diag", "diag_icd10", "123"),
+    41271: (41281, "hesin_diag", "diag_icd9", "123"),
+    41202: (41262, "hesin_diag", "diag_icd10", "1"),
+    41203: (41263, "hesin_diag", "diag_icd9", "1"),
+    41204: (None, "hesin_diag", "diag_icd10", "23"),
+    41205: (None, "hesin_diag", "diag_icd9", "23"),
+    41272: (41282, "hesin_oper", "oper4", "12"),
+    41273: (41283, "hesin_oper", "oper3", "12"),
+    41200: (41260, "hesin_oper", "oper4", "1"),
+    41210: (None, "hesin_oper", "oper4", "2"),
+}
+
+
+@pytest.fixture(scope="module")
+def files(two_chunks):
+    "The header and the lines of the main table by identifier, and the hospital tables as data frames of text."
+    with (two_chunks / "ukb40000.csv").open() as stream:
+        header, *lines = csv.reader(stream)
+    tables = {
+        name: pd.read_csv(two_chunks / f"{name}.txt", sep="\t", dtype=str)
+        for name in ("hesin", "hesin_diag", "hesin_oper")
+    }
+    days = ["epistart", "admidate", "epiend", "disdate"]
+    for name in days:
+        tables["hesin"][name] = pd.to_datetime(tables["hesin"][name], format="%d/%m/%Y")
+    tables["hesin"]["date"] = tables["hesin"][days].bfill(axis=1).iloc[:, 0]
+    for name in ("hesin_diag", "hesin_oper"):
+        tables[name] = tables[name].merge(
+            tables["hesin"][["eid", "ins_index", "date"]], on=["eid", "ins_index"]
+        )
+    operated = pd.to_datetime(tables["hesin_oper"]["opdate"], format="%d/%m/%Y")
+    tables["hesin_oper"]["date"] = operated.fillna(tables["hesin_oper"]["date"])
+    return header, {line[0]: line for line in lines}, tables
+
+
+@pytest.mark.parametrize("field_id", LISTS)
+def test_lists_of_the_main_table_are_all_that_is_in_the_record_files(files, field_id):
+    header, lines, tables = files
+    partner, table, column, levels = LISTS[field_id]
+    rows = tables[table]
+    rows = rows[rows["level"].isin(list(levels)) & rows[column].notna()]
+    first = rows.groupby(["eid", column])["date"].min().reset_index().sort_values(["eid", "date", column])
+    expected = {
+        eid: (group[column].tolist(), group["date"].dt.strftime("%Y-%m-%d").tolist())
+        for eid, group in first.groupby("eid")
+    }
+    for number, part in ((field_id, 0), (partner, 1)) if partner else ((field_id, 0),):
+        places = [i for i, name in enumerate(header) if name.startswith(f"{number}-")]
+        assert len(places) == Dictionary.builtin()[number].array_max + 1
+        for eid, line in lines.items():
+            found = [line[i] for i in places]
+            wanted = expected.get(eid, ([], []))[part]
+            assert found == wanted + [""] * (len(places) - len(wanted))
+    assert len(expected) > 50
+
+
+def test_counts_of_the_main_table_are_those_of_the_record_files(files):
+    header, lines, tables = files
+    for number, table in {41234: "hesin_diag", 41259: "hesin", 41149: "hesin_oper"}.items():
+        place, counts = header.index(f"{number}-0.0"), tables[table]["eid"].value_counts()
+        assert all(line[place] == (str(counts[eid]) if eid in counts else "") for eid, line in lines.items())
 
 
 # ---- the truth --------------------------------------------------------------------------------------------------

@@ -308,7 +308,7 @@ def values_of(
 
 # %% ../../nbs/biobank/18g_assessment.ipynb #4ffa3d65
 ATTENDED = {  # share of the cohort at the first occasion of a field, by its kind and number
-    (0, 0): 1.0, (1, 0): 0.42, (2, 0): 1.0, (2, 1): 0.04, (2, 2): 0.2, (93, 0): 1.0,
+    (0, 0): 1.0, (1, 0): 0.42, (2, 0): 1.0, (2, 1): 0.0395, (2, 2): 0.183, (93, 0): 1.0,
 }  # fmt: skip
 YEAR = 365.2425  # Days
 ONLINE = (0.33, 0.46, 0.38, 0.47, 0.46)  # share of those who fill in diet questionnaires at all, by occasion
@@ -414,6 +414,7 @@ def _named(state: Assessment, measure: Measure, occasion: int, array: int) -> di
     given = {
         "u": rng.random(CHUNK),
         "n": rng.normal(size=CHUNK),
+        "lasting": state.rng("rule", measure.field.field_id).random(CHUNK),
         "i": np.full(CHUNK, occasion),
         "a": np.full(CHUNK, array),
     }

@@ -11,7 +11,7 @@ import itertools
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -21,19 +21,30 @@ import polars as pl
 
 from .dictionary import Dictionary, Field
 from .files import CHUNK, compression_of, fill_lines
-from .formats import CELLS, FORMATS, SPELLED, Format, write_header, write_rows
+from ukbmm.biobank.formats import (
+    CELLS,
+    FORMATS,
+    SPELLED,
+    Format,
+    field_names_path,
+    write_field_names,
+    write_header,
+    write_rows,
+)
 from .lines import read_layout
 from .names import Column, Header, is_eid, read_header
 from ..core import UkbmmError, atomic_file, did_you_mean, rng_for, write_text
 
 # %% auto #0
-__all__ = ['OUTCOMES', 'FAULTS', 'EVERY', 'ROW', 'PILES', 'SPECIAL_DATES', 'PIECES', 'LEAK', 'EVENTS', 'Fault', 'fault_of',
-           'plant', 'day_first', 'another_order', 'byte_order_mark', 'utf_16', 'repeated_columns', 'changed_columns',
-           'special_dates', 'withdrawn', 'negative_ids', 'latin_1', 'split', 'future_leak', 'letter_in_numbers',
-           'scientific_eid', 'mixed_dates', 'truncated', 'other_number_of_cells', 'repeated_name']
+__all__ = ['OUTCOMES', 'STAGES', 'FAULTS', 'EVERY', 'ROW', 'PILES', 'SPECIAL_DATES', 'PIECES', 'LEAK', 'EVENTS', 'Fault',
+           'fault_of', 'plant', 'day_first', 'another_order', 'byte_order_mark', 'utf_16', 'repeated_columns',
+           'changed_columns', 'special_dates', 'withdrawn', 'negative_ids', 'latin_1', 'split', 'future_leak',
+           'letter_in_numbers', 'scientific_eid', 'mixed_dates', 'truncated', 'other_number_of_cells', 'repeated_name',
+           'planting_order', 'plant_all']
 
 # %% ../../nbs/biobank/18c_faults.ipynb #961a6ec1
 OUTCOMES = ("same", "known", "refused")
+STAGES = ("whole", "copied", "divided", "each", "place")  # In this order
 
 
 @dataclass(frozen=True)
@@ -43,17 +54,19 @@ class Fault:
     plant: Callable[[Path, Dictionary, np.random.Generator], dict]  # Spoils a file, says what it did
     sentence: str  # What it is
     outcome: str  # One of `OUTCOMES`
-    acts_on: str  # "table", or "fam" for the list of people beside genotypes
+    stage: str = "whole"  # One of `STAGES`
+    acts_on: str = "table"  # "table", or "fam" for the list of people beside genotypes
+    encoding: str | None = None  # Of the file in the end; None leaves UTF-8
 
 
 FAULTS: dict[str, Fault] = {}
 
 
-def _fault(name: str, outcome: str, acts_on: str = "table") -> Callable:
+def _fault(name: str, outcome: str, **more: str) -> Callable:
     "Register a function as a fault."
 
     def add(function: Callable) -> Callable:
-        FAULTS[name] = Fault(function, function.__doc__, outcome, acts_on)
+        FAULTS[name] = Fault(function, function.__doc__, outcome, **more)
         return function
 
     return add
@@ -77,6 +90,14 @@ def plant(
     seed: int,  # Which rows and columns: a function of this and the name
 ) -> dict:  # For the truth: what was done; "table", "fields" and "withdrawals" are files to ingest, by name
     "Spoil a file of an extract; raises `UkbmmError` where that is not possible, and then changes nothing."
+    done = _planted(name, path, dictionary, seed)
+    if encoding := fault_of(name).encoding:
+        _recode(Path(path), encoding)
+    return done
+
+
+def _planted(name: str, path: str | Path, dictionary: Dictionary, seed: int) -> dict:
+    "Spoil a file and leave it in UTF-8."
     path, fault = Path(path), fault_of(name)
     done = fault.plant(path, dictionary, rng_for(seed, "fault", name))
     table = {"table": [path.name]} if fault.acts_on == "table" else {}
@@ -100,9 +121,12 @@ class _Table:
     "A main table and what its columns are."
 
     path: Path
-    names: list[str]  # The header, the identifier first
+    names: list[str]  # The header, or the list of field names beside it; the identifier first
     form: Format
     header: Header
+    titles: dict[
+        str, str
+    ]  # Title by name where there is such a list, the same of several; empty where there is none
 
     def of_type(self, *value_types: str) -> dict[str, str]:
         "Canonical name by name in the file, of the columns of some types."
@@ -141,8 +165,10 @@ def _open_table(path: Path, dictionary: Dictionary) -> _Table:
     layout = read_layout(path)
     if not is_eid(layout.names[0]):
         raise UkbmmError(path.name, "a table whose first column is the identifier", "another first column")
-    form = _form_of(path, layout.names, layout.delimiter)
-    return _Table(path, layout.names, form, read_header(layout.names, dictionary))
+    form, beside = _form_of(path, layout.names, layout.delimiter), field_names_path(path)
+    names = beside.read_text().split() if beside.is_file() else layout.names
+    titled = dict(zip(names, layout.names, strict=True)) if beside.is_file() else {}
+    return _Table(path, names, form, read_header(names, dictionary), titled)
 
 # %% ../../nbs/biobank/18c_faults.ipynb #422f1acb
 @contextlib.contextmanager
@@ -182,9 +208,16 @@ def _batches(table: _Table) -> Iterator[pl.DataFrame]:
 def _write(table: _Table, path: Path, names: list[str], batches: Iterator[pl.DataFrame]) -> None:
     "Write columns of some rows after the other, in the form of `table`."
     with atomic_file(path) as out, out.open("wb") as stream:
-        write_header(names, table.form, stream)
+        _write_header(table, path, names, stream)
         for batch in batches:
             write_rows(batch.select(names), table.form, stream)
+
+
+def _write_header(table: _Table, path: Path, names: list[str], stream: BinaryIO) -> None:
+    "Write a header, or titles and the list of field names beside them."
+    write_header([table.titles.get(name, name) for name in names], table.form, stream)
+    if table.titles:
+        write_field_names(path, names[1:])
 
 
 def _rewrite(table: _Table, *change: pl.Expr) -> None:
@@ -222,7 +255,7 @@ def _need(columns: dict | list, table: _Table, what: str) -> None:
         )
 
 # %% ../../nbs/biobank/18c_faults.ipynb #2af5fb91
-@_fault("day-first", "same")
+@_fault("day-first", "same", stage="each")
 def day_first(path: Path, dictionary: Dictionary, rng: np.random.Generator) -> dict:
     "All dates and times are written day/month/year."
     table = _open_table(path, dictionary)
@@ -235,7 +268,7 @@ def day_first(path: Path, dictionary: Dictionary, rng: np.random.Generator) -> d
 PILES = 7
 
 
-@_fault("another-order", "same")
+@_fault("another-order", "same", stage="each")
 def another_order(path: Path, dictionary: Dictionary, rng: np.random.Generator) -> dict:
     "The participants stand in another order."
     table = _open_table(path, dictionary)
@@ -282,29 +315,25 @@ def _recode(path: Path, encoding: str) -> None:
         target.writelines(_recoded(path, encoding))
 
 
-@_fault("byte-order-mark", "same")
+@_fault("byte-order-mark", "same", stage="each", encoding="utf-8-sig")
 def byte_order_mark(path: Path, dictionary: Dictionary, rng: np.random.Generator) -> dict:
     "The file starts with a byte order mark."
     _open_table(path, dictionary)
-    _recode(path, "utf-8-sig")
     return {}
 
-# %% ../../nbs/biobank/18c_faults.ipynb #a2573c89
-@_fault("utf-16", "same")
+
+@_fault("utf-16", "same", stage="each", encoding="utf-16")
 def utf_16(path: Path, dictionary: Dictionary, rng: np.random.Generator) -> dict:
     "The file is written in UTF-16."
     _open_table(path, dictionary)
-    _recode(path, "utf-16")
     return {}
 
 # %% ../../nbs/biobank/18c_faults.ipynb #8753ea6c
 def _sibling(path: Path) -> Path:
-    "A free name beside a file: the next basket's, or with a number."
+    "A free name beside a file: the next basket's, or one that stands after the file's own and those of its pieces."
     basket = re.match(r"ukb(\d+)", path.name)
-    number = int(basket[1]) if basket else 1
-    while True:
-        number += 1
-        stem = f"ukb{number}" if basket else f"{path.stem}{number}"
+    for number in itertools.count(1):
+        stem = f"ukb{int(basket[1]) + number}" if basket else f"{path.stem}_newer{number}"
         if not path.with_name(stem + path.suffix).exists():
             return path.with_name(stem + path.suffix)
 
@@ -318,7 +347,7 @@ def _second_basket(table: _Table, columns: list[str], *change: pl.Expr) -> dict:
     return {"table": [table.path.name, other.name]}
 
 # %% ../../nbs/biobank/18c_faults.ipynb #8a83d66c
-@_fault("repeated-columns", "same")
+@_fault("repeated-columns", "same", stage="copied")
 def repeated_columns(path: Path, dictionary: Dictionary, rng: np.random.Generator) -> dict:
     "A second file, of a newer basket, has some columns again."
     table = _open_table(path, dictionary)
@@ -328,7 +357,7 @@ def repeated_columns(path: Path, dictionary: Dictionary, rng: np.random.Generato
     return {**_second_basket(table, chosen), "columns": [columns[name] for name in chosen]}
 
 # %% ../../nbs/biobank/18c_faults.ipynb #1b55a0d6
-@_fault("changed-columns", "known")
+@_fault("changed-columns", "known", stage="copied")
 def changed_columns(path: Path, dictionary: Dictionary, rng: np.random.Generator) -> dict:
     "A second file, of a newer basket, has the columns of whole numbers again; in some rows a number from 0 is one more."
     table = _open_table(path, dictionary)
@@ -387,7 +416,7 @@ def negative_ids(path: Path, dictionary: Dictionary, rng: np.random.Generator) -
     return {"rows": gone.tolist()}
 
 # %% ../../nbs/biobank/18c_faults.ipynb #12641fd5
-@_fault("latin-1", "known")
+@_fault("latin-1", "known", encoding="latin-1")
 def latin_1(path: Path, dictionary: Dictionary, rng: np.random.Generator) -> dict:
     "Texts in some rows end in an é, and the file is written in Latin-1."
     table = _open_table(path, dictionary)
@@ -398,14 +427,13 @@ def latin_1(path: Path, dictionary: Dictionary, rng: np.random.Generator) -> dic
     accented = [pl.when(_given(name)).then(pl.col(name)).otherwise(pl.lit("")) + "é" for name in columns]
     _rewrite(table, *(pl.when(_some(first)).then(text).otherwise(name).alias(name)
                       for name, text in zip(columns, accented, strict=True)))  # fmt: skip
-    _recode(path, "latin-1")
     return {"columns": list(columns.values()), "every": EVERY, "first": first}
 
 # %% ../../nbs/biobank/18c_faults.ipynb #55cf9ae7
 PIECES = 3
 
 
-@_fault("split", "known")
+@_fault("split", "known", stage="divided")
 def split(path: Path, dictionary: Dictionary, rng: np.random.Generator) -> dict:
     "The columns are in several files, and some people are missing from all but the first."
     table = _open_table(path, dictionary)
@@ -421,6 +449,7 @@ def split(path: Path, dictionary: Dictionary, rng: np.random.Generator) -> dict:
             {"file": piece.name, "columns": group.tolist(), "first": first + number if number else None}
         )
     path.unlink()
+    field_names_path(path).unlink(missing_ok=True)
     return {"table": [piece["file"] for piece in pieces], "pieces": pieces, "every": EVERY}
 
 # %% ../../nbs/biobank/18c_faults.ipynb #7148cf4e
@@ -467,6 +496,8 @@ def future_leak(path: Path, dictionary: Dictionary, rng: np.random.Generator) ->
     _need(dates if baseline else [], table, "a date of disease and that of the baseline visit")
     leak = Field(LEAK, "Number of events", "integer", source="fields.tsv")
     name = _spelled(table, leak)
+    if table.titles:
+        table.titles[name] = leak.title
     count = _count_after(dates, baseline).alias(name)
     _write(table, path, [*table.names, name], (batch.with_columns(count) for batch in _batches(table)))
     _describe(path.with_name("fields.tsv"), leak)
@@ -486,7 +517,7 @@ def _set_middle(table: _Table, name: str, text: str) -> dict:
     return {"row": row}
 
 
-@_fault("letter-in-numbers", "refused")
+@_fault("letter-in-numbers", "refused", stage="place")
 def letter_in_numbers(path: Path, dictionary: Dictionary, rng: np.random.Generator) -> dict:
     "An A stands in a column of numbers."
     table = _open_table(path, dictionary)
@@ -496,14 +527,14 @@ def letter_in_numbers(path: Path, dictionary: Dictionary, rng: np.random.Generat
     return {"column": columns[name], **_set_middle(table, name, "A")}
 
 # %% ../../nbs/biobank/18c_faults.ipynb #99a737aa
-@_fault("scientific-eid", "refused")
+@_fault("scientific-eid", "refused", stage="place")
 def scientific_eid(path: Path, dictionary: Dictionary, rng: np.random.Generator) -> dict:
     "An identifier is written 1e+06, as R does with a million."
     table = _open_table(path, dictionary)
     return _set_middle(table, table.names[0], "1e+06")
 
 
-@_fault("mixed-dates", "refused")
+@_fault("mixed-dates", "refused", stage="place")
 def mixed_dates(path: Path, dictionary: Dictionary, rng: np.random.Generator) -> dict:
     "In one column of dates every other row is written day/month/year."
     table = _open_table(path, dictionary)
@@ -527,7 +558,7 @@ def _place(table: _Table, eid: str) -> int:
     raise UkbmmError(table.path.name, "a line for each participant", "one that is not found")
 
 
-@_fault("truncated", "refused")
+@_fault("truncated", "refused", stage="place")
 def truncated(path: Path, dictionary: Dictionary, rng: np.random.Generator) -> dict:
     "The file stops in the middle, within a line."
     if compression_of(path):
@@ -539,7 +570,7 @@ def truncated(path: Path, dictionary: Dictionary, rng: np.random.Generator) -> d
     return {"row": row}
 
 # %% ../../nbs/biobank/18c_faults.ipynb #d981541c
-@_fault("other-number-of-cells", "refused")
+@_fault("other-number-of-cells", "refused", stage="place")
 def other_number_of_cells(path: Path, dictionary: Dictionary, rng: np.random.Generator) -> dict:
     "One line in the middle has more cells than the header."
     table = _open_table(path, dictionary)
@@ -553,7 +584,7 @@ def other_number_of_cells(path: Path, dictionary: Dictionary, rng: np.random.Gen
     return {"row": row}
 
 # %% ../../nbs/biobank/18c_faults.ipynb #62438059
-@_fault("repeated-name", "refused")
+@_fault("repeated-name", "refused", stage="place")
 def repeated_name(path: Path, dictionary: Dictionary, rng: np.random.Generator) -> dict:
     "Two columns have the same name."
     table = _open_table(path, dictionary)
@@ -562,6 +593,65 @@ def repeated_name(path: Path, dictionary: Dictionary, rng: np.random.Generator) 
     names = [columns[0] if name == columns[1] else name for name in table.names]
     with atomic_file(path) as out, path.open("rb") as source, out.open("wb") as target:
         source.readline()
-        write_header(names, table.form, target)
+        _write_header(table, path, names, target)
         shutil.copyfileobj(source, target, CHUNK)
     return {"column": columns[0]}
+
+# %% ../../nbs/biobank/18c_faults.ipynb #8d7152b5
+def planting_order(
+    names: Iterable[str],  # Keys of `FAULTS`
+) -> list[str]:  # Each once
+    "Put faults into the order in which they can be planted; raises `UkbmmError` where two exclude each other."
+    found = {name: fault_of(name) for name in names}
+    only_one = {
+        "one encoding, since a file has no more": [name for name in found if found[name].encoding],
+        "one that must be refused, since reading stops at the first": [name for name in found if found[name].outcome == "refused"],
+        "all dates turned round or those of one column": [name for name in found if name in ("day-first", "mixed-dates")],
+    }  # fmt: skip
+    for expected, several in only_one.items():
+        if len(several) > 1:
+            what = f"the faults {' and '.join(several)} together"
+            raise UkbmmError(what, expected, f"{len(several)}", "Plant them in a delivery each.")
+    registered = list(FAULTS)
+    return sorted(found, key=lambda name: (STAGES.index(found[name].stage), registered.index(name)))
+
+# %% ../../nbs/biobank/18c_faults.ipynb #f99744f3
+def _plant_in(name: str, tables: list[Path], dictionary: Dictionary, seed: int) -> list[dict]:
+    "Plant a fault in the first table in which that is possible, or in each; raises `UkbmmError` where it is in none."
+    done, errors = [], []
+    for path in tables:
+        try:
+            done.append({**_planted(name, path, dictionary, seed), "file": path.name})
+        except UkbmmError as error:
+            errors.append(error)
+        if done and FAULTS[name].stage != "each":
+            break
+    if not done:
+        raise errors[0]
+    return done
+
+# %% ../../nbs/biobank/18c_faults.ipynb #caa10f55
+def plant_all(
+    names: Iterable[str],  # Keys of `FAULTS`
+    table: str | Path,  # The main table
+    fam: str | Path,  # The list of people beside genotypes
+    dictionary: Dictionary,  # What the table's columns are
+    seed: int,  # Which rows and columns
+) -> tuple[list[Path], list[dict]]:  # Tables in the end; as `plant`, and the "file" of a fault
+    "Plant faults one after the other; raises `UkbmmError` where two exclude each other, before anything is changed."
+    names, tables, notes = planting_order(names), [Path(table)], []
+    for name in names:
+        if FAULTS[name].acts_on == "fam":
+            notes.append(plant(name, fam, dictionary, seed))
+            continue
+        done = _plant_in(name, tables, dictionary, seed)
+        if FAULTS[name].stage in ("copied", "divided"):
+            tables = sorted({*(tables[0].with_name(file) for file in done[0]["table"]), *tables[1:]})
+        if "fields" in done[0]:  # the faults that follow know of the new column
+            dictionary = dictionary.overlay(tables[0].with_name(done[0]["fields"]))
+        notes += done
+    for encoding in filter(None, (FAULTS[name].encoding for name in names)):
+        for path in tables:
+            _recode(path, encoding)
+    final = [path.name for path in tables]
+    return tables, [note | {"table": final} if "table" in note else note for note in notes]

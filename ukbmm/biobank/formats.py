@@ -19,12 +19,12 @@ import polars as pl
 from fastcore.basics import patch
 
 from .dictionary import Dictionary, Field
-from .names import Column, canonical, parse_name, parse_title, titles
+from .names import Column, parse_name
 from ..core import TableError, UkbmmError, atomic_file, did_you_mean, write_text
 
 # %% auto #0
-__all__ = ['FORMATS', 'SPELLED', 'MISSING', 'AT_THE_END', 'CELLS', 'Format', 'format_of', 'header_names', 'unreadable_titles',
-           'unreadable_labels', 'write_rows', 'write_header', 'r_program', 'TableWriter']
+__all__ = ['FORMATS', 'SPELLED', 'MISSING', 'AT_THE_END', 'CELLS', 'Format', 'format_of', 'header_names', 'field_names_path',
+           'write_field_names', 'unreadable_labels', 'write_rows', 'write_header', 'r_program', 'TableWriter']
 
 # %% ../../nbs/biobank/18b_formats.ipynb #7ea295b2
 @dataclass(frozen=True)
@@ -162,19 +162,19 @@ def _cells(name: str, field: Field, form: Format, size: int, labels: dict[str, s
     return [value.list.get(i, null_on_oob=True).cast(pl.String) for i in range(size)]
 
 # %% ../../nbs/biobank/18b_formats.ipynb #e462f1e1
-def unreadable_titles(
-    columns: dict[str, Field],  # Field by canonical name
-    dictionary: Dictionary,  # What a reader will know
-) -> dict[
-    str, list[int]
-]:  # The fields that the title may be, by canonical name; empty if every title is one column's
-    "List the columns that can't be read back by their title."
-    index, found = titles(dictionary), {}
-    for name, field in columns.items():
-        may_be = parse_title(_as_title(parse_name(name)[0], field), dictionary, index)
-        if [str(canonical(column, dictionary[column.field_id])) for column in may_be] != [name]:
-            found[name] = [column.field_id for column in may_be]
-    return found
+def field_names_path(
+    path: str | Path,  # A table, compressed or not
+) -> Path:
+    "Say where the list of field names beside a table with titles is."
+    return Path(path).with_name(Path(path).name.split(".")[0] + ".field_names.txt")
+
+
+def write_field_names(
+    path: str | Path,  # The table with titles
+    names: list[str],  # Canonical names in the order of its columns, without the identifier
+) -> None:
+    "Write the list of field names beside a table with titles."
+    write_text(field_names_path(path), "".join(f"{name}\n" for name in ["eid", *names]))
 
 # %% ../../nbs/biobank/18b_formats.ipynb #5b568d68
 MISSING = ("", "NA")  # What a reader takes as no value
@@ -346,6 +346,8 @@ def __exit__(self: TableWriter, *error) -> None:
     if self.form.names == "r" and error[0] is None:
         program = r_program(self.path.name, self.columns, self.dictionary, self.array_sizes)
         write_text(self.path.with_name(self.path.name.split(".")[0] + ".r"), program)
+    if self.form.names == "titles" and error[0] is None:
+        write_field_names(self.path, list(self.columns))
 
 # %% ../../nbs/biobank/18b_formats.ipynb #328ea610
 @patch

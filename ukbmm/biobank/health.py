@@ -77,29 +77,29 @@ def onset_age(
 # %% ../../nbs/biobank/18e_health.ipynb #29f44ee8
 _HEART = {
     "hypertension": Hazard(
-        4.5, 73.5, {"sex": 0.15, "adiposity": 0.35, "pressure": 0.60, "genetic": 0.15, "kidney": 0.10}
+        4.5, 74.5, {"sex": 0.15, "adiposity": 0.35, "pressure": 0.60, "genetic": 0.15, "kidney": 0.10}
     ),
     "infarction": Hazard(
         5.0,
-        143.0,
+        143.7,
         {"sex": 0.80, "lipids": 0.40, "smoking": 0.35, "pressure": 0.25, "genetic": 0.35, "glycaemia": 0.15},
         acute=0.10,
         fatality=0.004,
     ),
     "coronary_disease": Hazard(
         5.0,
-        123.5,
+        124.8,
         {"sex": 0.60, "lipids": 0.35, "smoking": 0.25, "pressure": 0.20, "genetic": 0.35, "imaging": 0.15},
         after="infarction",
         after_effect=2.5,
         fatality=0.002,
     ),
     "atrial_fibrillation": Hazard(
-        7.0, 104.5, {"sex": 0.50, "adiposity": 0.30, "pressure": 0.20, "genetic": 0.30, "imaging": 0.20}
+        7.0, 105.2, {"sex": 0.50, "adiposity": 0.30, "pressure": 0.20, "genetic": 0.30, "imaging": 0.20}
     ),
     "heart_failure": Hazard(
         7.5,
-        117.0,
+        117.6,
         {"sex": 0.30, "adiposity": 0.30, "pressure": 0.20, "kidney": 0.20, "imaging": 0.35},
         after="infarction",
         after_effect=1.2,
@@ -111,7 +111,7 @@ _HEART = {
 _STROKE = {
     "ischaemic_stroke": Hazard(
         6.0,
-        138.0,
+        141.5,
         {"sex": 0.25, "pressure": 0.40, "smoking": 0.25, "genetic": 0.15, "imaging": 0.25},
         after="atrial_fibrillation",
         after_effect=0.9,
@@ -119,10 +119,10 @@ _STROKE = {
         fatality=0.008,
     ),
     "cerebral_haemorrhage": Hazard(
-        6.0, 180.0, {"sex": 0.20, "pressure": 0.50, "imaging": 0.20}, acute=0.30, fatality=0.02
+        6.0, 183.5, {"sex": 0.20, "pressure": 0.50, "imaging": 0.20}, acute=0.30, fatality=0.02
     ),
     "subarachnoid_haemorrhage": Hazard(
-        3.0, 405.0, {"sex": -0.40, "smoking": 0.40, "pressure": 0.20}, acute=0.15, fatality=0.005
+        3.0, 396.0, {"sex": -0.40, "smoking": 0.40, "pressure": 0.20}, acute=0.15, fatality=0.005
     ),
 }
 
@@ -130,14 +130,14 @@ _STROKE = {
 _DEGENERATION = {
     "alzheimer": Hazard(
         13.0,
-        107.2,
+        107.7,
         {"sex": -0.10, "cognition": -0.40, "genetic": 0.50, "imaging": 0.45},
         from_visit=True,
         fatality=0.12,
     ),
     "vascular_dementia": Hazard(
         12.0,
-        119.0,
+        119.2,
         {"sex": 0.15, "cognition": -0.40, "pressure": 0.30, "imaging": 0.40},
         after="ischaemic_stroke",
         after_effect=1.0,
@@ -145,33 +145,33 @@ _DEGENERATION = {
         fatality=0.15,
     ),
     "other_dementia": Hazard(
-        12.0, 111.5, {"cognition": -0.40, "imaging": 0.35}, from_visit=True, fatality=0.12
+        12.0, 111.8, {"cognition": -0.40, "imaging": 0.35}, from_visit=True, fatality=0.12
     ),
     "frontotemporal_dementia": Hazard(
-        5.0, 275.0, {"cognition": -0.20, "genetic": 0.40, "imaging": 0.50}, from_visit=True, fatality=0.12
+        5.0, 291.0, {"cognition": -0.20, "genetic": 0.40, "imaging": 0.50}, from_visit=True, fatality=0.12
     ),
     "parkinson": Hazard(
-        8.0, 132.0, {"sex": 0.45, "genetic": 0.25, "imaging": 0.25, "smoking": -0.15}, fatality=0.02
+        8.0, 132.8, {"sex": 0.45, "genetic": 0.25, "imaging": 0.25, "smoking": -0.15}, fatality=0.02
     ),
-    "supranuclear_palsy": Hazard(8.0, 183.0, {"imaging": 0.40}, from_visit=True, fatality=0.25),
-    "system_atrophy": Hazard(6.0, 240.0, {"imaging": 0.40}, from_visit=True, fatality=0.25),
+    "supranuclear_palsy": Hazard(8.0, 188.0, {"imaging": 0.40}, from_visit=True, fatality=0.25),
+    "system_atrophy": Hazard(6.0, 265.0, {"imaging": 0.40}, from_visit=True, fatality=0.25),
     "motor_neurone_disease": Hazard(
-        5.0, 238.0, {"sex": 0.30, "genetic": 0.30}, from_visit=True, fatality=0.4
+        5.0, 243.5, {"sex": 0.30, "genetic": 0.30}, from_visit=True, fatality=0.4
     ),
 }
 
 # %% ../../nbs/biobank/18e_health.ipynb #dcfed144
 _BODY = {
-    "type_1_diabetes": Hazard(1.0, 8150.0, {"sex": 0.20, "genetic": 0.50, "glycaemia": 0.30}, fatality=0.002),
+    "type_1_diabetes": Hazard(1.0, 8200.0, {"sex": 0.20, "genetic": 0.50, "glycaemia": 0.30}, fatality=0.002),
     "type_2_diabetes": Hazard(
         5.0,
-        124.0,
+        124.5,
         {"sex": 0.40, "adiposity": 0.45, "glycaemia": 0.60, "genetic": 0.30, "genetic x adiposity": 0.25},
         fatality=0.001,
     ),
     "kidney_disease": Hazard(
         8.0,
-        103.5,
+        104.6,
         {"kidney": 0.70, "pressure": 0.20, "inflammation": 0.10},
         after="type_2_diabetes",
         after_effect=0.8,
@@ -179,39 +179,39 @@ _BODY = {
     ),
     "kidney_failure": Hazard(
         2.0,
-        2120.0,
+        2050.0,
         {"kidney": 0.50, "genetic": 0.15},
         after="kidney_disease",
         after_effect=4.0,
         fatality=0.06,
     ),
     "lung_disease": Hazard(
-        6.0, 116.5, {"sex": 0.10, "smoking": 0.90, "inflammation": 0.25, "genetic": 0.10}, fatality=0.009
+        6.0, 116.8, {"sex": 0.10, "smoking": 0.90, "inflammation": 0.25, "genetic": 0.10}, fatality=0.009
     ),
     "asthma": Hazard(0.8, 365.0, {"sex": -0.25, "adiposity": 0.10, "inflammation": 0.20, "genetic": 0.25}),
 }
 
 # %% ../../nbs/biobank/18e_health.ipynb #d8932a3c
 _CANCER = {
-    "breast_cancer": Hazard(4.0, 137.0, {"adiposity": 0.10, "genetic": 0.35}, only=0, fatality=0.008),
-    "prostate_cancer": Hazard(9.0, 97.0, {"genetic": 0.40}, only=1, fatality=0.008),
+    "breast_cancer": Hazard(4.0, 137.5, {"adiposity": 0.10, "genetic": 0.35}, only=0, fatality=0.008),
+    "prostate_cancer": Hazard(9.0, 97.2, {"genetic": 0.40}, only=1, fatality=0.008),
     "colorectal_cancer": Hazard(
-        6.0, 146.0, {"sex": 0.30, "adiposity": 0.12, "smoking": 0.12, "genetic": 0.25}, fatality=0.04
+        6.0, 146.3, {"sex": 0.30, "adiposity": 0.12, "smoking": 0.12, "genetic": 0.25}, fatality=0.04
     ),
     "lung_cancer": Hazard(
-        7.0, 142.5, {"sex": 0.05, "smoking": 0.85, "inflammation": 0.15}, from_visit=True, fatality=0.45
+        7.0, 142.8, {"sex": 0.05, "smoking": 0.85, "inflammation": 0.15}, from_visit=True, fatality=0.45
     ),
-    "skin_cancer": Hazard(5.0, 113.5, {"sex": 0.15, "genetic": 0.20}),
-    "melanoma": Hazard(4.0, 202.0, {"sex": 0.05, "genetic": 0.25}, fatality=0.01),
-    "cervical_neoplasia": Hazard(1.2, 890.0, {"smoking": 0.20}, only=0),
+    "skin_cancer": Hazard(5.0, 113.8, {"sex": 0.15, "genetic": 0.20}),
+    "melanoma": Hazard(4.0, 202.7, {"sex": 0.05, "genetic": 0.25}, fatality=0.01),
+    "cervical_neoplasia": Hazard(1.2, 900.0, {"smoking": 0.20}, only=0),
     "other_cancer": Hazard(
-        5.5, 121.0, {"sex": 0.15, "smoking": 0.25, "adiposity": 0.10, "inflammation": 0.12}, fatality=0.05
+        5.5, 121.3, {"sex": 0.15, "smoking": 0.25, "adiposity": 0.10, "inflammation": 0.12}, fatality=0.05
     ),
 }
 HAZARDS = {
     **_HEART, **_BODY, **_STROKE, **_DEGENERATION, **_CANCER,
     "other_death": Hazard(
-        7.0, 132.0, {"sex": 0.30, "smoking": 0.30, "inflammation": 0.25, "kidney": 0.15}, from_visit=True
+        7.0, 134.6, {"sex": 0.30, "smoking": 0.30, "inflammation": 0.25, "kidney": 0.15}, from_visit=True
     ),
 }  # fmt: skip
 DISEASES = tuple(name for name in HAZARDS if name != "other_death")

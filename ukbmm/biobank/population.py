@@ -302,12 +302,12 @@ def draw_eids(
 # %% ../../nbs/biobank/18d_population.ipynb #932b10f2
 VISITS = (  # share of those who came before, first day, last day
     (1.0, "2006-03-13", "2010-10-01"),
-    (0.0405, "2012-08-13", "2013-06-07"),
-    (0.205, "2014-04-30", "2023-12-15"),
-    (0.065, "2019-06-03", "2023-12-30"),  # of those who came to visit 2
+    (0.0415, "2012-08-13", "2013-06-07"),
+    (0.197, "2014-04-30", "2023-12-15"),
+    (0.0895, "2019-06-03", "2023-12-30"),  # of those who came to visit 2
 )
-AGES = (1.316, 1.078)  # A beta distribution over 40 to 70 with the mean and standard deviation of field 21022
-AGE_MEAN, AGE_SD = 56.53, 8.1
+AGES = (1.38, 1.013)  # A beta distribution over 40 to 70, for people without relatives in the study
+AGE_MEAN, AGE_SD = 57.03, 8.1  # Years at the first visit, of everybody
 CENTRES = {  # code of coding 10: share of participants
     "England": {11010: 0.088, 11009: 0.074, 11016: 0.066, 11013: 0.067, 11011: 0.086, 11008: 0.056, 11007: 0.058,
                 11014: 0.060, 11020: 0.055, 11018: 0.057, 11021: 0.051, 11006: 0.036, 11002: 0.028, 11012: 0.025,
@@ -478,7 +478,7 @@ def attainable() -> dict[str, float]:
 # %% ../../nbs/biobank/18d_population.ipynb #9d981188
 GENOTYPED = 0.972  # Share with genotypes, field 22000
 GP_LINKED = 0.456  # Share whose primary care is linked, field 42038
-LOST = 0.0026  # Share lost to follow-up, field 191
+LOST = 0.0027  # Share whose loss is drawn; less those who die before, it is that of field 191, 0.0026
 FEMALE = 0.544  # Share of women, field 31
 ANCESTRY = {1001: 0.883, 1002: 0.027, 1003: 0.032, 2001: 0.0013, 2002: 0.0008, 2003: 0.0016, 2004: 0.002, 3001: 0.0115,
             3002: 0.0037, 3003: 0.0005, 3004: 0.0037, 4001: 0.0091, 4002: 0.0068, 4003: 0.0003, 5: 0.0032,

@@ -19,10 +19,11 @@ from ..core import TableError, UkbmmError, atomic_file
 
 # %% auto #0
 __all__ = ['PROVIDERS', 'GP_ENDS', 'TRACES', 'BACKGROUND', 'INJURIES', 'EXTERNAL', 'OLD_BACKGROUND', 'OPERATIONS', 'ADDED',
-           'OLD_OPERATIONS', 'NO_OPERATION', 'OTHER_CAUSES', 'CONTRIBUTORY', 'CODES', 'ICD9_UNTIL', 'OPCS3_UNTIL',
-           'HESIN', 'TUMOURS', 'REGISTERED', 'CANCER_ICD9_UNTIL', 'MEASURES', 'COMPUTERS', 'OTHER_READ',
-           'SPECIAL_DATES', 'DRUGS', 'SCRIPTS_A_YEAR', 'TABLES', 'FORMS', 'Provider', 'lost_reason', 'window', 'Trace',
-           'Volume', 'dotted', 'draw_records', 'record_files']
+           'OLD_OPERATIONS', 'NO_OPERATION', 'OTHER_CAUSES', 'CONTRIBUTORY', 'PRACTICE_RECORDS', 'CODES', 'ICD9_UNTIL',
+           'OPCS3_UNTIL', 'HESIN', 'DISTINCT', 'OLD_DISTINCT', 'OLD_SECONDARY', 'MOST_CONTRIBUTORY', 'TUMOURS',
+           'REGISTERED', 'MOST_FURTHER', 'CANCER_ICD9_UNTIL', 'MEASURES', 'COMPUTERS', 'OTHER_READ', 'SPECIAL_DATES',
+           'DRUGS', 'SCRIPTS_A_YEAR', 'TABLES', 'FORMS', 'Provider', 'lost_reason', 'window', 'Trace', 'Volume',
+           'dotted', 'draw_records', 'record_files']
 
 # %% ../../nbs/biobank/18f_records.ipynb #bb53f09e
 class Provider(NamedTuple):
@@ -114,13 +115,13 @@ class Trace:
 # %% ../../nbs/biobank/18f_records.ipynb #e53e2cca
 _ICD = {
     "hypertension": ({"I10": 1.0}, "4019", ""),
-    "infarction": ({"I214": 0.47, "I219": 0.22, "I211": 0.14, "I210": 0.11, "I213": 0.02, "I220": 0.04},
+    "infarction": ({"I214": 0.5, "I219": 0.185, "I211": 0.145, "I210": 0.115, "I213": 0.02, "I220": 0.035},
                    "4109", "I252"),
     "coronary_disease": ({"I251": 0.55, "I259": 0.45}, "4149", ""),
     "atrial_fibrillation": ({"I48": 0.35, "I489": 0.4, "I480": 0.15, "I482": 0.1}, "4273", ""),
     "heart_failure": ({"I500": 0.55, "I501": 0.25, "I509": 0.2}, "4280", ""),
-    "ischaemic_stroke": ({"I639": 0.34, "I635": 0.16, "I634": 0.1, "I633": 0.08, "I630": 0.02, "I64": 0.3},
-                         "4349", ""),
+    "ischaemic_stroke": ({"I639": 0.4, "I635": 0.18, "I634": 0.12, "I633": 0.1, "I630": 0.02, "I64": 0.18},
+                         "4349", "I64"),
     "cerebral_haemorrhage": ({"I619": 0.5, "I610": 0.2, "I614": 0.15, "I611": 0.15}, "431", ""),
     "subarachnoid_haemorrhage": ({"I609": 0.6, "I607": 0.2, "I601": 0.2}, "430", ""),
     "alzheimer": ({"G309": 0.55, "F009": 0.35, "G301": 0.1}, "3310", ""),
@@ -152,11 +153,11 @@ _ICD = {
 # %% ../../nbs/biobank/18f_records.ipynb #283b19ae
 _HOSPITAL = {
     "hypertension": (0.0, 3.0, 0.42, 0.15),
-    "infarction": (0.85, 0.5, 0.3, 0.3),
+    "infarction": (0.8, 0.5, 0.3, 0.3),
     "coronary_disease": (0.35, 60, 0.45, 0.35),
     "atrial_fibrillation": (0.3, 20, 0.6, 0.25),
     "heart_failure": (0.45, 30, 0.5, 0.4),
-    "ischaemic_stroke": (0.85, 0.5, 0.08, 0.3),
+    "ischaemic_stroke": (0.9, 0.5, 0.3, 0.3),
     "cerebral_haemorrhage": (0.85, 0.5, 0.05, 0.3),
     "subarachnoid_haemorrhage": (0.85, 0.5, 0.05, 0.3),
     "alzheimer": (0.1, 200, 0.55, 0.6),
@@ -186,7 +187,7 @@ _HOSPITAL = {
 # %% ../../nbs/biobank/18f_records.ipynb #8f4a5c31
 _PRACTICE = {
     "hypertension": (("G20..", "XE0Ub"), 0.85, 1.0, 0.3, ""),
-    "infarction": (("G30..", "X200E"), 0.8, 0.1, 0.05, ""),
+    "infarction": (("G30..", "X200E"), 0.65, 0.1, 0.05, ""),
     "coronary_disease": (("G3...", "XE2uV"), 0.75, 0.5, 0.1, ""),
     "atrial_fibrillation": (("G5730", "G5730"), 0.85, 0.5, 0.1, ""),
     "heart_failure": (("G58..", "G58.."), 0.7, 0.5, 0.1, ""),
@@ -272,6 +273,12 @@ class Volume:
     operations: float = 1.2  # Operations an episode, beyond the first
     gp_clinical: float = 2.0  # Codes a year in the practice
     gp_scripts: float = 1.5  # Prescriptions a year
+
+
+PRACTICE_RECORDS = {  # lines of each person with any
+    "gp_clinical": {"showcase": 537.4, "here": 57.2},
+    "gp_scripts": {"showcase": 259.8, "here": 65.4},
+}
 
 # %% ../../nbs/biobank/18f_records.ipynb #2f1a744f
 CODES = tuple(
@@ -437,15 +444,26 @@ def _hesin(people: pl.DataFrame, episodes: dict[str, np.ndarray], rng: np.random
     return pl.DataFrame(filled).with_columns(**empty).select(HESIN)
 
 # %% ../../nbs/biobank/18f_records.ipynb #d706db64
+DISTINCT = 55  # Episodes after which a person's main diagnoses are those of the first ones again
+OLD_DISTINCT = 10  # The same for main diagnoses in ICD-9, and for secondary ones
+OLD_SECONDARY = 0.18  # Share of secondary diagnoses that were written down when ICD-9 was used
+
+
+def _again(values: np.ndarray, place: np.ndarray, most: int) -> np.ndarray:
+    "Values at a person's places 0, 1, 2, ...; from the place `most` on those of the first places over again."
+    return values[np.arange(len(values)) - place + place % most]
+
+# %% ../../nbs/biobank/18f_records.ipynb #712d8ab4
 def _main_codes(
     episodes: dict[str, np.ndarray], codes: dict[str, np.ndarray], rng: np.random.Generator
 ) -> np.ndarray:
     "int [episode]: the main diagnosis, in ICD-10 or, where that was the coding then, ICD-9."
-    size = len(episodes["row"])
+    size, place = len(episodes["row"]), episodes["place"]
     main = np.where(
         rng.random(size) < 0.06, rng.choice(_numbers(INJURIES), size), _ranked(BACKGROUND, size, rng)
     )
-    main = np.where(episodes["icd9"], _ranked(OLD_BACKGROUND, size, rng), main)
+    old = _again(_ranked(OLD_BACKGROUND, size, rng), place, OLD_DISTINCT)
+    main = np.where(episodes["icd9"], old, _again(main, place, DISTINCT))
     for position, (name, trace) in enumerate(TRACES.items()):
         these = np.flatnonzero(episodes["disease"] == position)
         coded = codes[name][episodes["row"][these]]
@@ -484,12 +502,13 @@ def _diagnoses(
     size = len(episodes["row"])
     main = _main_codes(episodes, codes, rng)
     named, chronic = _mentions(onsets, episodes, codes, rng)
+    noted = ~episodes["icd9"][named] | (rng.random(len(named)) < OLD_SECONDARY)
+    named, chronic = named[noted], chronic[noted]
     extra = np.repeat(np.arange(size), rng.geometric(1 / (1 + volume.secondary), size) - 1)
-    added = np.where(
-        episodes["icd9"][extra],
-        _ranked(OLD_BACKGROUND, len(extra), rng),
-        _ranked(BACKGROUND, len(extra), rng),
-    )
+    extra = extra[~episodes["icd9"][extra] | (rng.random(len(extra)) < OLD_SECONDARY)]
+    place = _place(episodes["row"][extra])
+    old = _again(_ranked(OLD_BACKGROUND, len(extra), rng), place, OLD_DISTINCT)
+    added = np.where(episodes["icd9"][extra], old, _ranked(BACKGROUND, len(extra), rng))
     injured = np.flatnonzero(np.isin(main, _numbers(INJURIES)))
     parts = [
         (np.arange(size), main, 1),
@@ -537,8 +556,9 @@ def _operations(
     nothing = _PLACES[NO_OPERATION]
     main = np.where(rng.random(size) < 0.3, nothing, _ranked(OPERATIONS, size, rng))
     more = np.repeat(np.arange(size), rng.poisson(volume.operations, size) * (main != nothing))
-    episode = np.concatenate([np.arange(size), more])
-    code = np.concatenate([main, _ranked(ADDED, len(more), rng)])
+    first = np.flatnonzero(~episodes["opcs3"] | (main != nothing))
+    episode = np.concatenate([first, more])
+    code = np.concatenate([main[first], _ranked(ADDED, len(more), rng)])
     old = episodes["opcs3"][episode]
     code = np.where(old, _ranked(OLD_OPERATIONS, len(code), rng), code)
     day = episodes["day"][episode] + np.floor(rng.random(len(code)) * (episodes["stay"][episode] + 1))
@@ -547,7 +567,7 @@ def _operations(
         {
             "episode": episode,
             "code": code,
-            "level": np.repeat([1, 2], [size, len(more)]),
+            "level": np.repeat([1, 2], [len(first), len(more)]),
             "day": day,
             "old": old,
         }
@@ -586,6 +606,9 @@ def _whole(numbers: np.ndarray) -> pl.Series:
     return pl.Series(np.where(np.isfinite(numbers), numbers, np.nan)).fill_nan(None).cast(pl.Int64)
 
 # %% ../../nbs/biobank/18f_records.ipynb #631f2482
+MOST_CONTRIBUTORY = 15  # Contributory causes on a certificate
+
+
 def _certificate_format(nation: np.ndarray, year: np.ndarray) -> np.ndarray:
     "int [batch]: code of coding 261 by nation and year of death."
     scottish = np.where(year < 2015, 7, np.where(year < 2017, 19, 55))
@@ -647,6 +670,7 @@ def _causes(
     )
     table = pl.DataFrame({"line": lines, "code": named})
     table = table.unique(maintain_order=True, keep="first").sort("line", maintain_order=True)
+    table = table.filter(_place(table["line"].to_numpy()) <= MOST_CONTRIBUTORY)
     place = _place(table["line"].to_numpy())
     certificate = deaths.select("eid", "ins_index")[table["line"].to_numpy()]
     return certificate.with_columns(
@@ -667,6 +691,7 @@ TUMOURS = {
     "other_cancer": (8010, 3, 0.06),
 }  # histology, behaviour, further registrations a person
 REGISTERED = 0.98  # Share of cancers that the registry learns of
+MOST_FURTHER = 2  # Further registrations of a cancer
 CANCER_ICD9_UNTIL = 7305  # 1990-01-01, in days since 1970
 
 # %% ../../nbs/biobank/18f_records.ipynb #b63ea104
@@ -679,7 +704,7 @@ def _registrations(
     for position, (name, (_, _, further)) in enumerate(TUMOURS.items()):
         day = _days(onsets[name])
         row = np.flatnonzero((day >= start) & (day <= end) & (rng.random(len(day)) < REGISTERED))
-        again = np.repeat(row, rng.poisson(further, len(row)))
+        again = np.repeat(row, np.minimum(rng.poisson(further, len(row)), MOST_FURTHER))
         later = day[again] + 60 + np.floor(rng.exponential(1500, len(again)))
         kept = later <= end[again]
         rows += [row, again[kept]]

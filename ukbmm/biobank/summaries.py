@@ -6,18 +6,20 @@
 from __future__ import annotations
 
 import datetime
+from functools import lru_cache
 
 import polars as pl
 
+from .dictionary import Dictionary, Field
 from .health import YEAR
+from .names import Column
 from .records import SPECIAL_DATES, TRACES, lost_reason
 from ..core import TableError
 
 # %% auto #0
-__all__ = ['CODE_LISTS', 'ARRAY_SIZES', 'CANCERS', 'CAUSES_OF_DEATH', 'COUNTS', 'CANCER_FIELDS', 'OCCURRENCES', 'DEATH',
-           'PRACTICE', 'HOSPITAL', 'OWN_REPORT', 'NO_DATE', 'OUTCOMES', 'NEEDED', 'HEALTH_FIELDS', 'episode_dates',
-           'with_dates', 'beyond', 'icd9_map', 'read_map', 'hospital_codes', 'death_codes', 'practice_codes',
-           'first_occurrences', 'outcomes', 'summarise']
+__all__ = ['CODE_LISTS', 'COUNTS', 'CANCER_FIELDS', 'OCCURRENCES', 'DEATH', 'PRACTICE', 'HOSPITAL', 'OWN_REPORT', 'NO_DATE',
+           'OUTCOMES', 'NEEDED', 'HEALTH_FIELDS', 'episode_dates', 'with_dates', 'icd9_map', 'read_map',
+           'hospital_codes', 'death_codes', 'practice_codes', 'first_occurrences', 'outcomes', 'summarise']
 
 # %% ../../nbs/biobank/18h_summaries.ipynb #f6135ed2
 def episode_dates(
@@ -58,23 +60,32 @@ CODE_LISTS = {
     41200: ("hesin_oper", "oper4", (1,), 41260),
     41210: ("hesin_oper", "oper4", (2,), None),
 }  # field of codes: table, column, levels, field of dates
-ARRAY_SIZES = {
-    "p41270": 61,
-    "p41271": 20,
-    "p41202": 40,
-    "p41203": 12,
-    "p41204": 50,
-    "p41205": 12,
-    "p41272": 40,
-    "p41273": 8,
-    "p41200": 30,
-    "p41210": 24,
-    "p40022": 3,
-}  # positions of each list, never more than the showcase has
-CANCERS = 6  # Instances of the fields of cancer records; the showcase has 22
-CAUSES_OF_DEATH = 8  # Positions of field 40002; the showcase has 15
 
 # %% ../../nbs/biobank/18h_summaries.ipynb #c01fa645
+@lru_cache(maxsize=1)
+def _fields() -> dict[int, Field]:
+    "The fields of the showcase."
+    return Dictionary.builtin().fields
+
+
+def _positions(field_id: int, instance: int | None = None) -> list[str]:
+    "The columns of an array, as many as the showcase has."
+    return [str(Column(field_id, instance, i)) for i in range(_fields()[field_id].array_max + 1)]
+
+
+def _refuse_more(numbers: pl.Series, name: str, most: int) -> None:
+    "Raise `TableError` where somebody has more of something than there is room for."
+    if (numbers.max() or 0) > most:
+        raise TableError(f"column {name}", f"at most {most} a participant, as in the showcase", "more")
+
+
+def _spread_out(table: pl.DataFrame, column: str, names: list[str]) -> list[pl.Expr]:
+    "One expression for each item of a list; raises `TableError` where there are more of them than names."
+    room = len(names)
+    _refuse_more(room + table[column].list.slice(room).list.drop_nulls().list.len(), names[0], room)
+    return [pl.col(column).list.get(i, null_on_oob=True).alias(name) for i, name in enumerate(names)]
+
+# %% ../../nbs/biobank/18h_summaries.ipynb #93aa27ae
 def _first_dates(records: dict[str, pl.DataFrame], field_id: int) -> pl.DataFrame:
     "The distinct codes of each person with their first dates, of tables in order: eid, code, date."
     table, column, levels, _ = CODE_LISTS[field_id]
@@ -84,33 +95,13 @@ def _first_dates(records: dict[str, pl.DataFrame], field_id: int) -> pl.DataFram
     )
 
 
-def _spread_out(lists: str, size: int, name: str) -> list[pl.Expr]:
-    "One expression for each position of a list: name_a0, name_a1, ..."
-    return [pl.col(lists).list.get(i, null_on_oob=True).alias(f"{name}_a{i}") for i in range(size)]
-
-
-def _code_list(records: dict[str, pl.DataFrame], field_id: int, size: int) -> pl.DataFrame:
+def _code_list(records: dict[str, pl.DataFrame], field_id: int) -> pl.DataFrame:
     "A field of codes and, where it has one, the field of their dates: one row for each person with a code."
-    lists = (
-        _first_dates(records, field_id)
-        .group_by("eid", maintain_order=True)
-        .agg(pl.col("code", "date").head(size))
-    )
-    dates = CODE_LISTS[field_id][3]
-    columns = _spread_out("date", size, f"p{dates}") if dates else []
-    return lists.select("eid", pl.col("code").alias(f"p{field_id}"), *columns)
-
-# %% ../../nbs/biobank/18h_summaries.ipynb #02837c39
-def beyond(
-    records: dict[str, pl.DataFrame],  # Record tables
-    array_sizes: dict[str, int] = ARRAY_SIZES,  # Positions of each list by its column
-) -> dict[str, int]:  # Codes that do not fit, by column; only where there are some
-    "Count the codes that lie beyond the positions made."
-    counts, records = {}, with_dates(records)
-    for field_id in CODE_LISTS:
-        each = _first_dates(records, field_id).group_by("eid").len()["len"].cast(pl.Int64)
-        counts[f"p{field_id}"] = int((each - array_sizes[f"p{field_id}"]).clip(lower_bound=0).sum())
-    return {name: count for name, count in counts.items() if count}
+    lists = _first_dates(records, field_id).group_by("eid", maintain_order=True).agg("code", "date")
+    name, dates = f"p{field_id}", CODE_LISTS[field_id][3]
+    _refuse_more(lists["code"].list.len(), name, len(_positions(field_id)))
+    columns = _spread_out(lists, "date", _positions(dates)) if dates else []
+    return lists.select("eid", pl.col("code").alias(name), *columns)
 
 # %% ../../nbs/biobank/18h_summaries.ipynb #7ed5f5b4
 COUNTS = {
@@ -129,15 +120,13 @@ def _counts(records: dict[str, pl.DataFrame], field_id: int) -> pl.DataFrame:
     return records[COUNTS[field_id]].group_by("eid").agg(pl.len().cast(pl.Int64).alias(f"p{field_id}"))
 
 
-def _origins(records: dict[str, pl.DataFrame], size: int) -> pl.DataFrame:
-    "Field 40022: from which providers a person has hospital records."
+def _origins(records: dict[str, pl.DataFrame]) -> pl.DataFrame:
+    "Field 40022: from which providers a person has hospital records; there are three."
     distinct = records["hesin"].select("eid", "dsource").unique().sort("eid", "dsource")
-    return distinct.group_by("eid", maintain_order=True).agg(pl.col("dsource").head(size).alias("p40022"))
+    return distinct.group_by("eid", maintain_order=True).agg(pl.col("dsource").alias("p40022"))
 
 # %% ../../nbs/biobank/18h_summaries.ipynb #03dd7388
-def _certificate(
-    people: pl.DataFrame, records: dict[str, pl.DataFrame], instance: int, size: int
-) -> pl.DataFrame:
+def _certificate(people: pl.DataFrame, records: dict[str, pl.DataFrame], instance: int) -> pl.DataFrame:
     "The fields of one instance of death certificates."
     death = (
         records["death"].filter(pl.col("ins_index") == instance).join(people.select("eid", "birth"), on="eid")
@@ -159,7 +148,7 @@ def _certificate(
         "eid",
         pl.col("date_of_death").alias(f"p40000_i{instance}"),
         pl.col("underlying").alias(f"p40001_i{instance}"),
-        *_spread_out("others", size, f"p40002_i{instance}"),
+        *_spread_out(joined, "others", _positions(40002, instance)),
         (days / YEAR).round(1).alias(f"p40007_i{instance}"),
         pl.col("source").cast(pl.Int32).alias(f"p40018_i{instance}"),
         pl.col("dsource").alias(f"p40020_i{instance}"),
@@ -178,15 +167,14 @@ CANCER_FIELDS = {
 }  # field: column of the table cancer
 
 
-def _cancers(records: dict[str, pl.DataFrame], size: int) -> pl.DataFrame:
+def _cancers(records: dict[str, pl.DataFrame]) -> pl.DataFrame:
     "The fields of cancer records, and 40009, how many there are."
     table = records["cancer"].sort("eid", "date", "ins_index").with_columns(pl.col("format").cast(pl.Int32))
     lists = table.group_by("eid", maintain_order=True).agg(*CANCER_FIELDS.values(), pl.len().alias("number"))
-    columns = [
-        pl.col(column).list.get(i, null_on_oob=True).alias(f"p{field_id}_i{i}")
-        for field_id, column in CANCER_FIELDS.items()
-        for i in range(size)
-    ]
+    columns = []
+    for field_id, column in CANCER_FIELDS.items():
+        instances = range(_fields()[field_id].instance_max + 1)
+        columns += _spread_out(lists, column, [str(Column(field_id, i)) for i in instances])
     return lists.select("eid", *columns, pl.col("number").cast(pl.Int64).alias("p40009_i0"))
 
 # %% ../../nbs/biobank/18h_summaries.ipynb #685eef90
@@ -378,17 +366,15 @@ HEALTH_FIELDS = (
 )  # fmt: skip
 
 # %% ../../nbs/biobank/18h_summaries.ipynb #31586959
-def _parts(
-    people: pl.DataFrame, records: dict[str, pl.DataFrame], sizes: dict[str, int], cancers: int, causes: int
-) -> list[pl.DataFrame]:
+def _parts(people: pl.DataFrame, records: dict[str, pl.DataFrame]) -> list[pl.DataFrame]:
     "All fields in pieces, each with a row for the people who have something."
     records = with_dates(records)
     first, found = first_occurrences(records), outcomes(records)
     return [
-        *(_certificate(people, records, instance, causes) for instance in (0, 1)),
-        _cancers(records, cancers),
-        _origins(records, sizes["p40022"]),
-        *(_code_list(records, field_id, sizes[f"p{field_id}"]) for field_id in CODE_LISTS),
+        *(_certificate(people, records, instance) for instance in (0, 1)),
+        _cancers(records),
+        _origins(records),
+        *(_code_list(records, field_id) for field_id in CODE_LISTS),
         *(_counts(records, field_id) for field_id in COUNTS),
         *(_outcome_fields(found, field_id) for field_id in OUTCOMES),
         *(_occurrence_fields(first, field_id) for field_id in OCCURRENCES),
@@ -400,16 +386,13 @@ def summarise(
     records: dict[
         str, pl.DataFrame
     ],  # What draw_records drew for them; `self_report` (eid, date, icd10) may be added
-    array_sizes: dict[str, int] = ARRAY_SIZES,  # Positions of each list by its column
-    cancers: int = CANCERS,  # Instances of cancer records
-    causes: int = CAUSES_OF_DEATH,  # Positions of contributory causes of death
 ) -> pl.DataFrame:  # Columns of HEALTH_FIELDS in canonical names, rows as `people`; no eid
-    "Compute the fields that are derived from health records; raises `TableError` where a table is missing."
+    "Compute the fields that are derived from health records; raises `TableError` where a table is missing or does not fit."
     missing = [name for name in NEEDED if name not in records]
     if missing:
         raise TableError("the record tables", ", ".join(NEEDED), f"no {', '.join(missing)}")
     lost = people.select(lost_reason(people).alias("p190"), pl.col("lost").alias("p191"))
-    parts = _parts(people, records, array_sizes, cancers, causes)
+    parts = _parts(people, records)
     eids = people.select("eid")
     aligned = (eids.join(part, on="eid", how="left", maintain_order="left").drop("eid") for part in parts)
     return pl.concat([lost, *aligned], how="horizontal")

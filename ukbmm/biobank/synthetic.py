@@ -22,9 +22,9 @@ from fastcore.basics import patch
 
 from .assessment import DRAWS, draw_assessment, plan
 from .delivery import RECORDS
-from .dictionary import Dictionary, Field
-from .faults import FAULTS, fault_of, plant
-from .formats import TableWriter, format_of, unreadable_titles
+from .dictionary import Dictionary
+from .faults import plant_all, planting_order
+from .formats import TableWriter, format_of
 from .health import draw_onsets, health_truth
 from .names import parse_name
 from ukbmm.biobank.population import (
@@ -41,14 +41,14 @@ from ukbmm.biobank.population import (
     planted,
     related_pairs,
 )
-from .records import draw_records, record_files
+from .records import PRACTICE_RECORDS, draw_records, record_files
 from .store import Biobank, ingest
-from .summaries import ARRAY_SIZES, HEALTH_FIELDS, summarise
-from ..core import UkbmmError, atomic_file, get_logger, progress, rng_for, write_text
+from .summaries import HEALTH_FIELDS, summarise
+from ..core import UkbmmError, atomic_file, progress, rng_for, write_text
 
 # %% auto #0
-__all__ = ['EXAMPLE_COLUMNS', 'FROM_RECORDS', 'MISSING_CALLS', 'REDACTED', 'KINSHIP_ERROR', 'LEAST_KINSHIP', 'NOTICE', 'LOST',
-           'COPIES', 'LAST', 'Made', 'make_chunk', 'truth_of', 'main_table', 'write_extract', 'synthetic_biobank']
+__all__ = ['EXAMPLE_COLUMNS', 'FROM_RECORDS', 'MISSING_CALLS', 'REDACTED', 'KINSHIP_ERROR', 'LEAST_KINSHIP', 'NOTICE', 'TITLED',
+           'Made', 'make_chunk', 'truth_of', 'main_table', 'write_extract', 'synthetic_biobank']
 
 # %% ../../nbs/biobank/19_synthetic.ipynb #a367aabb
 @dataclass(frozen=True)
@@ -239,6 +239,7 @@ def truth_of(
         "causes": CAUSES,
         "fields": {str(number): measure.loads for number, measure in plan().items() if measure.loads},
         "procedures": DRAWS,
+        "practice_records": PRACTICE_RECORDS,
         **health_truth(),
     }
 
@@ -260,18 +261,6 @@ def _parquet(path: Path) -> Iterator[Callable[[pl.DataFrame], None]]:
             writers[0].write_table(table)
 
         yield write
-
-# %% ../../nbs/biobank/19_synthetic.ipynb #86e63731
-def _lost(columns: Iterable[str], format: str, dictionary: Dictionary) -> list[str]:
-    "The columns that a form cannot name: under their title they would be several."
-    fields = {name: dictionary[_order(name)[0]] for name in columns}
-    return list(unreadable_titles(fields, dictionary)) if format_of(format).names == "titles" else []
-
-
-def _columns(table: pl.DataFrame, format: str, dictionary: Dictionary) -> dict[str, Field]:
-    "The columns to write, without those that the form cannot name."
-    lost = set(_lost(table.columns, format, dictionary))
-    return {name: dictionary[_order(name)[0]] for name in table.columns if name not in lost}
 
 # %% ../../nbs/biobank/19_synthetic.ipynb #9f56d17a
 @contextmanager
@@ -307,11 +296,9 @@ def _tables(folder: Path, format: str) -> Iterator[Callable[[Made], None]]:
 
         def write(made: Made) -> None:
             if not opened:
-                columns = _columns(made.table, format, dictionary)
-                opened.append(
-                    files.enter_context(TableWriter(folder, format, columns, dictionary, ARRAY_SIZES))
-                )
-            opened[0].write(made.people["eid"].to_numpy(), made.table.select(list(opened[0].columns)))
+                columns = {name: dictionary[_order(name)[0]] for name in made.table.columns}
+                opened.append(files.enter_context(TableWriter(folder, format, columns, dictionary)))
+            opened[0].write(made.people["eid"].to_numpy(), made.table)
             records({name: rows for name, rows in made.records.items() if name in RECORDS})
 
         yield write
@@ -320,10 +307,9 @@ def _tables(folder: Path, format: str) -> Iterator[Callable[[Made], None]]:
 NOTICE = """\
 Every person in this folder is invented, and so is every identifier: ukbmm made {participants:,} of them from seed {seed}.
 Nothing here comes from a participant of UK Biobank. What is true about these people is in the folder truth.
+Tables of practices are shorter than the real ones: see practice_records in truth/truth.json.
 """
-LOST = (
-    "{n} columns are not in the table, since other fields have the same title; truth/truth.json lists them.\n"
-)
+TITLED = "The main table has titles of fields in its header, which some fields share; {lists} says which field each column is.\n"
 
 
 def _refuse_sizes(participants: int, variants: int) -> None:
@@ -346,19 +332,10 @@ def main_table(
     )
 
 # %% ../../nbs/biobank/19_synthetic.ipynb #a8c941d7
-COPIES = ("repeated-columns", "changed-columns", "split")  # Faults that copy columns into further files
-LAST = ("latin-1", "byte-order-mark", "utf-16")  # Faults after which a table is no plain UTF-8
-
-
-def _spoil(folder: Path, table: Path, faults: list[str], seed: int, packed: bool) -> None:
+def _spoil(folder: Path, faults: list[str], seed: int, packed: bool) -> None:
     "Plant faults, note them in the truth, and compress the tables if they are to be `packed`."
-    dictionary, notes, tables = Dictionary.builtin(), [], {table}
-    for name in sorted(
-        dict.fromkeys(faults), key=lambda name: (name in LAST, name in COPIES, faults.index(name))
-    ):
-        path = table if FAULTS[name].acts_on == "table" else folder / "ukb_cal.fam"
-        notes.append(plant(name, path, dictionary, seed))
-        tables |= {folder / other for other in notes[-1].get("table", ())}
+    table, fam = main_table(folder), folder / "ukb_cal.fam"
+    tables, notes = plant_all(faults, table, fam, Dictionary.builtin(), seed)
     write_text(folder / "truth" / "faults.json", json.dumps(notes, indent=1))
     for path in tables if packed else ():
         with (
@@ -382,24 +359,22 @@ def write_extract(
     faults: Iterable[str] = (),  # Faults to plant, names of `FAULTS`
     packed: bool = False,  # Compress the main table with gzip?
 ) -> dict:  # The truth: coefficients, causal variants, what can be reached
-    "Write a synthetic delivery and the truth about it; raises `UkbmmError` for an unknown form or fault, or an odd size."
+    "Write a synthetic delivery and the truth about it; raises `UkbmmError` for an unknown form, faults that can't be, or an odd size."
     _refuse_sizes(participants, variants)
     format_of(format)
-    faults = [name for name in faults if fault_of(name)]
+    faults = planting_order(faults)
     folder, columns = Path(folder), None if columns is None else list(columns)
     with _tables(folder, format) as tables, _beside(folder, participants, variants, seed) as beside:
         for chunk in progress(range(-(-participants // CHUNK)), "inventing people"):
             made = _first(make_chunk(chunk, seed, variants, columns), participants - chunk * CHUNK)
             tables(made)
             beside(made)
-    lost = _lost(made.table.columns, format, Dictionary.builtin())
-    if lost:
-        get_logger().info(LOST.format(n=len(lost)).strip())
-    truth = {**truth_of(participants, variants, seed), "columns_without_a_name": lost}
-    _spoil(folder, main_table(folder), faults, seed, packed)
+    truth = truth_of(participants, variants, seed)
+    _spoil(folder, faults, seed, packed)
     write_text(folder / "truth" / "truth.json", json.dumps(truth, indent=1))
-    notice = NOTICE.format(seed=seed, participants=participants) + (LOST.format(n=len(lost)) if lost else "")
-    write_text(folder / "SYNTHETIC.txt", notice)
+    lists = ", ".join(sorted(path.name for path in folder.glob("*.field_names.txt")))
+    notice = NOTICE.format(seed=seed, participants=participants)
+    write_text(folder / "SYNTHETIC.txt", notice + (TITLED.format(lists=lists) if lists else ""))
     return truth
 
 # %% ../../nbs/biobank/19_synthetic.ipynb #1fd81836

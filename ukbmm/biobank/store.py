@@ -89,23 +89,6 @@ class Biobank:
         except ValueError:
             raise self._damaged("manifest.json") from None
 
-    def _damaged(self, name: str) -> StoreError:
-        "The error of a file that is not as it was written."
-        remedy = "`ukbmm verify` compares every file; restore the Biobank, or ingest again."
-        return StoreError(
-            f"{name} of the Biobank {self.path.name}",
-            "the file that `ukbmm ingest` wrote",
-            "a damaged one, or none",
-            remedy,
-        )
-
-    def _stored(self, name: str, columns: list[str] | None = None) -> pl.DataFrame:
-        "Read a file of the folder; raises `StoreError` where it is damaged or missing."
-        try:
-            return pl.read_parquet(self.path / name, columns=columns)
-        except (OSError, pl.exceptions.PolarsError):
-            raise self._damaged(name) from None
-
     @classmethod
     def open(
         cls,
@@ -146,6 +129,27 @@ class Biobank:
     def fields(self) -> dict[int, Field]:
         "The fields of its columns, by number."
         return load_fields(self.path / "dictionary.parquet", self.by_field)
+
+# %% ../../nbs/biobank/18_store.ipynb #59d2ac71
+@patch
+def _damaged(self: Biobank, name: str) -> StoreError:
+    "The error of a file that is not as it was written."
+    remedy = "`ukbmm verify` compares every file; restore the Biobank, or ingest again."
+    return StoreError(
+        f"{name} of the Biobank {self.path.name}",
+        "the file that `ukbmm ingest` wrote",
+        "a damaged one, or none",
+        remedy,
+    )
+
+
+@patch
+def _stored(self: Biobank, name: str, columns: list[str] | None = None) -> pl.DataFrame:
+    "Read a file of the folder; raises `StoreError` where it is damaged or missing."
+    try:
+        return pl.read_parquet(self.path / name, columns=columns)
+    except (OSError, pl.exceptions.PolarsError):
+        raise self._damaged(name) from None
 
 # %% ../../nbs/biobank/18_store.ipynb #e7ca34b8
 @patch(as_prop=True)

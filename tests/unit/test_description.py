@@ -142,7 +142,33 @@ def test_the_planted_faults_are_in_the_report_and_nothing_else(rows):
     }
     beyond = {name: row["beyond_dictionary"] for name, row in rows.items() if row["beyond_dictionary"]}
     assert beyond == {"p50_i9": "occasion 9; the dictionary has 0 to 3"}
-    assert rows["p20116_i0"]["codes_checked"] and not rows["p41202"]["codes_checked"]
+    assert rows["p20116_i0"]["codes_checked"] and rows["p41202"]["codes_checked"]
+    assert not rows["p50_i0"]["codes_checked"]
+
+
+@pytest.mark.parametrize(
+    ("field", "good", "odd"),
+    [("41270", ["I10", "I219", "C8331", "M6288", "Z99X"], ["i219", "I1", "219", "I10I219", "X"]),
+     ("41271", ["410", "4109", "41099", "V252", "E8123"], ["41", "410999", "V2", "E81", "I21"]),
+     ("41272", ["K40", "K401", "X998"], ["K4", "K4011", "401", "k401"]),
+     ("41273", ["863", "8631"], ["86", "86312", "K863"])],
+)  # fmt: skip
+def test_a_code_of_icd_or_opcs_that_has_not_the_shape_of_one_is_a_fault(tmp_path, field, good, odd):
+    first = [code for code in good for _ in range(10)] + odd * 2
+    second = [""] * (len(first) - 6) + [odd[0]] * 6  # the same people once more
+    table = {
+        "eid": [str(3_000_000 + i) for i in range(len(first))],
+        f"{field}-0.0": first,
+        f"{field}-0.1": second,
+    }
+    (tmp_path / "codes.csv").write_text(write("", table))
+    biobank = ingest(tmp_path / "codes.csv", tmp_path / "codes.biobank")
+    (row,) = json.loads(ingest_report(biobank).to_json())["columns"]
+    assert row["out_of_range"] == {"code": 2 * len(odd)} and row["codes_checked"]
+    coding = biobank.fields[int(field)].coding
+    labelled = Dictionary(D.fields, D.labels | {coding: {good[0]: "something"}})
+    known = module.known_values(D[int(field)], labelled)
+    assert known.shape is None and known.codes == (good[0],)  # labels say more than a shape
 
 
 def test_a_column_that_four_people_have_says_no_more_than_that(rows):

@@ -40,8 +40,8 @@ from ..core import StoreError, progress, redact, write_text
 from ..disclosure import assert_publishable, show_about, show_count, show_parts, show_share
 
 # %% auto #0
-__all__ = ['GROUPS', 'OWN', 'OTHER', 'NOT_NEGATIVE', 'RANGES', 'EARLIEST', 'KEYS', 'LISTED', 'KIND_WORDS', 'OCCASIONS', 'ALT',
-           'PANELS', 'group_of', 'limits_of', 'Known', 'known_values', 'questions', 'with_kinds', 'Counted',
+__all__ = ['GROUPS', 'OWN', 'OTHER', 'NOT_NEGATIVE', 'RANGES', 'EARLIEST', 'SHAPES', 'KEYS', 'LISTED', 'KIND_WORDS', 'OCCASIONS',
+           'ALT', 'PANELS', 'group_of', 'limits_of', 'Known', 'known_values', 'questions', 'with_kinds', 'Counted',
            'count_columns', 'ingest_day', 'show_percent', 'column_rows', 'group_shares', 'plot_reasons',
            'occasion_shares', 'plot_occasions', 'picture', 'IngestReport', 'add_report', 'ingest_report', 'Description',
            'description_table', 'describe', 'description']
@@ -145,12 +145,21 @@ def limits_of(
     return RANGES.get(unit, (0 if f" {unit} " in f" {' '.join(NOT_NEGATIVE.split())} " else None, None))
 
 # %% ../../nbs/biobank/18a_description.ipynb #add8abb1
+SHAPES = {
+    19: r"[A-Z]\d\d[0-9A-Z]{0,2}",  # ICD-10
+    87: r"(\d{3}|V\d{2}|E\d{3})\d{0,2}",  # ICD-9
+    240: r"[A-Z]\d{2,3}",  # OPCS-4
+    259: r"\d{3,4}",  # OPCS-3
+}  # of codes, by coding
+
+# %% ../../nbs/biobank/18a_description.ipynb #db26366f
 class Known(NamedTuple):
     "What the values of a field mean."
 
     rules: Rules  # Values that say why there is none, numbers and answers of nothing
     codes: tuple | None  # Codes with a label; None where the dictionary has none for the field
     exempt: frozenset  # Values with a meaning that are not missing: never out of range
+    shape: str | None = None  # What a code looks like that has no label; None where that is not known
 
 
 def known_values(
@@ -162,7 +171,8 @@ def known_values(
     rules, labels = rules_for(field, special), dictionary.labels.get(field.coding or -1, {})
     codes = tuple(code for code in (_code(text, field) for text in labels) if code is not None)
     exempt = frozenset((*rules.numbers, *rules.none, *rules.orders, *codes)) - rules.kinds.keys()
-    return Known(rules, codes if labels and field.is_category else None, exempt)
+    shape = SHAPES.get(field.coding or -1) if field.is_category and field.dtype == pl.String else None
+    return Known(rules, codes if labels and field.is_category else None, exempt, None if labels else shape)
 
 
 def _code(text: str, field: Field) -> Any:
@@ -171,6 +181,14 @@ def _code(text: str, field: Field) -> Any:
         return raw_value(text, field)
     except ValueError:
         return None
+
+
+def _strange(code: pl.Expr, known: Known) -> pl.Expr | None:
+    "Is a code one that its coding does not have? None where nobody can say."
+    meant = [*known.exempt, *known.rules.kinds]
+    if known.shape:
+        return ~(code.str.contains(f"^({known.shape})$") | code.is_in(meant))
+    return None if known.codes is None else ~code.is_in(meant)
 
 # %% ../../nbs/biobank/18a_description.ipynb #a2c2b7f3
 def _kind_of(name: str) -> str:
@@ -202,10 +220,8 @@ def questions(
     found = {f"missing:{MISSING_KINDS[kind]}": (pl.col(_kind_of(name)) == kind).sum() for kind in may_be}
     if not multiple:
         found |= _outside(name, field, known, today)
-    if known.codes is not None:
-        fits = value.explode() if multiple else value
-        found["out:code"] = (~fits.is_in([*known.exempt, *known.rules.kinds])).sum()
-    return found
+    strange = _strange(value.explode() if multiple else value, known)
+    return found if strange is None else found | {"out:code": strange.sum()}
 
 
 def with_kinds(
@@ -249,8 +265,7 @@ def _frames(biobank: Biobank, names: list[str], what: str) -> Iterator[pl.DataFr
 # %% ../../nbs/biobank/18a_description.ipynb #8b66d72a
 def _several(frame: pl.DataFrame, name: str, known: Known) -> int:
     "Participants with a code that the coding does not have, among the codes of a multiple choice."
-    fits = pl.element().is_in([*known.exempt, *known.rules.kinds])
-    strange = pl.col(name).list.eval(~fits).list.any()
+    strange = pl.col(name).list.eval(_strange(pl.element(), known)).list.any()
     return int(frame.select(strange.sum()).item() or 0)
 
 
@@ -406,10 +421,7 @@ def column_rows(
     "Say what is in each column."
     dictionary, names = biobank.dictionary, list(counted.columns)
     fields = _fields_of(biobank, names, dictionary)
-    checked = {
-        name: field.is_category and bool(dictionary.labels.get(field.coding or -1))
-        for name, field in fields.items()
-    }
+    checked = {name: "out:code" in counted.columns[name] for name in names}
     return [
         _column_row(name, fields[name], counted.columns[name], counted.n, checked[name]) for name in names
     ]
@@ -519,9 +531,9 @@ KEYS = {
     "columns.with_value": "participants with a value; an answer of nothing, such as none of the above, is one",
     "columns.share": "the same in percent of the participants",
     "columns.missing": "participants without a value, by the kind of missing: empty, do_not_know, prefer_not_to_answer and so on, or for a date occurred_date_unknown, from_birth, placeholder; kinds that do not occur are left out",
-    "columns.out_of_range": "code: not in the coding; below, above: before 1900 or after the ingest, or ruled out by the unit",
+    "columns.out_of_range": "code: not in the coding, or without the shape of its codes; below, above: before 1900 or after the ingest, or ruled out by the unit",
     "columns.beyond_dictionary": "an occasion or a position that the dictionary does not have",
-    "columns.codes_checked": "does the dictionary have the labels of the coding, so that codes were checked?",
+    "columns.codes_checked": "were codes compared with the labels of the coding, or those of ICD and OPCS with their shape?",
 }
 
 # %% ../../nbs/biobank/18a_description.ipynb #b166b5d8

@@ -752,6 +752,12 @@ def _older_that_differ(task: _Task) -> dict[str, int]:
     return {name: count for name, count in row.items() if count}
 
 
+def _unknown(task: _Task) -> list[str]:
+    "Names that are no field's; a column without a name is called by its number."
+    blank = (f"column {i:,} (no name)" for i, name in enumerate(task.layout.names, 1) if not name.strip())
+    return [name if name.strip() else next(blank) for name in task.header.unknown]
+
+
 def _summary(
     task: _Task, notes: list[str], parts: list[str], ways: Ways, undecided: dict[str, int]
 ) -> TableSummary:
@@ -766,7 +772,7 @@ def _summary(
     ]
     n_rows = int((task.eids > 0).sum())
     return TableSummary(
-        task.layout.name, n_rows, list(header.columns), parts, header.unknown, header.spellings, header.ambiguous,
+        task.layout.name, n_rows, list(header.columns), parts, _unknown(task), header.spellings, header.ambiguous,
         notes, sorted(ways.floats), sorted({*ways.labels, *ways.spelled}), undecided, len(task.eids) - n_rows,
     )  # fmt: skip
 

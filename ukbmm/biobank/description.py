@@ -24,6 +24,7 @@ import polars as pl
 from .. import __version__
 from .cleaning import MISSING_KINDS, Rules, clean_column, clean_expressions, raw_value, rules_for
 from .dictionary import UK_BIOBANK, Dictionary, Field, Unexplained, say_unexplained
+from .extract import whose_values
 from ukbmm.biobank.figures import (
     COLOURS,
     Distribution,
@@ -487,8 +488,10 @@ def _joined(manifest: dict) -> dict[str, Any]:
     "What happened where several files were joined."
     about = manifest["table"]
     differ = {name: _about(count) for name, count in about["repeated"].items() if count}
+    whose, newest = whose_values([(table["file"], table["columns"]) for table in about["tables"]])
     return {"translated_by_bridge": {redact(name): _about(unknown) for name, unknown in about["bridged"].items()},
             "columns_in_several_files": len(about["repeated"]), "participants_who_differ": differ,
+            "values_that_hold": {"of": whose, "files": {name: redact(newest[name]) for name in differ}} if differ else {},
             "withdrawn": _plain(show_count(about["n_withdrawn"]))}  # fmt: skip
 
 # %% ../../nbs/biobank/18a_description.ipynb #ace87735
@@ -518,7 +521,7 @@ KEYS = {
     "tables.left_out.undecided_labels": "participants with a label of several codes, by column",
     "tables.left_out.negative_identifiers": "rows dropped",
     "tables.participants_not_in_it": "participants of other tables, rounded",
-    "joined": "what happened where several tables were joined: identifiers translated, columns in several tables, participants who differ",
+    "joined": "what happened where several tables were joined: identifiers translated, columns in several tables, participants who differ, and whose values hold",
     "codes_without_a_rule": "codings of which codes read like no value, or are not known, and for which the table of special values has no row: they are kept as values",
     "fields_of_your_own": "fields that your own dictionary describes",
     "fields_that_replace_uk_biobanks": "those of them that have the number of a field of UK Biobank",
@@ -738,8 +741,10 @@ def _became(table: dict) -> list[tuple[str, str]]:
 def _together(values: dict) -> list[tuple[str, str]]:
     "What became of everything but the tables, as lines of the page."
     joined = values["joined"]
+    hold = joined["values_that_hold"]
     differ = [
-        f"{name} in {_shown(count)} participants" for name, count in joined["participants_who_differ"].items()
+        f"{name} of {hold['files'][name]} in {_shown(count)} participants"
+        for name, count in joined["participants_who_differ"].items()
     ]
     lines = [
         (
@@ -759,7 +764,10 @@ def _together(values: dict) -> list[tuple[str, str]]:
             "columns in several tables",
             f"{joined['columns_in_several_files']:,}" if joined["columns_in_several_files"] else "",
         ),
-        ("where they differ the newest file holds", _listed(differ) if differ else ""),
+        (
+            f"where they differ the values of {hold['of']} hold" if differ else "",
+            _listed(differ) if differ else "",
+        ),
         (
             "kept as values, without a rule",
             say_unexplained([Unexplained(**one) for one in values["codes_without_a_rule"]], LISTED),

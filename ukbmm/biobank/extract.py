@@ -22,7 +22,7 @@ from ..core import TableError, atomic_file, get_logger, progress
 from ..disclosure import show_share
 
 # %% auto #0
-__all__ = ['basket_of', 'from_old_to_new', 'read_bridge', 'Extract', 'read_extract']
+__all__ = ['basket_of', 'from_old_to_new', 'whose_values', 'read_bridge', 'Extract', 'read_extract']
 
 # %% ../../nbs/biobank/17_extract.ipynb #41b550bc
 def basket_of(
@@ -40,6 +40,18 @@ def from_old_to_new(
     baskets = [basket_of(name) for name in names]
     known = all(basket >= 0 for basket in baskets)
     return sorted(range(len(names)), key=lambda i: (baskets[i] if known else 0, i))
+
+# %% ../../nbs/biobank/17_extract.ipynb #8a8c7b32
+def whose_values(
+    files: Sequence[
+        tuple[str, Collection[str]]
+    ],  # Name and columns of each, in the order in which they were given
+) -> tuple[str, dict[str, str]]:  # Which file is the newest, in words; the newest that has each column
+    "Say whose values hold where files differ in a column."
+    names = [name for name, _ in files]
+    known = all(basket_of(name) >= 0 for name in names)
+    word = "the newest basket" if known else "the last file, since not all names have a basket's number,"
+    return word, {column: names[i] for i in from_old_to_new(names) for column in files[i][1]}
 
 # %% ../../nbs/biobank/17_extract.ipynb #8cb3e483
 def read_bridge(

@@ -33,7 +33,7 @@ from ukbmm.biobank.dictionary import (
     say_unexplained,
 )
 from .events import EVENTS, events_of, read_records, records_by_kind
-from .extract import read_extract
+from .extract import read_extract, whose_values
 from ukbmm.biobank.genotypes import (
     GenotypeStore,
     build_genotypes,
@@ -673,6 +673,17 @@ def _file_lines(table: dict, n: int) -> list[str]:
     return [f"{table['file']}: {line}" for line in lines + _left_out(table)]
 
 # %% ../../nbs/biobank/18_store.ipynb #ea0e282f
+def _differing(tables: list[dict], differ: dict[str, int]) -> str:
+    "Say whose values hold of columns in which files differ."
+    whose, newest = whose_values([(table["file"], table["columns"]) for table in tables])
+    shown = [
+        f"{name} of {newest[name]} in {show_count(count)} participants"
+        for name, count in list(differ.items())[:5]
+    ]
+    more = ", ..." if len(differ) > len(shown) else ""
+    return f"where they differ the values of {whose} hold: {', '.join(shown)}{more}"
+
+# %% ../../nbs/biobank/18_store.ipynb #b98ea0af
 def _table_lines(manifest: dict) -> list[str]:
     "What to say about the tables."
     about, n = manifest["table"], manifest["n_participants"]
@@ -686,11 +697,8 @@ def _table_lines(manifest: dict) -> list[str]:
         lines.append(
             f"columns in several files: {len(about['repeated']):,}, {len(about['repeated']) - len(differ):,} of them the same"
         )
-    shown = [f"{name} in {show_count(count)} participants" for name, count in list(differ.items())[:5]]
-    if shown:
-        lines.append(
-            f"where they differ the newest file's values hold: {', '.join(shown)}{', ...' if len(differ) > 5 else ''}"
-        )
+    if differ:
+        lines.append(_differing(about["tables"], differ))
     if about["n_listed"] and not about["n_withdrawn"]:
         lines.append(
             "WITHDRAWN: nobody on the withdrawal lists is in the tables: these people were taken out before, or the lists are of another application"

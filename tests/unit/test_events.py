@@ -210,6 +210,26 @@ def test_quotes_are_found_beyond_the_first_part_of_a_file(tmp_path, monkeypatch)
     assert mine == [f"size {i}" if i % 7 == 0 else text for i, text in enumerate(table["drug_name"])]
 
 
+def test_a_way_that_fails_and_goes_on_writing_does_not_spoil_the_next(tmp_path, monkeypatch):
+    "Polars may go on writing a while after it has said that a date does not fit."
+    table, whole, late = draw_table("death"), pl.LazyFrame.sink_parquet, []
+
+    def sink(frame, target, **options):
+        if not late:
+            late.append(
+                os.dup(target.fileno())
+                if hasattr(target, "fileno")
+                else os.open(target, os.O_RDWR | os.O_CREAT)
+            )
+        whole(frame, target, **options)
+        os.pwrite(late[0], bytes(400), 4)
+
+    monkeypatch.setattr(pl.LazyFrame, "sink_parquet", sink)
+    summary, found = read([portal(table, tmp_path / "a.txt")], "death", tmp_path)
+    os.close(late[0])
+    assert found.equals(golden(table)) and summary.notes == ["a.txt: dates are written dd/mm/yyyy"]
+
+
 DEATHS = "eid,ins_index,date_of_death\n1000003,0,31/01/2001\n1000005,0,02/03/2004\n"
 BAD = {
     "both ways": (DEATHS + "1000008,0,2004-05-06\n", "column date_of_death, line 4: expected dates written dd/mm/yyyy as elsewhere in the file, found <5 written yyyy-mm-dd"),

@@ -443,8 +443,8 @@ def _source(path: Path, kind: str) -> dict:
 
 def _finish(folder: Path, out: Path, manifest: dict) -> None:
     "Write the manifest and give the folder its name."
-    for left in list(folder.rglob(".*")):
-        left.unlink()  # temporary files of an attempt that was killed
+    for left in list(folder.rglob(".*")):  # temporary files and folders of an attempt that was killed
+        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
     names = sorted(_names(folder) - {"manifest.json", "journal.json"})
     names = [name for name in names if not name.endswith(".u8")]
     manifest["files"] = {name: file_sha256(folder / name) for name in names}

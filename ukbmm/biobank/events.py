@@ -9,7 +9,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from .files import is_parquet, plain_text
 from .lines import MISSING, NO_NUMBER, Layout, line_of, read_layout, read_lines, stray_quote
 from .relatedness import of_one_application, rows_of
 from .table import DAY_FIRST, ISO, as_date, scan_text
-from ..core import TableError, atomic_file, did_you_mean, get_logger, progress
+from ..core import TableError, atomic_file, did_you_mean, get_logger, progress, scratch_folder
 from ..disclosure import show_about, show_count, show_share
 
 # %% auto #0
@@ -272,14 +272,12 @@ def _write(layout: Layout, participants: np.ndarray, n_rows: int, out: Path) -> 
     "Parse a table and write it in the file's own order; returns how its dates are written."
     for date in WAYS:
         frame = _typed(layout, participants, date)
-        try:
-            with out.open("wb") as stream:  # not by its name: polars may make the file after it has failed
-                frame.sink_parquet(stream, compression="zstd", row_group_size=ROW_GROUP)
-        except pl.exceptions.PolarsError:
-            continue
-        if pq.read_metadata(out).num_rows != n_rows:
-            raise stray_quote(layout)
-        return date
+        with suppress(pl.exceptions.PolarsError), scratch_folder(out.parent) as scratch:
+            frame.sink_parquet(scratch / out.name, compression="zstd", row_group_size=ROW_GROUP)
+            if pq.read_metadata(scratch / out.name).num_rows != n_rows:
+                raise stray_quote(layout)
+            (scratch / out.name).replace(out)
+            return date
     try:
         _refuse_values(layout)
     except pl.exceptions.PolarsError:

@@ -1,5 +1,6 @@
 "Tables of records come out the same from every delivery, as pandas reads them, or are refused with the column and the line."
 
+import contextlib
 import datetime
 import gzip
 import os
@@ -133,6 +134,25 @@ def test_compressed_windows_and_parquet_files_are_read_alike(tmp_path):
         assert read([tmp_path / name], "gp_clinical", tmp_path)[1].equals(expected), name
     with pytest.raises(TableError, match="c.parquet, column event_dt, row "):  # times are no dates
         read([tmp_path / "c.parquet"], "gp_clinical", tmp_path)
+
+
+def test_a_file_that_polars_goes_on_writing_after_it_refused_a_date_spoils_nothing(tmp_path, monkeypatch):
+    sink, refused = pl.LazyFrame.sink_parquet, []
+
+    def late(frame, path, **options):
+        try:
+            sink(frame, path, **options)
+        except pl.exceptions.PolarsError:
+            refused.append(path)
+            raise
+        for other in refused:  # opened only now, by a thread that was late
+            with contextlib.suppress(FileNotFoundError):
+                other.write_bytes(b"")
+
+    monkeypatch.setattr(pl.LazyFrame, "sink_parquet", late)
+    table = draw_table("gp_scripts")
+    assert read([portal(table, tmp_path / "a.txt")], "gp_scripts", tmp_path)[1].equals(golden(table))
+    assert len(refused) == 1
 
 
 def test_text_in_cp1252_is_found_and_kept(tmp_path):

@@ -13,7 +13,7 @@ from fastai.learner import load_learner
 from torch import nn
 
 from ukbmm.cohort.outcomes import RegressionOutcome, read_outcome
-from ukbmm.core import ModelError, UkbmmError
+from ukbmm.core import DataError, ModelError, UkbmmError
 from ukbmm.data.blocks import OutcomeBlock, PhenotypeBlock, SNPBlock
 from ukbmm.data.loaders import MultiModalDataBlock
 from ukbmm.models.fusion import FusionSettings
@@ -191,6 +191,20 @@ def test_an_export_predicts_and_holds_nobody(study, tmp_path):
     }  # of those who were trained on, of those to validate, of all
     assert sizes(loaded) & counts == set()
     assert sizes(learn) & counts != set()  # or the search would find nothing at all
+    for work in (
+        lambda learn: predict_rows(learn, study.test),
+        lambda learn: learn.get_preds(),
+        lambda learn: learn.get_preds(0),
+        lambda learn: learn.validate(),
+        lambda learn: learn.fit(1),
+    ):
+        with pytest.raises(DataError, match="an exported learner holds nobody's data.*learn.dls = dls"):
+            quiet(loaded, work)
+    mine = dls.test_dl(study.test)
+    assert torch.equal(
+        quiet(loaded, lambda loaded: loaded.get_preds(dl=mine))[0],
+        quiet(learn, lambda learn: learn.get_preds(dl=mine))[0],
+    )
     loaded.dls = dls
     np.testing.assert_array_equal(predict_rows(loaded, study.test), expected)
 

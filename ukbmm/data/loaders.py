@@ -152,6 +152,13 @@ class MultiModalLoader(DataLoader):
             [block.present(torch.from_numpy(self.rows)) for block in self.blocks.values()], dim=1
         )
 
+    def refuse_empty(self) -> None:
+        "Raise `DataError` where there are no blocks, as in an exported learner."
+        if not self.blocks:
+            raise DataError("the loaders", "fitted blocks", "none: an exported learner holds nobody's data",
+                            "Give it loaders of the same recipe, fitted on the same participants: learn.dls = dls. "
+                            "Then predict_rows(learn, rows).")  # fmt: skip
+
     def _raw(self, batches: list[Tensor]) -> Iterator[dict]:
         "Read batches of rows as the blocks keep them."
         if self.workers:
@@ -162,6 +169,7 @@ class MultiModalLoader(DataLoader):
 
     def __iter__(self) -> Iterator[tuple]:
         "Go through one epoch; the next call goes through the next."
+        self.refuse_empty()
         batches = epoch_batches(len(self.rows), self.bs, self.seed, self.epoch, self.shuffle, self.drop_last)
         batches = batches[self.first :]
         self.epoch, self.first = self.epoch + self.shuffle, 0
@@ -298,9 +306,7 @@ class MultiModalDataLoaders(DataLoaders):
         **ignored,  # What fastai passes besides
     ) -> MultiModalLoader:
         "A loader over other rows, with what was fitted on the training rows. An exported learner has none to give."
-        if not self.blocks:
-            raise DataError("the loaders", "fitted blocks", "none: an exported learner holds nobody's data",
-                            "Give it loaders of your own: learn.dls = dls.")  # fmt: skip
+        self.valid.refuse_empty()
         outcome = self.outcome if with_labels else None
         return self.valid.new(np.asarray(rows), outcome=outcome, additive=None, bs=bs or self.valid.bs)
 

@@ -17,7 +17,6 @@ import polars as pl
 import torch
 from fastcore.basics import patch
 
-from ..biobank.cleaning import MISSING_KINDS
 from ..biobank.store import Biobank
 from ..cohort.cohort import Cohort, define_cohort
 from ..cohort.leakage import audit, refuse_leaks
@@ -34,9 +33,9 @@ from ukbmm.core import (
     rng_for,
     write_text,
 )
-from ..data.blocks import Block, OutcomeBlock, PhenotypeBlock, SNPBlock, columns_of
+from ..data.blocks import Block, OutcomeBlock, PhenotypeBlock, Source
 from ..data.loaders import fitted_loaders
-from ..disclosure import Step, show_parts, show_share
+from ..disclosure import Step, is_small, show_parts, show_share
 from ..evaluation.metrics import PREFIX, metrics_for, numbers_of
 from ..evaluation.uncertainty import evaluate
 from ..models.losses import Loss
@@ -391,7 +390,7 @@ def report(self: TrainingPipeline) -> Path:
     about = {"outcome": self.outcome.title, "units": self.outcome.units, "classes": list(self.outcome.classes),
              "horizons": list(self.outcome.horizons), "flow": self.cohort.flow(),
              "participants": self._people(), "design": self._design(),
-             "inputs": self._inputs(), "shares": self._shares(), "audit": self._audit()}  # fmt: skip
+             "audit": self._audit(), **self._inputs()}  # fmt: skip
     write_text(self.run_directory.path / "report.json", json.dumps(about, indent=1))
     return write_report(self.run_directory)
 
@@ -445,66 +444,31 @@ def _audit(self: TrainingPipeline) -> list[dict]:
     return [*self.findings.to_dicts(), fitting]
 
 # %% ../../nbs/workflow/76_pipeline.ipynb #0c635bfb
-def _why(kinds: pl.Series) -> str:
-    "Why values are missing, in words, small counts hidden."
-    counts = [int((kinds == kind).sum()) for kind in range(len(MISSING_KINDS))]
-    shown = show_parts(counts)
-    words = [
-        f"{MISSING_KINDS[kind].replace('_', ' ')} {shown[kind]}"
-        for kind in range(1, len(counts))
-        if counts[kind]
+def _line(modality: str, source: Source) -> dict[str, str]:
+    "A line of the table of inputs, small counts hidden."
+    counts = source.counts
+    shown = dict(zip(counts, show_parts(list(counts.values())), strict=True))
+    lacking = [f"{why} {shown[why]}" for why in counts if why != "present"]
+    return {"modality": modality, "title": ", ".join(filter(None, (source.title, source.note))), "column": ", ".join(source.columns),
+            "present": show_share(counts["present"], sum(counts.values())), "missing": ", ".join(lacking)}  # fmt: skip
+
+
+def _share(source: Source) -> float:
+    "The share of participants who have something, in hundredths; all or nobody where that would tell fewer than five."
+    have, everybody = source.counts["present"], sum(source.counts.values())
+    if is_small(have) or is_small(everybody - have):
+        return float(not is_small(have))
+    return round(have / everybody, 2)
+
+
+@patch
+def _inputs(self: TrainingPipeline) -> dict:
+    "What went in: the lines of the report's table, and the shares of its figure."
+    sources = [
+        (name, source) for name, block in self.blocks.items() for source in block.sources(self.cohort.rows)
     ]
-    return ", ".join(words)
-
-
-@patch
-def _kinds(self: TrainingPipeline, columns: list[str]) -> pl.Series:
-    "Of which kind the cohort's values of an input are: known where any of its columns is known."
-    cleaned = self.biobank.clean(columns, self.cohort.rows)
-    known = np.any([cleaned[name].kinds.to_numpy() == 0 for name in columns], axis=0)
-    return pl.Series(np.where(known, 0, cleaned[columns[0]].kinds.to_numpy()))
-
-
-@patch
-def _inputs(self: TrainingPipeline) -> list[dict]:
-    "What went in: one line for each field, one for each set of genotypes."
-    lines, rows = [], self.cohort.rows
-    for name, modality in self.spec.modalities.items():
-        block = self.blocks[name]
-        if isinstance(block, SNPBlock):
-            have = int(block.present(torch.from_numpy(rows)).sum())
-            limit = (
-                f", of them those whose rarer allele has {100 * modality.maf_min:.3g}% or more in the training rows"
-                if modality.maf_min
-                else ""
-            )
-            lines.append({"modality": name, "title": f"{block.n_chosen:,} variants{limit}", "column": f"genotypes/{modality.store}",
-                          "present": show_share(have, len(rows)), "missing": f"not genotyped {show_parts([have, len(rows) - have])[1]}"})  # fmt: skip
-            continue
-        for choice in modality.fields:
-            columns = columns_of(self.biobank, choice)
-            kinds = self._kinds(columns)
-            title = choice.name or self.biobank.field(columns[0]).title
-            lines.append({"modality": name, "title": title, "column": ", ".join(columns),
-                          "present": show_share(int((kinds == 0).sum()), len(rows)), "missing": _why(kinds)})  # fmt: skip
-    return lines
-
-
-@patch
-def _shares(self: TrainingPipeline) -> dict[str, float]:
-    "Share of participants who have each input, in hundredths."
-    shares, rows = {}, self.cohort.rows
-    for name, modality in self.spec.modalities.items():
-        if isinstance(self.blocks[name], PhenotypeBlock):
-            for choice in modality.fields:
-                columns = columns_of(self.biobank, choice)
-                kinds = self._kinds(columns)
-                shares[f"{name}: {choice.name or self.biobank.field(columns[0]).title}"] = round(
-                    float((kinds == 0).mean()), 2
-                )
-        else:
-            shares[name] = round(float(self.blocks[name].present(torch.from_numpy(rows)).float().mean()), 2)
-    return shares
+    shares = {f"{name}: {source.title}": _share(source) for name, source in sources}
+    return {"inputs": [_line(*pair) for pair in sources], "shares": shares}
 
 # %% ../../nbs/workflow/76_pipeline.ipynb #546e62be
 def check_study(

@@ -416,7 +416,7 @@ def report_values(
     from ukbmm.config import Document
 
     metrics, history = run.metrics(), run.history()
-    about = json.loads((run.path / "report.json").read_text())
+    about = run.about()
     text, kind = (run.path / "plan.yaml").read_text(), metrics["task"]
     plan, names = Document(text).plain(), list(metrics["models"]["fusion"])
     titles = {name: _said(METRICS[name].title, about, metrics) for name in names}
@@ -466,7 +466,7 @@ def write_report(
         ("models", "differences", "predictions", "calibration", "learning", "missing"), ""
     )
     assert_publishable(_without_own(template.render(**values, figures=nothing), values["plan"]), "the report")
-    about = json.loads((run.path / "report.json").read_text())
+    about = run.about()
     figures = draw_figures(run.metrics(), run.predictions(), run.history(), about)
     safe = {**nothing, **{name: jinja2.utils.markupsafe.Markup(shown) for name, shown in figures.items()}}
     path = Path(out) if out else run.path / "report.html"

@@ -193,11 +193,21 @@ def history(self: Run) -> pl.DataFrame:
 
 
 @patch
+def about(self: Run) -> dict:
+    "What the pipeline noted for the report; aggregates only."
+    return json.loads(self._finished("report.json").read_text())
+
+
+@patch
 def _finished(self: Run, name: str) -> Path:
     "The path of a file of the run; raises `RunError` where it was not written yet."
     if not (self.path / name).is_file():
-        raise RunError(f"{name} of the run {self.path.name}", "a finished run", f"one that is {self.record['status']}",
-                       "Run the same `ukbmm run` again; it goes on where it stopped.")  # fmt: skip
+        status = self.record["status"]
+        remedy = "Run the same `ukbmm run` again; it goes on where it stopped."
+        remedy = (
+            "The file was taken away: restore it, or run the study anew." if status == "finished" else remedy
+        )
+        raise RunError(f"{name} of the run {self.path.name}", "a finished run with this file", f"none in one that is {status}", remedy)  # fmt: skip
     return self.path / name
 
 # %% ../../nbs/workflow/73_run.ipynb #69964b89

@@ -5,12 +5,12 @@
 # %% ../../nbs/workflow/70_spec.ipynb #4d86a7eb
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from fastcore.basics import patch
 from pydantic import Field, field_validator, model_validator
 from torch import nn
@@ -36,7 +36,6 @@ from ..core import UkbmmError, require_extra
 from ..data.batch import RESERVED
 from ukbmm.data.blocks import (
     Block,
-    FieldChoice,
     PhenotypeBlock,
     PhenotypeSettings,
     SNPBlock,
@@ -57,7 +56,7 @@ from ..models.tabular import TabularSettings
 from ..training.settings import TrainSettings, contradictions
 
 # %% auto #0
-__all__ = ['Modality', 'NAME', 'BASELINES', 'LOOKING_BACK', 'PLANNED', 'BUILT', 'PhenotypeModality', 'SNPModality',
+__all__ = ['Modality', 'NAME', 'BASELINES', 'LOOKING_BACK', 'PLANNED', 'BUILT', 'Read', 'PhenotypeModality', 'SNPModality',
            'VisitModality', 'EventModality', 'HeadSettings', 'EvaluationSettings', 'Spec', 'validate_spec',
            'check_spec', 'demo_spec', 'write_spec_schema']
 
@@ -352,6 +351,38 @@ def _input_fields(spec: Spec) -> Iterator[tuple[tuple, int]]:
                 yield ("modalities", name, "fields", i), field_id
 
 # %% ../../nbs/workflow/70_spec.ipynb #5a92da33
+Read = tuple[tuple, Callable[[Biobank], list[str]]]  # Place among the settings; finds the columns read there
+
+
+@patch
+def _reads(self: PhenotypeModality) -> list[Read]:
+    "What is looked up in a Biobank; each kind of modality says it itself."
+    return [(("fields", i), partial(columns_of, choice=choice)) for i, choice in enumerate(self.fields)]
+
+
+@patch
+def _reads(self: VisitModality) -> list[Read]:
+    find = partial(visit_columns, until=self.until or 0)
+    return [(("fields", i), partial(find, choice=choice)) for i, choice in enumerate(self.fields)]
+
+
+@patch
+def _reads(self: EventModality) -> list[Read]:
+    return [((), partial(event_columns, records=self.records, until=self.until or 0))]
+
+
+@patch
+def _reads(self: SNPModality) -> list[Read]:
+    return [((), self._no_columns)]
+
+
+@patch
+def _no_columns(self: SNPModality, biobank: Biobank) -> list[str]:
+    "Look for the variants; reads no genotypes."
+    chosen_variants(biobank.genotypes(self.store).variants, self)
+    return []
+
+# %% ../../nbs/workflow/70_spec.ipynb #10604621
 def check_spec(
     document: Document,  # A parsed spec
     biobank: Biobank | None = None,  # What it shall run on; None checks the spec alone
@@ -376,31 +407,14 @@ def _try(document: Document, path: tuple, work) -> tuple[Any, list[Problem]]:
         return None, [problem_at(document, path, str(error))]
 
 
-def _variants(modality: SNPModality, biobank: Biobank) -> np.ndarray:
-    "Positions of a modality's variants; reads no genotypes."
-    return chosen_variants(biobank.genotypes(modality.store).variants, modality)
-
-
-def _columns(biobank: Biobank, modality: Modality, choice: FieldChoice) -> list[str]:
-    "The columns that a field of a modality reads."
-    if isinstance(modality, VisitModality):
-        return visit_columns(biobank, choice, modality.until or 0)
-    return columns_of(biobank, choice)
-
-
 def _against(spec: Spec, document: Document, biobank: Biobank) -> Iterator[Problem]:
     "What does not fit the Biobank."
     for name, modality in spec.modalities.items():
-        for i, choice in enumerate(getattr(modality, "fields", None) or ()):
-            path = ("modalities", name, "fields", i)
-            columns, problems = _try(document, path, lambda one=modality, c=choice: _columns(biobank, one, c))
+        for place, look in modality._reads():
+            path = ("modalities", name, *place)
+            columns, problems = _try(document, path, lambda one=look: one(biobank))
             yield from problems
             yield from _too_late(columns or [], path, spec, document, biobank)
-        if isinstance(modality, EventModality):
-            look = lambda m=modality: event_columns(biobank, m.records, m.until or 0)  # noqa: E731
-            yield from _try(document, ("modalities", name), look)[1]
-        if isinstance(modality, SNPModality):
-            yield from _try(document, ("modalities", name), lambda m=modality: _variants(m, biobank))[1]
     place = ("outcome", "field") if hasattr(spec.outcome, "field") else ("outcome",)
     yield from _try(document, place, lambda: read_outcome(biobank, spec.outcome))[1]
     for part in ("include", "exclude"):

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from inspect import signature
+from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 import torch
+from fastcore.basics import patch
 from pydantic import Field as Setting
 from pydantic import model_validator
 from torch import Tensor, nn
@@ -129,12 +131,29 @@ class SeveralLoss(Loss):
             part.finish(own, truth)
         return self
 
-    @property
-    def columns(self) -> list[int]:  # [class of `activation`]
-        "The target's column that each column of `activation` is of."
-        first = [sum(self.widths[:i]) for i in range(len(self.widths))]
-        wide = [part.activation(torch.zeros(1, part.n_outputs)).shape[1] for part in self.parts]
-        return [column for column, width in zip(first, wide, strict=True) for _ in range(width)]
+# %% ../../nbs/models/47_heads.ipynb #e3deef73
+@patch(as_prop=True)
+def reads(self: SeveralLoss) -> list[int]:
+    "Columns of `activation` of each outcome."
+    return [part.activation(torch.zeros(1, part.n_outputs)).shape[1] for part in self.parts]
+
+
+@patch(as_prop=True)
+def columns(self: SeveralLoss) -> list[int]:  # [class of `activation`]
+    "The target's column that each column of `activation` is of."
+    first = [sum(self.widths[:i]) for i in range(len(self.widths))]
+    return [column for column, width in zip(first, self.reads, strict=True) for _ in range(width)]
+
+
+@patch
+def apart(self: SeveralLoss, target: Any, prediction: Any) -> list[tuple[Any, Any]]:
+    "Cut targets [batch, k] and what `activation` gave [batch, class] into those of each outcome."
+    cuts = [[0, *accumulate(widths)] for widths in (self.widths, self.reads)]
+    targets, predictions = (
+        [whole[:, start:stop] for start, stop in pairwise(cut)]
+        for whole, cut in zip((target, prediction), cuts, strict=True)
+    )
+    return list(zip(targets, predictions, strict=True))
 
 # %% ../../nbs/models/47_heads.ipynb #e55ec829
 def loss_for(

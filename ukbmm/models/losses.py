@@ -56,6 +56,7 @@ class Loss(nn.Module):
         1.0  # Beside its weight among several outcomes; None has a variance of its own and is not weighted
     )
     finishes = False  # Does it learn something when training is over?
+    columns: Sequence[int] = (0,)  # The target's column that each column of `activation` is of, or all
 
     def __init__(
         self,

@@ -121,7 +121,9 @@ def build_encoder(
         found = f"none for a {type(block).__name__}" if settings is None else settings.kind
         others = [name for name, one in ENCODERS.entries.items() if isinstance(block, one.blocks)]
         remedy = f"Choose {' or '.join(others)}." if others else "Register one with `ENCODERS.register`."
-        raise ModelError(f"the encoder of modality {block.name!r}", "one for this kind of data", found, remedy)
+        raise ModelError(
+            f"the encoder of modality {block.name!r}", "one for this kind of data", found, remedy
+        )
     return fits[0].of(block, dim, n_outputs, settings or fits[0].settings_class())
 
 # %% ../../nbs/models/48_multimodal.ipynb #19daf650

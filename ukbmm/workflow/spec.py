@@ -32,7 +32,7 @@ from ukbmm.config import (
     validate,
     write_schema,
 )
-from ..core import UkbmmError, require_extra
+from ..core import UkbmmError
 from ..data.batch import RESERVED
 from ukbmm.data.blocks import (
     Block,
@@ -54,6 +54,7 @@ from ..models.losses import LOSSES
 from ..models.multimodal import ModelSettings
 from ..models.tabular import TabularSettings
 from ..training.settings import TrainSettings, contradictions
+from ..training.watching import require_tracker
 
 # %% auto #0
 __all__ = ['Modality', 'NAME', 'BASELINES', 'LOOKING_BACK', 'PLANNED', 'BUILT', 'Read', 'PhenotypeModality', 'SNPModality',
@@ -429,7 +430,7 @@ def _against(spec: Spec, document: Document, biobank: Biobank) -> Iterator[Probl
 def _missing_trackers(spec: Spec, document: Document) -> Iterator[Problem]:
     "Trackers whose package is not installed."
     for i, name in enumerate(spec.train.trackers):
-        yield from _try(document, ("train", "trackers", i), lambda one=name: require_extra(one, one))[1]
+        yield from _try(document, ("train", "trackers", i), lambda one=name: require_tracker(one))[1]
 
 
 def _too_late(

@@ -562,3 +562,62 @@ def test_the_binary_loss_stays_finite_where_a_probability_would_round_to_one():
     assert loss(torch.tensor([[200.0]]), torch.tensor([[0.0]])).item() == pytest.approx(200.0)
     half = loss(torch.tensor([[20.0]], dtype=torch.bfloat16), torch.tensor([[0.0]]))
     assert half.dtype == torch.float32 and half.item() == pytest.approx(20.0)
+
+
+MADE = {
+    "a quantity": (RegressionLoss, [[1.5]], [[float("inf")]], "finite numbers"),
+    "an answer": (BinaryLoss, [[1.0]], [[2.0]], "0 for no and 1 for yes"),
+    "labels": (lambda: MultilabelLoss(2), [[1.0, float("nan")]], [[1.0, -1.0]], "0 for no and 1 for yes"),
+    "a class": (lambda: MulticlassLoss(3), [[2.0]], [[3.0]], "from 0 to 2"),
+    "half a class": (lambda: OrdinalLoss(3), [[2.0]], [[0.5]], "from 0 to 2"),
+    "a time": (CoxLoss, [[0.0, 1.0]], [[-0.1, 1.0]], "times from 0 and events 0 or 1"),
+    "an event": (CoxLoss, [[0.1, 0.0]], [[1.0, 2.0]], "times from 0 and events 0 or 1"),
+    "a cause": (lambda: HazardLoss([0.0, 1.0], [0.5], 2), [[0.5, 2.0]], [[0.5, 3.0]], "events 0 to 2"),
+    "an early time": (lambda: DeepHitLoss([0.0, 1.0], [0.5]), [[0.5, 1.0]], [[0.0, 1.0]], "times above 0"),
+}
+
+
+@pytest.mark.parametrize("make, right, wrong, allowed", MADE.values(), ids=MADE)
+def test_a_value_that_cannot_be_is_refused_in_the_first_batch_and_not_looked_for_again(make, right, wrong, allowed):  # fmt: skip
+    loss = make()
+    output, right, wrong = torch.zeros(1, loss.n_outputs), torch.tensor(right), torch.tensor(wrong)
+    with pytest.raises(ModelError, match=f"the target of {type(loss).__name__}: expected .*{allowed}.*found others"):  # fmt: skip
+        loss(output, wrong)
+    loss = make()
+    assert loss(output, right).isfinite() and loss(output, torch.full_like(right, torch.nan)) == 0
+    looked = []
+    loss.fits = looked.append  # a GPU would have to wait for it
+    loss(output, right)
+    assert looked == []
+
+
+@pytest.mark.parametrize("make, right, wrong, allowed", MADE.values(), ids=MADE)
+def test_a_shape_that_does_not_fit_is_refused_in_every_batch(make, right, wrong, allowed):
+    loss, target = make(), torch.tensor(right)
+    loss(torch.zeros(1, loss.n_outputs), target)
+    for output, other in (
+        (torch.zeros(1, loss.n_outputs + 1), target),
+        (torch.zeros(1, loss.n_outputs), torch.cat([target, target], dim=1)),
+        (torch.zeros(1, loss.n_outputs), target[:, 1:]),
+        (torch.zeros(1, loss.n_outputs), target[0]),
+        (torch.zeros(2, loss.n_outputs), target),
+    ):
+        with pytest.raises(ModelError, match=rf"expected \[batch, {loss.n_outputs}\] and a target \[batch, {target.shape[1]}\]"):  # fmt: skip
+            loss(output, other)
+
+
+def test_values_of_everybody_are_looked_at_when_a_loss_is_made_of_an_outcome():
+    values = np.array([0.0, 1, 0, 1, np.nan, 2])
+    block = OutcomeBlock(outcome("binary", values)).fit(None, np.arange(4))
+    with pytest.raises(ModelError, match="the target of BinaryLoss"):
+        loss_for(block)
+
+
+@pytest.mark.parametrize("edges", [[0.0, 2.0, 1.0], [0.5, 1.0], [0.0], [0.0, 1.0, 1.0]])
+def test_edges_and_horizons_that_do_not_ascend_are_refused(edges):
+    for kind in (HazardLoss, DeepHitLoss):
+        with pytest.raises(ModelError, match="edges of intervals: expected years from 0, ascending"):
+            kind(edges, [0.5])
+    for horizons in ([5.0, 1.0], [0.0, 1.0], [2.0, 2.0]):
+        with pytest.raises(ModelError, match="horizons: expected years above 0, ascending"):
+            CoxLoss(horizons)

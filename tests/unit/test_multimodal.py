@@ -14,7 +14,7 @@ from torch import nn
 from ukbmm.cohort.cohort import define_cohort
 from ukbmm.cohort.outcomes import BinaryOutcome, RegressionOutcome, read_outcome
 from ukbmm.cohort.splits import KFold, split_cohort
-from ukbmm.core import ModelError
+from ukbmm.core import DataError, ModelError
 from ukbmm.data.batch import MultiModalBatch
 from ukbmm.data.blocks import OutcomeBlock, PhenotypeBlock, SNPBlock
 from ukbmm.data.loaders import fitted_loaders
@@ -201,6 +201,15 @@ def test_parts_that_do_not_fit_are_refused(study):
         model({"snps": x["snps"], "blood": x["blood"], "lifestyle": x["lifestyle"], "present": x["present"]})
     with pytest.raises(ModelError, match="found locally_connected. Choose .*tabular_mlp"):
         build_model(dls.blocks, encoders={"blood": GenotypeSettings()})
+    with pytest.raises(ModelError, match="'snp'.*Did you mean 'snps'"):
+        build_model(dls.blocks, encoders={"snp": GenotypeSettings()})
+    for wrong, found in ((x["present"].float(), "float32"), (x["present"][:, :2], ", 2"), (x["present"][:, 0], r"bool \[128\]")):  # fmt: skip
+        with pytest.raises(
+            DataError, match=rf"bool \[batch, 3\], a column for each modality, found .*{found}"
+        ):
+            model({**x, "present": wrong})
+    with pytest.raises(DataError, match="expected 5 participants, found 128"):
+        model({**x, "present": x["present"][:5]})
     fewer = {name: dls.blocks[name] for name in ("blood", "snps")}
     with pytest.raises(ModelError, match="the linear model: expected the modalities blood, snps"):
         build_model(fewer).start_from(linear)

@@ -154,10 +154,6 @@ def test_a_planned_kind_hides_its_own_settings_and_nothing_else():
 
 def test_what_is_built_is_registered_and_what_is_planned_is_not():
     assert {"concat", "transformer", "cross_attention", "late"} <= set(FUSIONS.names())
-    kinds = [option.model_fields["kind"].default for option in typing.get_args(SINGLE)]
-    assert BUILT["outcome.kind"].split(", ") == kinds
-    found = problems(MINIMAL.replace("kind: regression, field: 30750", "kind: several, outcomes: []"))
-    assert "'several' is not built yet; built are regression" in found["outcome.kind"]
     for pattern, kinds in PLANNED.items():
         assert not set(kinds) & set(BUILT[pattern].split(", "))
 

@@ -80,7 +80,7 @@ class SeveralLoss(Loss):
                              f"{len(parts)} losses and {len(widths)} widths")  # fmt: skip
         self.parts, self.widths = nn.ModuleList(parts), tuple(widths)
         self.outputs = tuple(part.n_outputs for part in parts)
-        self.n_outputs, self.n_weights = sum(self.outputs), len(parts)
+        self.n_outputs, self.n_weights, self.n_targets = sum(self.outputs), len(parts), sum(widths)
 
     @classmethod
     def of(cls, block: OutcomeBlock, **options: Any) -> SeveralLoss:
@@ -99,9 +99,7 @@ class SeveralLoss(Loss):
 
     def forward(self, output: Tensor, target: Tensor, reduction: str | None = None) -> Tensor:
         "The weighted sum; `output` ends in the logarithms of variances, as a `Head` gives them."
-        if output.shape[1] != self.n_outputs + self.n_weights:
-            raise ModelError("raw outputs of several outcomes", f"{self.n_outputs} and {self.n_weights} weights",
-                             f"{output.shape[1]}", "Give the head its loss: Head(dim, n_outputs, loss=loss).")  # fmt: skip
+        self.check_shapes(output, target)
         output, reduction, total = full_precision(output), reduction or self.reduction, 0.0
         for i, (part, own, truth) in enumerate(self.pieces(output, target)):
             s = output[:, self.n_outputs + i : self.n_outputs + i + 1]
@@ -162,7 +160,7 @@ def loss_for(
     loss: str | None = None,  # Name of a loss for this kind; None takes the one that is named like the kind
     **options: Any,  # Of the loss, such as `delta` of huber or `intervals` of hazard
 ) -> Loss:
-    "Make the loss of an outcome; raises `ModelError` for a kind without one, or a loss for another kind."
+    "Make the loss of an outcome; raises `ModelError` for a kind without one, a loss for another kind, or values that cannot be."
     kind = outcome if isinstance(outcome, str) else outcome.outcome.kind
     fit = [name for name in LOSSES.names() if kind in LOSSES[name].kinds]
     name = loss or kind
@@ -170,7 +168,9 @@ def loss_for(
         found = f"no loss for it{f' named {loss!r}' if loss and fit else ''}"
         raise ModelError(f"outcome kind {kind!r}", f"one of {', '.join(fit or LOSSES.names())}", found)
     if not isinstance(outcome, str):
-        return LOSSES[name].of(outcome, **options)
+        made = LOSSES[name].of(outcome, **options)
+        made.check_values(outcome.batch(torch.arange(len(outcome.outcome.values))))
+        return made
     try:
         return LOSSES[name](**options)
     except TypeError:

@@ -21,7 +21,7 @@ import ukbmm.models.longitudinal
 import ukbmm.models.tabular  # noqa: F401, these six register what a spec can name
 from ..config import Settings
 from ..core import ModelError, derive_seed, did_you_mean, seed_everything
-from ..data.batch import RESERVED, blank_absent
+from ..data.batch import RESERVED, blank_absent, check_shapes
 from ..data.blocks import Block, OutcomeBlock
 from .fusion import EachLinear, Fusion, FusionSettings
 from .heads import Head, LossSettings, loss_for
@@ -55,6 +55,8 @@ class MultiModalModel(nn.Module):
             raise ModelError(
                 "the batch", f"the modalities {', '.join(self.encoders)}", ", ".join(names) or "none"
             )
+        if not torch.compiler.is_compiling():
+            check_shapes(x)
         present = x["present"]
         return [blank_absent(x[name], present[:, i]) for i, name in enumerate(names)], present
 

@@ -14,7 +14,7 @@ from sklearn.metrics import log_loss, mean_pinball_loss, mean_squared_error
 from ukbmm.cohort.outcomes import Outcome
 from ukbmm.core import ModelError
 from ukbmm.data.blocks import OutcomeBlock
-from ukbmm.models.heads import Head, SeveralLoss, loss_for
+from ukbmm.models.heads import Head, SeveralLoss, cut, loss_for
 from ukbmm.models.losses import (
     LOSSES,
     BinaryLoss,
@@ -518,6 +518,18 @@ def test_several_outcomes_of_a_block_are_masked_weighted_and_brought_back_to_the
     assert head.log_variance.grad.tolist() == pytest.approx(expected, rel=1e-4)
     read = block.decode(loss.activation(raw).detach().numpy(), loss.columns)
     assert read[0].tolist() == pytest.approx([block.outcome.parts[0].values[:50].mean(), np.nanmean(block.outcome.parts[1].values[:50])], rel=0.05)  # fmt: skip
+
+
+def test_scores_of_an_outcome_move_its_own_outputs_and_predictions_are_cut_apart():
+    parts = [RegressionLoss(), OrdinalLoss(4), HazardLoss([0.0, 1, 2], (2.0,))]
+    loss = SeveralLoss(parts, [1, 1, 2])
+    assert loss.shifts.tolist() == [[1, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1]]
+    raw = torch.randn(5, 9, generator=generator())
+    whole = loss.activation(raw)
+    pieces = cut(whole.numpy(), loss.reads)
+    assert [piece.shape for piece in pieces] == [(5, 1), (5, 4), (5, 1)]
+    for part, piece, own in zip(parts, pieces, (raw[:, :1], raw[:, 1:4], raw[:, 4:6]), strict=True):
+        np.testing.assert_array_equal(piece, part.activation(own).numpy())
 
 
 def test_the_noise_of_an_outcome_is_learned():

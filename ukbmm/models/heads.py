@@ -24,7 +24,7 @@ from .losses import LOSSES, Loss, full_precision
 from .survival import SurvivalLoss  # noqa: F401, registers the losses of times
 
 # %% auto #0
-__all__ = ['Head', 'SeveralLoss', 'loss_for', 'LossSettings']
+__all__ = ['Head', 'SeveralLoss', 'cut', 'loss_for', 'LossSettings']
 
 # %% ../../nbs/models/47_heads.ipynb #650b33fe
 class Head(nn.Module):
@@ -143,15 +143,18 @@ def columns(self: SeveralLoss) -> list[int]:  # [class of `activation`]
     return [column for column, width in zip(first, self.reads, strict=True) for _ in range(width)]
 
 
-@patch
-def apart(self: SeveralLoss, target: Any, prediction: Any) -> list[tuple[Any, Any]]:
-    "Cut targets [batch, k] and what `activation` gave [batch, class] into those of each outcome."
-    cuts = [[0, *accumulate(widths)] for widths in (self.widths, self.reads)]
-    targets, predictions = (
-        [whole[:, start:stop] for start, stop in pairwise(cut)]
-        for whole, cut in zip((target, prediction), cuts, strict=True)
-    )
-    return list(zip(targets, predictions, strict=True))
+@patch(as_prop=True)
+def shifts(self: SeveralLoss) -> Tensor:  # [score, class]
+    "Scores of each outcome move its own raw outputs."
+    return torch.block_diag(*(part.shifts for part in self.parts))
+
+
+def cut(
+    whole: Any,  # [batch, column]: a tensor or an array
+    widths: Sequence[int],  # Columns of each piece
+) -> list[Any]:  # [batch, width] each
+    "Cut columns into pieces, such as predictions of several outcomes side by side into those of each."
+    return [whole[:, start:stop] for start, stop in pairwise([0, *accumulate(widths)])]
 
 # %% ../../nbs/models/47_heads.ipynb #e55ec829
 def loss_for(

@@ -24,6 +24,7 @@ from ..core import UkbmmError, write_text
 from ..data.loaders import MultiModalDataLoaders, MultiModalLoader
 from ..evaluation.metrics import METRICS
 from ..evaluation.plots import plot_people
+from ..models.heads import cut
 from ..models.losses import Loss
 from ..models.multimodal import ModelSettings, build_model
 from ..models.ridge import LinearModel
@@ -290,8 +291,8 @@ def _by_outcome(learn: FusionLearner, target: np.ndarray, prediction: np.ndarray
     target, prediction = block.decode(target, range(target.shape[1])), block.decode(prediction, loss.columns)
     if block.outcome.kind != "several":
         return [(block.outcome, loss, target, prediction)]
-    pairs = zip(block.outcome.parts, loss.parts, loss.apart(target, prediction), strict=True)
-    return [(part, own, *both) for part, own, both in pairs]
+    pieces = cut(target, loss.widths), cut(prediction, loss.reads)
+    return list(zip(block.outcome.parts, loss.parts, *pieces, strict=True))
 
 
 def _pictures(outcome: Outcome, loss: Loss, target: np.ndarray, prediction: np.ndarray) -> list[tuple]:

@@ -242,11 +242,9 @@ def load(cls: Spec, path: str | Path, assignments: Sequence[str] = ()) -> Spec:
 # %% ../../nbs/workflow/70_spec.ipynb #1164f6df
 PLANNED = {
     "modalities.*.kind": ("image", "image_features", "longitudinal", "prs", "genes", "proteins"),
-    "outcome.kind": ("several",),
     "validation.kind": ("nested_cv", "temporal", "centre", "temporal_and_centre"),
 }
-BUILT = {"modalities.*.kind": "phenotype, snps, visits, events", "validation.kind": "kfold, holdout",
-         "outcome.kind": "regression, binary, multiclass, ordinal, multilabel, survival, competing_risks"}  # fmt: skip
+BUILT = {"modalities.*.kind": "phenotype, snps, visits, events", "validation.kind": "kfold, holdout"}
 
 
 def _kinds(plain: dict) -> Iterator[tuple[str, tuple, Any]]:
@@ -256,9 +254,9 @@ def _kinds(plain: dict) -> Iterator[tuple[str, tuple, Any]]:
     ):
         if isinstance(modality, dict):
             yield "modalities.*.kind", ("modalities", name, "kind"), modality.get("kind")
-    for part in ("outcome", "validation"):
-        value = plain.get(part)
-        yield f"{part}.kind", (part, "kind"), value.get("kind") if isinstance(value, dict) else None
+    validation = plain.get("validation")
+    if isinstance(validation, dict):
+        yield "validation.kind", ("validation", "kind"), validation.get("kind")
 
 
 def _not_built(document: Document) -> list[Problem]:
@@ -416,8 +414,7 @@ def _against(spec: Spec, document: Document, biobank: Biobank) -> Iterator[Probl
             columns, problems = _try(document, path, lambda one=look: one(biobank))
             yield from problems
             yield from _too_late(columns or [], path, spec, document, biobank)
-    place = ("outcome", "field") if hasattr(spec.outcome, "field") else ("outcome",)
-    yield from _try(document, place, lambda: read_outcome(biobank, spec.outcome))[1]
+    yield from _no_outcome(spec, document, biobank)
     for part in ("include", "exclude"):
         for i, c in enumerate(getattr(spec.cohort, part)):
             yield from _try(document, ("cohort", part, i), lambda c=c: fulfilled(biobank, c))[1]
@@ -425,6 +422,23 @@ def _against(spec: Spec, document: Document, biobank: Biobank) -> Iterator[Probl
     if spec.validation.group_by == "none" and biobank.relatives.height:
         text = f"the Biobank has {biobank.relatives.height:,} related pairs; group_by: none would put relatives on both sides; use group_by: kinship"
         yield problem_at(document, "validation.group_by", text)
+
+
+def _fields_of(outcome: Any, path: tuple = ("outcome",)) -> Iterator[tuple[tuple, Any]]:
+    "Each definition that starts from a field, with the place of the field."
+    of = next((name for name in ("outcomes", "labels") if hasattr(outcome, name)), None)
+    if of is None:
+        yield (*path, "field"), outcome
+    for i, part in enumerate(outcome.parts if of else ()):
+        yield from _fields_of(part, (*path, of, i))
+
+
+def _no_outcome(spec: Spec, document: Document, biobank: Biobank) -> list[Problem]:
+    "Why the outcome cannot be read: each part that cannot, or else all of them together."
+    tried = (_try(document, place, lambda one=one: read_outcome(biobank, one))[1]
+             for place, one in _fields_of(spec.outcome))  # fmt: skip
+    problems = [problem for found in tried for problem in found]
+    return problems or _try(document, ("outcome",), lambda: read_outcome(biobank, spec.outcome))[1]
 
 
 def _missing_trackers(spec: Spec, document: Document) -> Iterator[Problem]:

@@ -6,21 +6,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..core import ModelError, Registry
 from ..data.blocks import OutcomeBlock
 
 # %% auto #0
-__all__ = ['LOSSES', 'SMALLEST', 'full_precision', 'reduced', 'Loss', 'RegressionLoss', 'HuberLoss', 'positive', 'unpositive',
-           'GaussianLoss', 'running', 'QuantileLoss', 'BinaryLoss', 'MultilabelLoss', 'MulticlassLoss', 'OrdinalLoss']
+__all__ = ['LOSSES', 'SMALLEST', 'ascending', 'full_precision', 'reduced', 'Loss', 'RegressionLoss', 'HuberLoss', 'positive',
+           'unpositive', 'GaussianLoss', 'running', 'QuantileLoss', 'BinaryLoss', 'MultilabelLoss', 'MulticlassLoss',
+           'OrdinalLoss']
 
 # %% ../../nbs/models/46_losses.ipynb #bad78854
 LOSSES = Registry("loss")
+
+
+def ascending(numbers: Sequence[float]) -> bool:
+    "Is each number above the one before?"
+    return all(low < high for low, high in pairwise(numbers))
 
 
 def full_precision(output: Tensor) -> Tensor:
@@ -48,6 +56,8 @@ class Loss(nn.Module):
     kinds: tuple[str, ...] = ()  # Kinds of outcome that it is for
     gathers = False  # Does it need the whole batch, over all processes?
     n_outputs = 1  # Raw outputs
+    n_targets = 1  # Columns of the target
+    allowed = "finite numbers"  # What is known of a target
     n_scores: int | None = (
         None  # Scores of a linear model, each of which moves one output; None has one for each
     )
@@ -56,13 +66,14 @@ class Loss(nn.Module):
         1.0  # Beside its weight among several outcomes; None has a variance of its own and is not weighted
     )
     finishes = False  # Does it learn something when training is over?
+    columns: Sequence[int] = (0,)  # The target's column that each column of `activation` is of, or all
 
     def __init__(
         self,
         reduction: str = "mean",  # "mean", "sum", or "none" for one loss a participant
     ):
         super().__init__()
-        self.reduction = reduction
+        self.reduction, self.looked = reduction, False  # Has it looked at values of a target?
 
     @classmethod
     def of(cls, block: OutcomeBlock, **options: Any) -> Loss:
@@ -71,7 +82,10 @@ class Loss(nn.Module):
 
     def forward(self, output: Tensor, target: Tensor, reduction: str | None = None) -> Tensor:
         "The loss of raw outputs [batch, class]; `target` [batch, k] is NaN where it is not known."
-        output, known = self.checked(output, target), self.known(target)
+        self.check_shapes(output, target)
+        if not (self.looked or torch.compiler.is_compiling()):
+            self.check_values(target)
+        output, known = full_precision(output), self.known(target)
         answer = torch.where(known, target, torch.zeros_like(target)).to(output.dtype)
         return self.total(output, answer, known, reduction or self.reduction)
 
@@ -82,13 +96,6 @@ class Loss(nn.Module):
     def total(self, output: Tensor, target: Tensor, known: Tensor, reduction: str) -> Tensor:
         "The reduced loss."
         return reduced(self.each(output, target), known, reduction)
-
-    def checked(self, output: Tensor, target: Tensor) -> Tensor:  # [batch, class], single precision or double
-        "Raise `ModelError` where shapes do not fit: broadcast, they would give a number that means nothing."
-        if output.ndim != 2 or output.shape[1] != self.n_outputs or target.shape[:1] != output.shape[:1] or target.ndim != 2:  # fmt: skip
-            raise ModelError(f"raw outputs of {type(self).__name__}", f"[batch, {self.n_outputs}] and a target [batch, k]",
-                             f"{list(output.shape)} and {list(target.shape)}")  # fmt: skip
-        return full_precision(output)
 
     def each(self, output: Tensor, target: Tensor) -> Tensor:
         "Losses [batch, k]; where the target is not known it is 0 here, and the loss is not used."
@@ -118,6 +125,33 @@ class Loss(nn.Module):
     def finish(self, output: Tensor, target: Tensor) -> Loss:
         "Learn from raw outputs and targets of the training rows what can't be known before; most learn nothing."
         return self
+
+# %% ../../nbs/models/46_losses.ipynb #257cc5cf
+@patch
+def check_shapes(self: Loss, output: Tensor, target: Tensor) -> None:
+    "Raise `ModelError` where shapes do not fit: broadcast, they would give a number that means nothing."
+    wanted = self.n_outputs + self.n_weights, self.n_targets
+    right = output.ndim == target.ndim == 2 and len(output) == len(target)
+    if not right or (output.shape[1], target.shape[1]) != wanted:
+        remedy = "Give the head its loss: Head(dim, n_outputs, loss=loss)." if self.n_weights else None
+        raise ModelError(f"raw outputs of {type(self).__name__}", f"[batch, {wanted[0]}] and a target [batch, {wanted[1]}]",
+                         f"{list(output.shape)} and {list(target.shape)}", remedy)  # fmt: skip
+
+
+@patch
+def fits(self: Loss, target: Tensor) -> Tensor:  # bool, of the target's shape
+    "Which values of a target can be; of what is not known it does not matter."
+    return target.isfinite()
+
+
+@patch
+def check_values(self: Loss, target: Tensor) -> None:
+    "Raise `ModelError` where a target cannot be; on a GPU this waits for what is computed."
+    self.looked = True
+    if not (self.fits(target) | target.isnan()).all():
+        raise ModelError(
+            f"the target of {type(self).__name__}", f"{self.allowed}, NaN where nobody knows it", "others"
+        )
 
 # %% ../../nbs/models/46_losses.ipynb #04b73425
 @LOSSES.register("regression")
@@ -228,8 +262,7 @@ class QuantileLoss(Loss):
         reduction: str = "mean",
     ):
         super().__init__(reduction)
-        ascending = all(low < high for low, high in zip((0.0, *quantiles), (*quantiles, 1.0), strict=True))
-        if not quantiles or not ascending:
+        if not quantiles or not ascending([0.0, *quantiles, 1.0]):
             raise ModelError("quantiles", "ascending numbers between 0 and 1", f"{list(quantiles)}")
         self.n_outputs, self.middle = len(quantiles), len(quantiles) // 2
         self.register_buffer("quantiles", torch.tensor(quantiles))
@@ -264,6 +297,11 @@ class BinaryLoss(Loss):
     "Cross-entropy of a yes or no, from log-odds."
 
     kinds = ("binary",)
+    allowed = "0 for no and 1 for yes"
+
+    def fits(self, target: Tensor) -> Tensor:  # bool, of the target's shape
+        "0 and 1."
+        return (target == 0) | (target == 1)
 
     def each(self, output: Tensor, target: Tensor) -> Tensor:
         "Losses [batch, k]."
@@ -296,7 +334,7 @@ class MultilabelLoss(BinaryLoss):
         reduction: str = "mean",
     ):
         super().__init__(reduction)
-        self.n_outputs = labels
+        self.n_outputs = self.n_targets = labels
 
     @classmethod
     def of(cls, block: OutcomeBlock, **options: Any) -> MultilabelLoss:
@@ -317,11 +355,16 @@ class MulticlassLoss(Loss):
     ):
         super().__init__(reduction)
         self.n_classes = self.n_outputs = classes
+        self.allowed = f"numbers of classes from 0 to {classes - 1}"
 
     @classmethod
     def of(cls, block: OutcomeBlock, **options: Any) -> MulticlassLoss:
         "Make the loss of an outcome."
         return cls(len(block.outcome.classes), **options)
+
+    def fits(self, target: Tensor) -> Tensor:  # bool, of the target's shape
+        "Numbers of classes."
+        return (target >= 0) & (target < self.n_classes) & (target == target.round())
 
     def log_probabilities(self, output: Tensor) -> Tensor:  # [batch, class]
         "Logarithms of the classes' probabilities."

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core import ModelError
 from ..data.blocks import OutcomeBlock
-from .losses import LOSSES, Loss, full_precision, reduced, running
+from .losses import LOSSES, Loss, ascending, full_precision, reduced, running
 
 # %% auto #0
 __all__ = ['SurvivalLoss', 'check_horizons', 'cox_terms', 'CoxLoss', 'event_edges', 'HazardLoss', 'DeepHitLoss']
@@ -23,6 +23,8 @@ class SurvivalLoss(Loss):
     "A loss of time and event, read as risk at horizons."
 
     kinds = ("survival",)
+    n_targets, causes = 2, 1
+    after_start = False  # Is a time of 0 in no interval?
 
     def __init__(
         self,
@@ -30,7 +32,22 @@ class SurvivalLoss(Loss):
         reduction: str = "mean",
     ):
         super().__init__(reduction)
+        if not ascending([0.0, *horizons]):
+            raise ModelError("horizons", "years above 0, ascending", f"{list(horizons)}")
         self.register_buffer("horizons", torch.as_tensor(horizons, dtype=torch.float32))
+
+    @property
+    def allowed(self) -> str:
+        "What is known of a target."
+        events = "0 or 1" if self.causes == 1 else f"0 to {self.causes}"
+        return f"times {'above' if self.after_start else 'from'} 0 and events {events}"
+
+    def fits(self, target: Tensor) -> Tensor:  # bool [batch, 2]
+        "Times from the start, and numbers of events."
+        time, event = target[:, :1], target[:, 1:]
+        later = time > 0 if self.after_start else time >= 0
+        whole = (event >= 0) & (event <= self.causes) & (event == event.round())
+        return torch.cat([later & time.isfinite(), whole], dim=1)
 
     def known(self, target: Tensor) -> Tensor:  # bool [batch, 1]
         "Whose time and event are both known."
@@ -151,6 +168,7 @@ class _IntervalLoss(SurvivalLoss):
     "A loss with raw outputs for each interval and cause."
 
     kinds = ("survival", "competing_risks")
+    after_start = True
 
     def __init__(
         self,
@@ -161,6 +179,10 @@ class _IntervalLoss(SurvivalLoss):
     ):
         super().__init__(horizons, reduction)
         edges = torch.as_tensor(edges, dtype=torch.float32)
+        if len(edges) < 2 or edges[0] != 0 or not ascending(edges.tolist()):
+            raise ModelError(
+                "edges of intervals", "years from 0, ascending", f"{len(edges)} edges that are not"
+            )
         self.register_buffer("edges", edges)
         self.causes, self.intervals = causes, len(edges) - 1
         self.n_outputs = causes * self.intervals

@@ -161,7 +161,7 @@ def _outer(families: np.ndarray, strata: np.ndarray | None, settings, seed: int)
         return deal(families, settings.folds, rng_for(seed, "outer folds"), strata)
     return np.where(_hold_out(families, settings.test, rng_for(seed, "outer folds"), strata), 0, -1)
 
-
+# %% ../../nbs/cohort/22_splits.ipynb #f2fabb1b
 def split_cohort(
     cohort: Cohort,
     biobank: Biobank,  # Where relatives are
@@ -189,10 +189,8 @@ def split_cohort(
 def _refuse_unusable(split: Split, cohort: Cohort, settings: KFold | HoldOut) -> None:
     "Raise `SplitError` for a fold that is empty or has one class only."
     strata = np.zeros(len(cohort)) if cohort.strata is None else cohort.strata
-    target, two = (
-        pl.DataFrame({"row": cohort.rows, "target": strata}),
-        ("binary", "survival", "competing_risks"),
-    )
+    target = pl.DataFrame({"row": cohort.rows, "target": strata})
+    two = ("binary", "survival", "competing_risks")
     labelled = split.table.join(target, on="row", maintain_order="left")
     wanted = settings.folds if settings.kind == "kfold" else 1
     if len(split.folds) < wanted:
@@ -221,7 +219,7 @@ def save_split(
     with atomic_file(path) as temporary:
         table.write_parquet(temporary, compression="zstd")
 
-
+# %% ../../nbs/cohort/22_splits.ipynb #ba6c6118
 def load_split(
     path: str | Path,  # A file that save_split wrote
     cohort: Cohort | None = None,  # The cohort it should be of; None does not check

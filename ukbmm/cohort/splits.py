@@ -163,7 +163,7 @@ def _outer(families: np.ndarray, strata: np.ndarray | None, settings, seed: int)
         return deal(families, settings.folds, rng_for(seed, "outer folds"), strata)
     return np.where(_hold_out(families, settings.test, rng_for(seed, "outer folds"), strata), 0, -1)
 
-
+# %% ../../nbs/cohort/22_splits.ipynb #f2fabb1b
 def split_cohort(
     cohort: Cohort,
     biobank: Biobank,  # Where relatives are
@@ -227,7 +227,7 @@ def save_split(
     with atomic_file(path) as temporary:
         table.write_parquet(temporary, compression="zstd")
 
-
+# %% ../../nbs/cohort/22_splits.ipynb #ba6c6118
 def load_split(
     path: str | Path,  # A file that save_split wrote
     cohort: Cohort | None = None,  # The cohort it should be of; None does not check

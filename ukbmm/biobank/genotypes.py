@@ -60,13 +60,13 @@ def _read_columns(path: Path, names: tuple[str, ...]) -> pl.DataFrame:
         raise GenotypeError(f"{path.name}, line {bad[0] + 1:,}", "six columns", "another number of them")
     return table
 
-
+# %% ../../nbs/biobank/15_genotypes.ipynb #924a34b9
 def normal_chromosome(names: pl.Expr) -> pl.Expr:
     "Write chromosomes one way: 1 to 22, X, Y, XY, MT, without `chr` and leading zeros."
     plain = names.str.to_uppercase().str.strip_prefix("CHR").str.strip_chars_start("0")
     return plain.replace(list(CHROMOSOMES), list(CHROMOSOMES.values()))
 
-# %% ../../nbs/biobank/15_genotypes.ipynb #924a34b9
+# %% ../../nbs/biobank/15_genotypes.ipynb #b0ec3cbb
 def read_bim(
     path: str | Path,  # A .bim file
 ) -> pl.DataFrame:  # chromosome, id, position, a1, a2; one row a variant, in file order
@@ -79,7 +79,7 @@ def read_bim(
     columns = [normal_chromosome(pl.col("chromosome")), pl.col("id"), position.alias("position"), "a1", "a2"]
     return table.select(columns)
 
-
+# %% ../../nbs/biobank/15_genotypes.ipynb #3a71687c
 def read_fam(
     path: str | Path,  # A .fam file
 ) -> pl.DataFrame:  # eid (int64; negative where withdrawn), sex (1 male, 2 female, 0 unknown)
@@ -428,7 +428,7 @@ def _count_table() -> np.ndarray:
     weights = 256 ** np.arange(4)
     return np.stack([((codes == code) * weights).sum(1) for code in (1, 2, 3)]).astype(np.uint32)
 
-
+# %% ../../nbs/biobank/15_genotypes.ipynb #7a6fafb2
 @compiled
 def _count_codes(packed, table, counts):
     "Add the counts of codes 1, 2 and 3 in `packed` [batch, byte] to `counts` [3, 4 * byte]."
@@ -462,7 +462,7 @@ def count_codes(
     het, hom, missing = counts[:, place]
     return np.stack([len(samples) - het - hom - missing, het, hom, missing], axis=1)
 
-# %% ../../nbs/biobank/15_genotypes.ipynb #00fc154d
+# %% ../../nbs/biobank/15_genotypes.ipynb #47f2c28c
 @patch
 def code_counts(
     self: GenotypeStore,
@@ -474,7 +474,7 @@ def code_counts(
     place = 4 * self.variants["byte"].to_numpy() + self.variants["shift"].to_numpy() // 2
     return count_codes(self.bytes, np.sort(samples[samples >= 0]), place, chunk)
 
-
+# %% ../../nbs/biobank/15_genotypes.ipynb #9476e736
 def a1_frequency(
     counts: np.ndarray,  # int64 [variant, 4] from code_counts
 ) -> np.ndarray:  # float64 [variant], 0 to 1; NaN where nobody was genotyped

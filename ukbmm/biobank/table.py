@@ -667,7 +667,7 @@ def field_names_of(
     "Say where the list of names lies by which RAP's exporter wrote a table, if there is one."
     return Path(path).with_name(f"{Path(path).name.split('.')[0]}.field_names.txt")
 
-
+# %% ../../nbs/biobank/16_table.ipynb #e0a5faa2
 def _named_beside(layout: Layout, path: Path, dictionary: Dictionary) -> tuple[Layout, list[str]]:
     "Name the columns of a text table by the list beside it, where there is one; and say so."
     beside = field_names_of(path)

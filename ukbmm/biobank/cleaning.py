@@ -216,7 +216,7 @@ def _sort_of(dtype: pl.DataType) -> str:
     dtype = dtype.inner if isinstance(dtype, pl.List) else dtype
     return "numbers" if dtype.is_numeric() else "dates" if dtype.is_temporal() else "text"
 
-
+# %% ../../nbs/biobank/13_cleaning.ipynb #2712117a
 def _check_type(name: str, dtype: pl.DataType, field: Field) -> None:
     "Raise `DictionaryError` where a column is not of its field's type."
     if dtype != pl.Null and _sort_of(dtype) != _sort_of(field.dtype):

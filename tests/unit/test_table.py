@@ -711,6 +711,16 @@ def test_no_byte_of_a_windows_text_is_lost(tmp_path):
     assert len(set(text)) == 128 and text[0] == "\u20ac" and text[1] == "\x81" and text[-1] == "\xff"
 
 
+@pytest.mark.parametrize(
+    "packed", [gzip.compress, lambda data: data.replace(b"\t9", b"")], ids=["gzip", "ragged"]
+)
+def test_an_older_basket_is_counted_where_the_file_was_unpacked_or_evened_out(tmp_path, packed):
+    lines = ["eid\t31-0.0_4\t31-0.0_12\t21003-0.0"] + [f"{eid}\t0\t{eid % 2}\t9" for eid in range(1001, 1021)]
+    summary, _, found = read(tmp_path, packed(("\n".join(lines) + "\n").encode()))
+    assert found["p31"].to_list() == [1, 0] * 10
+    assert summary.notes[-1] == "31-0.0_4 differs from its newer basket in 10 participants"
+
+
 def test_what_an_older_basket_of_the_same_file_has_otherwise_is_counted(tmp_path):
     people = range(1000001, 1000013)
     lines = [f"{eid},{eid % 2},{eid % 2},{i},{i + (i > 3)}" for i, eid in enumerate(people)]

@@ -12,22 +12,28 @@ import pandas as pd
 import polars as pl
 import pytest
 
+from ukbmm.biobank import counting
 from ukbmm.biobank import description as module
 from ukbmm.biobank.cleaning import MISSING_KINDS, clean_column, read_special_values
-from ukbmm.biobank.description import (
+from ukbmm.biobank.counting import (
     GROUPS,
     OTHER,
     OWN,
     column_rows,
+    count_bounds,
     count_columns,
+    group_of,
+    ingest_day,
+    known_values,
+    limits_of,
+    show_percent,
+)
+from ukbmm.biobank.description import (
     describe,
     description,
     description_table,
-    group_of,
     group_shares,
-    ingest_day,
     ingest_report,
-    limits_of,
     occasion_shares,
 )
 from ukbmm.biobank.dictionary import Dictionary, Field, save_dictionary
@@ -167,7 +173,7 @@ def test_a_code_of_icd_or_opcs_that_has_not_the_shape_of_one_is_a_fault(tmp_path
     assert row["out_of_range"] == {"code": 2 * len(odd)} and row["codes_checked"]
     coding = biobank.fields[int(field)].coding
     labelled = Dictionary(D.fields, D.labels | {coding: {good[0]: "something"}})
-    known = module.known_values(D[int(field)], labelled)
+    known = known_values(D[int(field)], labelled)
     assert known.shape is None and known.codes == (good[0],)  # labels say more than a shape
 
 
@@ -267,7 +273,7 @@ def test_people_who_have_withdrawn_are_in_no_count(planted):
 
 def ranges(shown) -> range:
     "The counts that a published one may stand for."
-    low, high = module._bounds(shown)
+    low, high = count_bounds(shown)
     return range(low, high + 1)
 
 
@@ -303,7 +309,7 @@ def test_no_small_count_follows_from_the_others():
             or counts["missing:empty"] < 0
         ):
             continue
-        shown = module._publish(counts, n)
+        shown = counting._publish(counts, n)
         tried += 1
         parts = [shown["with_value"], *(shown["missing"].get(kind, 0) for kind in ("empty", "do_not_know"))]
         true = [present, counts["missing:empty"], counts["missing:do_not_know"]]
@@ -339,9 +345,9 @@ def test_no_small_count_follows_from_the_others():
 def test_a_share_says_no_more_than_the_count():
     for n in (40, 100, 117, 1000):
         for present in range(n + 1):
-            shown = module._publish({"missing:empty": n - present}, n)
+            shown = counting._publish({"missing:empty": n - present}, n)
             if isinstance(shown["with_value"], str):
-                text = module.show_percent(shown["with_value"], n)
+                text = show_percent(shown["with_value"], n)
                 assert not re.fullmatch(r"\d+%", text), text
 
 
@@ -451,7 +457,7 @@ def test_special_values_of_ones_own_are_counted(mixed, tmp_path):
 
 def test_columns_in_small_portions_are_counted_alike(mixed, monkeypatch):
     whole = count_columns(mixed)
-    monkeypatch.setattr(module, "GROUP_CELLS", 80 * 7)  # seven columns at a time
+    monkeypatch.setattr(counting, "GROUP_CELLS", 80 * 7)  # seven columns at a time
     parts = count_columns(mixed)
     assert parts.columns == whole.columns and list(parts.columns) == mixed.columns
     assert all(np.array_equal(parts.has[group], whole.has[group]) for group in whole.has)
@@ -522,7 +528,7 @@ def test_shares_by_group_and_occasion_are_means_over_columns(rows):
         by_predicate=pl.col("group") == "Body measures and fitness", named=True
     )
     shown = [rows[name]["with_value"] for name in ("p50_i0", "p50_i9", "p21001_i0", "p23104_i0")]
-    middles = [sum(module._bounds(one)) / 2 / HERE for one in (*shown, rows["p50_i1"]["with_value"])]
+    middles = [sum(count_bounds(one)) / 2 / HERE for one in (*shown, rows["p50_i1"]["with_value"])]
     assert body["columns"] == 5 and body["present"] == pytest.approx(np.mean(middles))
     occasions = occasion_shares(listed, HERE)
     assert occasions.columns == [

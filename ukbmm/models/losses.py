@@ -35,7 +35,7 @@ def full_precision(output: Tensor) -> Tensor:
     "Raise half precision to single; leave single and double as they are."
     return output.to(torch.promote_types(output.dtype, torch.float32))
 
-
+# %% ../../nbs/models/46_losses.ipynb #adc1143c
 def reduced(
     losses: Tensor,  # [batch, ...]
     known: Tensor,  # bool, the same shape: False where there is nothing to compare with
@@ -58,13 +58,9 @@ class Loss(nn.Module):
     n_outputs = 1  # Raw outputs
     n_targets = 1  # Columns of the target
     allowed = "finite numbers"  # What is known of a target
-    n_scores: int | None = (
-        None  # Scores of a linear model, each of which moves one output; None has one for each
-    )
+    n_scores: int | None = None  # Scores of a linear model, each moves one output; None: one for each
     n_weights = 0  # Outputs after those that are the same for everybody: see `47_heads`
-    factor: float | None = (
-        1.0  # Beside its weight among several outcomes; None has a variance of its own and is not weighted
-    )
+    factor: float | None = 1.0  # Beside its weight among several; None has a variance of its own: no weight
     finishes = False  # Does it learn something when training is over?
     columns: Sequence[int] = (0,)  # The target's column that each column of `activation` is of, or all
 
@@ -80,51 +76,70 @@ class Loss(nn.Module):
         "Make the loss of an outcome; `block` is fitted."
         return cls(**options)
 
-    def forward(self, output: Tensor, target: Tensor, reduction: str | None = None) -> Tensor:
-        "The loss of raw outputs [batch, class]; `target` [batch, k] is NaN where it is not known."
-        self.check_shapes(output, target)
-        if not (self.looked or torch.compiler.is_compiling()):
-            self.check_values(target)
-        output, known = full_precision(output), self.known(target)
-        answer = torch.where(known, target, torch.zeros_like(target)).to(output.dtype)
-        return self.total(output, answer, known, reduction or self.reduction)
+# %% ../../nbs/models/46_losses.ipynb #e7c09f12
+@patch
+def forward(self: Loss, output: Tensor, target: Tensor, reduction: str | None = None) -> Tensor:
+    "The loss of raw outputs [batch, class]; `target` [batch, k] is NaN where it is not known."
+    self.check_shapes(output, target)
+    if not (self.looked or torch.compiler.is_compiling()):
+        self.check_values(target)
+    output, known = full_precision(output), self.known(target)
+    answer = torch.where(known, target, torch.zeros_like(target)).to(output.dtype)
+    return self.total(output, answer, known, reduction or self.reduction)
 
-    def known(self, target: Tensor) -> Tensor:
-        "What is known: bool, of the shape that `each` has."
-        return ~target.isnan()
 
-    def total(self, output: Tensor, target: Tensor, known: Tensor, reduction: str) -> Tensor:
-        "The reduced loss."
-        return reduced(self.each(output, target), known, reduction)
+@patch
+def known(self: Loss, target: Tensor) -> Tensor:
+    "What is known: bool, of the shape that `each` has."
+    return ~target.isnan()
 
-    def each(self, output: Tensor, target: Tensor) -> Tensor:
-        "Losses [batch, k]; where the target is not known it is 0 here, and the loss is not used."
-        raise NotImplementedError
 
-    def activation(self, output: Tensor) -> Tensor:  # [batch, class]
-        "What a person reads."
-        return full_precision(output)
+@patch
+def total(self: Loss, output: Tensor, target: Tensor, known: Tensor, reduction: str) -> Tensor:
+    "The reduced loss."
+    return reduced(self.each(output, target), known, reduction)
 
-    def decodes(self, prediction: Tensor) -> Tensor:
-        "The one answer, from what `activation` gave."
-        return prediction
 
-    def score(self, prediction: Tensor) -> Tensor:
-        "What metrics compare with the target, from what `activation` gave."
-        return prediction
+@patch
+def each(self: Loss, output: Tensor, target: Tensor) -> Tensor:
+    "Losses [batch, k]; where the target is not known it is 0 here, and the loss is not used."
+    raise NotImplementedError
 
-    def start(self, target: Tensor) -> Tensor:  # [class]
-        "The constant raw outputs that fit the targets [row, k] of the training rows."
-        return torch.zeros(self.n_outputs)
+# %% ../../nbs/models/46_losses.ipynb #2cd6be9d
+@patch
+def activation(self: Loss, output: Tensor) -> Tensor:  # [batch, class]
+    "What a person reads."
+    return full_precision(output)
 
-    @property
-    def shifts(self) -> Tensor:  # [score, class]
-        "How the scores of a linear model move raw outputs."
-        return torch.eye(self.n_outputs)[: self.n_scores]
 
-    def finish(self, output: Tensor, target: Tensor) -> Loss:
-        "Learn from raw outputs and targets of the training rows what can't be known before; most learn nothing."
-        return self
+@patch
+def decodes(self: Loss, prediction: Tensor) -> Tensor:
+    "The one answer, from what `activation` gave."
+    return prediction
+
+
+@patch
+def score(self: Loss, prediction: Tensor) -> Tensor:
+    "What metrics compare with the target, from what `activation` gave."
+    return prediction
+
+# %% ../../nbs/models/46_losses.ipynb #34440924
+@patch
+def start(self: Loss, target: Tensor) -> Tensor:  # [class]
+    "The constant raw outputs that fit the targets [row, k] of the training rows."
+    return torch.zeros(self.n_outputs)
+
+
+@patch(as_prop=True)
+def shifts(self: Loss) -> Tensor:  # [score, class]
+    "How the scores of a linear model move raw outputs."
+    return torch.eye(self.n_outputs)[: self.n_scores]
+
+
+@patch
+def finish(self: Loss, output: Tensor, target: Tensor) -> Loss:
+    "Learn from raw outputs and targets of the training rows what can't be known before; most learn nothing."
+    return self
 
 # %% ../../nbs/models/46_losses.ipynb #257cc5cf
 @patch
@@ -169,7 +184,7 @@ class RegressionLoss(Loss):
         "The mean."
         return target.nanmean(0)
 
-
+# %% ../../nbs/models/46_losses.ipynb #6f0d13b7
 @LOSSES.register("huber")
 class HuberLoss(RegressionLoss):
     "Half the squared error where it is small, and the error itself where it is large: Huber 1964, doi:10.1214/aoms/1177703732."
@@ -193,9 +208,7 @@ class HuberLoss(RegressionLoss):
         return target.nanmedian(0).values
 
 # %% ../../nbs/models/46_losses.ipynb #8848c733
-SMALLEST = (
-    1e-6  # Variance, in squared standard deviations, or step between thresholds: nothing divides by zero
-)
+SMALLEST = 1e-6  # Variance in squared deviations, or step between thresholds: nothing divides by zero
 
 
 def positive(raw: Tensor) -> Tensor:
@@ -208,14 +221,13 @@ def unpositive(value: Tensor) -> Tensor:
     value = value.clamp(min=1e-3)
     return value + torch.log(-torch.expm1(-value))
 
-
+# %% ../../nbs/models/46_losses.ipynb #b84871f0
 @LOSSES.register("gaussian")
 class GaussianLoss(Loss):
     "Gaussian negative log-likelihood with a variance for everybody: Nix and Weigend 1994, doi:10.1109/ICNN.1994.374138."
 
     kinds = ("regression",)
-    n_outputs, n_scores = 2, 1
-    factor = None
+    n_outputs, n_scores, factor = 2, 1, None
 
     def each(self, output: Tensor, target: Tensor) -> Tensor:
         "Losses [batch, 1], less the constant of the normal density."
@@ -248,7 +260,7 @@ def running(steps: Tensor) -> Tensor:
     upto = torch.ones(width, width, dtype=steps.dtype, device=steps.device).triu()
     return (steps.unsqueeze(-1) * upto).sum(-2)
 
-
+# %% ../../nbs/models/46_losses.ipynb #98775388
 @LOSSES.register("quantiles")
 class QuantileLoss(Loss):
     "Pinball loss of several quantiles: Koenker and Bassett 1978, doi:10.2307/1913643."
@@ -277,19 +289,25 @@ class QuantileLoss(Loss):
         output = full_precision(output)
         return running(torch.cat([output[:, :1], positive(output[:, 1:])], dim=1))
 
-    def decodes(self, prediction: Tensor) -> Tensor:
-        "The quantile in the middle."
-        return prediction[:, self.middle : self.middle + 1]
+# %% ../../nbs/models/46_losses.ipynb #3d977830
+@patch
+def decodes(self: QuantileLoss, prediction: Tensor) -> Tensor:
+    "The quantile in the middle."
+    return prediction[:, self.middle : self.middle + 1]
 
-    def score(self, prediction: Tensor) -> Tensor:
-        "The quantile in the middle."
-        return self.decodes(prediction)
 
-    def start(self, target: Tensor) -> Tensor:  # [class]
-        "The quantiles of the training rows."
-        values = target.double().numpy(force=True)
-        best = torch.from_numpy(np.nanquantile(values, self.quantiles.numpy(force=True))).float()
-        return torch.cat([best[:1], unpositive(best.diff())])
+@patch
+def score(self: QuantileLoss, prediction: Tensor) -> Tensor:
+    "The quantile in the middle."
+    return self.decodes(prediction)
+
+
+@patch
+def start(self: QuantileLoss, target: Tensor) -> Tensor:  # [class]
+    "The quantiles of the training rows."
+    values = target.double().numpy(force=True)
+    best = torch.from_numpy(np.nanquantile(values, self.quantiles.numpy(force=True))).float()
+    return torch.cat([best[:1], unpositive(best.diff())])
 
 # %% ../../nbs/models/46_losses.ipynb #8336eabe
 @LOSSES.register("binary")
@@ -320,7 +338,7 @@ class BinaryLoss(Loss):
         yes, known = target.nansum(0), (~target.isnan()).sum(0)
         return torch.log((yes + 0.5) / (known - yes + 0.5))
 
-
+# %% ../../nbs/models/46_losses.ipynb #0aec01be
 @LOSSES.register("multilabel")
 class MultilabelLoss(BinaryLoss):
     "Cross-entropy of several yes or no, of which some may be unknown."
@@ -362,10 +380,6 @@ class MulticlassLoss(Loss):
         "Make the loss of an outcome."
         return cls(len(block.outcome.classes), **options)
 
-    def fits(self, target: Tensor) -> Tensor:  # bool, of the target's shape
-        "Numbers of classes."
-        return (target >= 0) & (target < self.n_classes) & (target == target.round())
-
     def log_probabilities(self, output: Tensor) -> Tensor:  # [batch, class]
         "Logarithms of the classes' probabilities."
         return output.log_softmax(1)
@@ -374,22 +388,36 @@ class MulticlassLoss(Loss):
         "Losses [batch, 1]."
         return -self.log_probabilities(output).gather(1, target.long())
 
-    def activation(self, output: Tensor) -> Tensor:  # [batch, class]
-        "Probabilities of the classes."
-        return self.log_probabilities(full_precision(output)).exp()
+# %% ../../nbs/models/46_losses.ipynb #543b0ab7
+@patch
+def fits(self: MulticlassLoss, target: Tensor) -> Tensor:  # bool, of the target's shape
+    "Numbers of classes."
+    return (target >= 0) & (target < self.n_classes) & (target == target.round())
 
-    def decodes(self, prediction: Tensor) -> Tensor:  # [batch, 1]
-        "The most probable class."
-        return prediction.argmax(1, keepdim=True)
 
-    def shares(self, target: Tensor) -> Tensor:  # [class]
-        "Shares of the classes among the training rows; a class that nobody is in counts half a person."
-        counts = torch.bincount(target[~target.isnan()].long(), minlength=self.n_classes) + 0.5
-        return counts / counts.sum()
+@patch
+def activation(self: MulticlassLoss, output: Tensor) -> Tensor:  # [batch, class]
+    "Probabilities of the classes."
+    return self.log_probabilities(full_precision(output)).exp()
 
-    def start(self, target: Tensor) -> Tensor:  # [class]
-        "The logarithms of the shares."
-        return self.shares(target).log()
+
+@patch
+def decodes(self: MulticlassLoss, prediction: Tensor) -> Tensor:  # [batch, 1]
+    "The most probable class."
+    return prediction.argmax(1, keepdim=True)
+
+# %% ../../nbs/models/46_losses.ipynb #6acc2c2a
+@patch
+def shares(self: MulticlassLoss, target: Tensor) -> Tensor:  # [class]
+    "Shares of the classes among the training rows; a class that nobody is in counts half a person."
+    counts = torch.bincount(target[~target.isnan()].long(), minlength=self.n_classes) + 0.5
+    return counts / counts.sum()
+
+
+@patch
+def start(self: MulticlassLoss, target: Tensor) -> Tensor:  # [class]
+    "The logarithms of the shares."
+    return self.shares(target).log()
 
 # %% ../../nbs/models/46_losses.ipynb #5d7688e0
 @LOSSES.register("ordinal")
@@ -418,8 +446,10 @@ class OrdinalLoss(MulticlassLoss):
         between = torch.cat([ends, torch.log(-torch.expm1(-steps)), ends], dim=1)[:, : self.n_classes]
         return torch.cat([ends, upper], dim=1) + torch.cat([lower, ends], dim=1) + between
 
-    def start(self, target: Tensor) -> Tensor:  # [class]
-        "The log-odds of the training rows."
-        shares = self.shares(target)
-        odds = torch.log((1 - shares.cumsum(0)) / shares.cumsum(0))[:-1]
-        return torch.cat([odds[:1], unpositive(-odds.diff())])
+# %% ../../nbs/models/46_losses.ipynb #b3381f93
+@patch
+def start(self: OrdinalLoss, target: Tensor) -> Tensor:  # [class]
+    "The log-odds of the training rows."
+    shares = self.shares(target)
+    odds = torch.log((1 - shares.cumsum(0)) / shares.cumsum(0))[:-1]
+    return torch.cat([odds[:1], unpositive(-odds.diff())])

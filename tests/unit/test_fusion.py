@@ -199,6 +199,20 @@ def test_a_fusion_in_64_bits_stays_in_64_bits(kind, tokens):
     assert fusion(z.double(), present).dtype == torch.float64
 
 
+@any_tokens
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@every_fusion
+def test_a_fusion_in_16_bits_stays_in_16_bits(kind, dtype, training, tokens):
+    fusion, (z, present) = build(kind, tokens, dropout=0.0), inputs(tokens)
+    expected = fusion(z, present)
+    out = fusion.to(dtype).train(training)(z.to(dtype), present)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.float(), expected, rtol=0.1, atol=0.1 * expected.abs().max().item())
+    out.float().sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in fusion.parameters())
+
+
 def small(kind: str) -> Fusion:
     "A fusion that is quickly compiled."
     return build(kind, [2, 1], **({"depth": 1} if "depth" in FUSIONS[kind].options else {}))

@@ -13,7 +13,7 @@ from fastai.learner import load_learner
 from torch import nn
 
 from ukbmm.cohort.outcomes import RegressionOutcome, read_outcome
-from ukbmm.core import ModelError, UkbmmError
+from ukbmm.core import DataError, ModelError, UkbmmError
 from ukbmm.data.blocks import OutcomeBlock, PhenotypeBlock, SNPBlock
 from ukbmm.data.loaders import MultiModalDataBlock
 from ukbmm.models.fusion import FusionSettings
@@ -125,6 +125,34 @@ def test_a_compiled_training_comes_to_the_same_and_leaves_the_model_as_it_was(st
     assert "forward" not in vars(compiled.model)
 
 
+def test_what_a_killed_compiler_could_leave_half_written_is_not_written(study):
+    "torch takes any compiled header that it finds for a whole one, and writing 150 MB takes seconds."
+    import torch._inductor.config as inductor
+
+    before, seen = inductor.cpp_cache_precompile_headers, []
+
+    def compiler(graph, inputs):
+        seen.append(inductor.cpp_cache_precompile_headers)
+        return graph.forward
+
+    learn = fusion_learner(study(), SMALL, seed=1, patience=None, compile=True)
+    learn.compile.options["backend"] = compiler
+    quiet(learn, lambda learn: learn.fit(1))
+    assert seen and not any(seen) and inductor.cpp_cache_precompile_headers == before
+
+
+def test_predictions_are_in_32_bits_after_a_training_in_16(study):
+    learn = fusion_learner(study(), SMALL, seed=1, patience=None, amp="bf16")
+    quiet(learn, lambda learn: learn.fit(1))
+    loader = learn.dls.test_dl(study.test)
+    with torch.no_grad():
+        expected = torch.cat([learn.model.eval()(x) for (x,) in loader])
+    np.testing.assert_array_equal(
+        predict_rows(learn, study.test), learn.dls.outcome.decode(expected.double().numpy())
+    )
+    assert not torch.equal(quiet(learn, lambda learn: learn.get_preds(dl=loader))[0], expected)
+
+
 def test_what_a_fastai_user_expects_works(study, tmp_path):
     learn = fusion_learner(study(), SMALL, seed=1, patience=3, path=tmp_path)
     assert isinstance(learn, FusionLearner)
@@ -163,6 +191,20 @@ def test_an_export_predicts_and_holds_nobody(study, tmp_path):
     }  # of those who were trained on, of those to validate, of all
     assert sizes(loaded) & counts == set()
     assert sizes(learn) & counts != set()  # or the search would find nothing at all
+    for work in (
+        lambda learn: predict_rows(learn, study.test),
+        lambda learn: learn.get_preds(),
+        lambda learn: learn.get_preds(0),
+        lambda learn: learn.validate(),
+        lambda learn: learn.fit(1),
+    ):
+        with pytest.raises(DataError, match="an exported learner holds nobody's data.*learn.dls = dls"):
+            quiet(loaded, work)
+    mine = dls.test_dl(study.test)
+    assert torch.equal(
+        quiet(loaded, lambda loaded: loaded.get_preds(dl=mine))[0],
+        quiet(learn, lambda learn: learn.get_preds(dl=mine))[0],
+    )
     loaded.dls = dls
     np.testing.assert_array_equal(predict_rows(loaded, study.test), expected)
 

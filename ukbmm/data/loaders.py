@@ -151,6 +151,15 @@ def present(self: MultiModalLoader) -> Tensor:  # bool [participant of the loade
         self._present = torch.stack([block.present(rows) for block in self.blocks.values()], dim=1)
     return self._present
 
+# %% ../../nbs/data/33_loaders.ipynb #305ed251
+@patch
+def refuse_empty(self: MultiModalLoader) -> None:
+    "Raise `DataError` where there are no blocks, as in an exported learner."
+    if not self.blocks:
+        raise DataError("the loaders", "fitted blocks", "none: an exported learner holds nobody's data",
+                        "Give it loaders of the same recipe, fitted on the same participants: learn.dls = dls. "
+                        "Then predict_rows(learn, rows).")  # fmt: skip
+
 # %% ../../nbs/data/33_loaders.ipynb #43f0e5db
 @patch
 def _raw(self: MultiModalLoader, batches: list[Tensor]) -> Iterator[dict]:
@@ -207,6 +216,7 @@ def unpack(self: MultiModalLoader, raw: dict, small: dict[str, Tensor]) -> tuple
 @patch
 def __iter__(self: MultiModalLoader) -> Iterator[tuple]:
     "Go through one epoch; the next call goes through the next."
+    self.refuse_empty()
     batches = epoch_batches(len(self.rows), self.bs, self.seed, self.epoch, self.shuffle, self.drop_last)
     batches = batches[self.first :]
     self.epoch, self.first = self.epoch + self.shuffle, 0
@@ -303,9 +313,7 @@ def test_dl(
     **ignored,  # What fastai passes besides
 ) -> MultiModalLoader:
     "A loader over other rows, with what was fitted on the training rows. An exported learner has none to give."
-    if not self.blocks:
-        raise DataError("the loaders", "fitted blocks", "none: an exported learner holds nobody's data",
-                        "Give it loaders of your own: learn.dls = dls.")  # fmt: skip
+    self.valid.refuse_empty()
     outcome = self.outcome if with_labels else None
     return self.valid.new(np.asarray(rows), outcome=outcome, additive=None, bs=bs or self.valid.bs)
 

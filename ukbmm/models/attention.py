@@ -130,7 +130,8 @@ class BottleneckFusion(Fusion):
     def combine(self, z: Tensor, present: Tensor) -> Tensor:  # [batch, token, dim] to [batch, dim]
         "Exchange through the shared tokens, layer by layer."
         streams = list((z + self.modality[self.owner]).split(self.tokens, dim=1))
-        shared, share = self.shared.expand(z.shape[0], -1, -1), share_present(present).unsqueeze(-1)
+        shared = self.shared.expand(z.shape[0], -1, -1)
+        share = share_present(present).to(shared.dtype).unsqueeze(-1)
         for layers in zip(*self.layers, strict=True):
             seen = []
             for i, (layer, own) in enumerate(zip(layers, streams, strict=True)):

@@ -245,14 +245,17 @@ class Compile(DirectCallback):
     def around_fit(self) -> Iterator[None]:
         "What surrounds a fit: it compiles anew, so that what was compiled before decides nothing."
         import torch._dynamo  # takes a second or two: only who compiles waits for it
+        import torch._inductor.config as inductor
 
         model, config = self.learn.model, torch._dynamo.config
         limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # torch < 2.6
+        name = "cpp_cache_precompile_headers"  # A file that is half written would end every later run
+        headers = {name: False} if hasattr(inductor, name) else {}
         torch._dynamo.reset()
         get_logger("ukbmm.training").info("compiling the network; the first batches take minutes")
         model.forward = torch.compile(model.forward, **self.options)
         try:
-            with config.patch({limit: 64}):
+            with config.patch({limit: 64}), inductor.patch(headers):
                 yield
         finally:
             vars(model).pop("forward", None)

@@ -242,7 +242,7 @@ def predict_rows(
     rows: np.ndarray,  # Rows of the Biobank
     bs: int | None = None,  # Participants in a batch; None takes the validation loader's
 ) -> np.ndarray:  # float64 [batch, class], in the order of rows
-    "Predict the outcome of some participants."
+    "Predict the outcome of some participants, in 32 bits."
     loader = learn.dls.test_dl(rows, bs)
     device = next(learn.model.parameters()).device
     loader.device = device

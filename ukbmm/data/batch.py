@@ -14,7 +14,21 @@ from torch import Tensor
 from ..core import DataError
 
 # %% auto #0
-__all__ = ['RESERVED', 'MultiModalBatch', 'shapes', 'move', 'check_shapes', 'check_batch', 'blank_absent']
+__all__ = ['RESERVED', 'shapes', 'move', 'MultiModalBatch', 'check_shapes', 'check_batch', 'blank_absent']
+
+# %% ../../nbs/data/30_batch.ipynb #7c6a46f7
+def shapes(value: Any) -> str:
+    "Write the shape of a tensor, or of each tensor of a tuple."
+    if isinstance(value, Tensor):
+        return str(list(value.shape))
+    return " and ".join(shapes(part) for part in value)
+
+
+def move(value: Any, device: torch.device | str) -> Any:
+    "Move a tensor, or a tuple of tensors, to a device."
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    return tuple(move(part, device) for part in value)
 
 # %% ../../nbs/data/30_batch.ipynb #02fc3165
 RESERVED = ("present", "row", "additive")  # `additive`: scores of a linear model, see `ukbmm.models`
@@ -35,31 +49,15 @@ class MultiModalBatch(dict):
 
     def __repr__(self) -> str:
         shares = self["present"].float().mean(0).tolist() if self.size else [0.0] * len(self.modalities)
-        parts = [
-            f"{name} {shapes(self[name])} present {share:.0%}"
-            for name, share in zip(self.modalities, shares, strict=True)
-        ]
+        pairs = zip(self.modalities, shares, strict=True)
+        parts = [f"{name} {shapes(self[name])} present {share:.0%}" for name, share in pairs]
         return f"MultiModalBatch of {self.size}: {'; '.join(parts)}"
 
     def to(self, device: torch.device | str) -> MultiModalBatch:
         "Move every tensor to a device."
         return MultiModalBatch({name: move(value, device) for name, value in self.items()})
 
-
-def shapes(value: Any) -> str:
-    "Write the shape of a tensor, or of each tensor of a tuple."
-    if isinstance(value, Tensor):
-        return str(list(value.shape))
-    return " and ".join(shapes(part) for part in value)
-
-
-def move(value: Any, device: torch.device | str) -> Any:
-    "Move a tensor, or a tuple of tensors, to a device."
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    return tuple(move(part, device) for part in value)
-
-# %% ../../nbs/data/30_batch.ipynb #74ef181d
+# %% ../../nbs/data/30_batch.ipynb #c0b4c504
 def check_shapes(
     x: Mapping[str, Any],  # A batch
 ) -> None:
@@ -78,7 +76,7 @@ def check_shapes(
             found = f"{len(wrong[0])} in one of its tensors"
             raise DataError(f"modality {name!r} of the batch", f"{len(present)} participants", found)
 
-
+# %% ../../nbs/data/30_batch.ipynb #5cb1e9d2
 def check_batch(
     x: Mapping[str, Any],  # A batch
 ) -> None:

@@ -93,37 +93,31 @@ class Hierarchy(NamedTuple):
     paths: np.ndarray  # int32 [code, depth]: a code's own node, then those above it, then -1
     above: np.ndarray  # int32 [node, depth]: a node itself, then those above it, then -1
 
+# %% ../../nbs/data/32b_events.ipynb #2f2f0ee5
+def _filled(rows: list[list[int]], fill: int) -> np.ndarray:  # int32 [row, column]
+    "Rows of different lengths as one table, filled up on the right."
+    width = max(map(len, rows), default=1)
+    return np.array([row + [fill] * (width - len(row)) for row in rows], np.int32).reshape(-1, width)
+
 
 def hierarchy_of(
     codes: pl.DataFrame,  # vocabulary, code: one row a code, in order
     dictionary: Dictionary,
 ) -> Hierarchy:
     "Find what is above each code; learns nothing, and looks at no participant."
-    lines: list[list[tuple[str, str]]] = []
+    lines: list[list[tuple[str, str, str]]] = []
     for (vocabulary,), part in codes.group_by("vocabulary", maintain_order=True):
         found = _lines(vocabulary, part["code"].to_list(), dictionary)
-        lines += [
-            [(f"{vocabulary} {name}", vocabulary, name, label) for name, label in line] for line in found
-        ]
-    places, above = {}, {}
+        lines += [[(vocabulary, *node) for node in line] for line in found]
+    nodes, above = {}, {}  # by vocabulary and name
     for line in lines:
         for i in reversed(range(len(line))):
-            places.setdefault(line[i][0], (len(places), *line[i][1:]))
-            above.setdefault(line[i][0], [places[key][0] for key, *_ in line[i:]])
-    nodes = pl.DataFrame(
-        [node[1:] for node in places.values()],
-        schema={"vocabulary": pl.String, "name": pl.String, "label": pl.String},
-        orient="row",
-    )
-    return Hierarchy(
-        codes, nodes, _filled([above[line[0][0]] for line in lines], -1), _filled(list(above.values()), -1)
-    )
-
-
-def _filled(rows: list[list[int]], fill: int) -> np.ndarray:  # int32 [row, column]
-    "Rows of different lengths as one table, filled up on the right."
-    width = max(map(len, rows), default=1)
-    return np.array([row + [fill] * (width - len(row)) for row in rows], np.int32).reshape(-1, width)
+            place, _ = nodes.setdefault(line[i][:2], (len(nodes), line[i]))
+            above.setdefault(line[i][:2], [place, *(nodes[node[:2]][0] for node in line[i + 1 :])])
+    schema = {"vocabulary": pl.String, "name": pl.String, "label": pl.String}
+    table = pl.DataFrame([node for _, node in nodes.values()], schema=schema, orient="row")
+    paths = _filled([above[line[0][:2]] for line in lines], -1)
+    return Hierarchy(codes, table, paths, _filled(list(above.values()), -1))
 
 # %% ../../nbs/data/32b_events.ipynb #b00ae6eb
 YEAR, MONTH, AGE = "p34", "p52", "p21003"  # Fields of birth, and of the age at a visit
@@ -175,15 +169,13 @@ def _before(biobank: Biobank, kind: str, people: pl.DataFrame, least: int) -> pl
     )
     return both.select("row", pl.col("days").cast(pl.Int16), vocabulary, "code", source)
 
-
+# %% ../../nbs/data/32b_events.ipynb #bd21b408
 def _in_order(biobank: Biobank, settings: EventSettings, people: pl.DataFrame) -> pl.DataFrame:
     "All events of some participants, the earliest first; the same code twice on a day counts once."
     least = 0 if settings.on_index_date else 1
     frames = [_before(biobank, kind, people, least) for kind in dict.fromkeys(settings.records)]
     events = pl.concat(frames).unique(EVENT).collect(engine="streaming")
-    events = events.sort(
-        "row", "days", "vocabulary", "code", "source", descending=[False, True, False, False, False]
-    )
+    events = events.sort(EVENT, descending=[False, True, False, False, False])
     if settings.first_only:
         events = events.unique(["row", "vocabulary", "code"], keep="first", maintain_order=True)
     return _latest(events, settings.length)
@@ -195,7 +187,7 @@ def _latest(events: pl.DataFrame, length: int) -> pl.DataFrame:
     ends = np.searchsorted(rows, rows, side="right")
     return events.filter(pl.Series(np.arange(len(rows)) >= ends - length))
 
-# %% ../../nbs/data/32b_events.ipynb #bd21b408
+# %% ../../nbs/data/32b_events.ipynb #f192d960
 class Histories(NamedTuple):
     "Everybody's events, one after the other: those of participant i at offsets[i] to offsets[i + 1], the earliest first."
 
@@ -204,7 +196,7 @@ class Histories(NamedTuple):
     days: Tensor  # int16 [event]: days before the index date
     sources: Tensor  # uint8 [event]: place in SOURCES, from 1
 
-
+# %% ../../nbs/data/32b_events.ipynb #05eec592
 class _Numbers:
     "Numbers for codes, in the order in which they are met."
 
@@ -217,11 +209,8 @@ class _Numbers:
         new = events.select(key).unique(maintain_order=True).join(self.known, on=key, how="anti")
         numbers = pl.Series(np.arange(new.height, dtype=np.int32) + self.known.height)
         self.known = self.known.vstack(new.with_columns(number=numbers))
-        return (
-            events.select(key)
-            .join(self.known, on=key, how="left", maintain_order="left")["number"]
-            .to_numpy()
-        )
+        numbered = events.select(key).join(self.known, on=key, how="left", maintain_order="left")
+        return numbered["number"].to_numpy()
 
     def sorted(self) -> tuple[pl.DataFrame, np.ndarray]:
         "Codes in alphabetical order, and the new place of each number."
@@ -230,7 +219,15 @@ class _Numbers:
         places[table["number"].to_numpy()] = np.arange(table.height)
         return table.drop("number"), places
 
-# %% ../../nbs/data/32b_events.ipynb #e76ac892
+# %% ../../nbs/data/32b_events.ipynb #357b1c8b
+def _people(index: np.ndarray, ages: np.ndarray) -> pl.DataFrame:  # row, index, oldest
+    "Participants with an index date and an age, and the most days before it that are read of each."
+    # A month more than the age: the day of birth is not known
+    oldest = np.minimum(np.nan_to_num(ages) * 365.25 + 31, LONGEST).astype(np.int32)
+    rows = np.flatnonzero(~np.isnat(index) & ~np.isnan(ages)).astype(np.int32)
+    return pl.DataFrame({"row": rows, "index": index[rows], "oldest": oldest[rows]})
+
+# %% ../../nbs/data/32b_events.ipynb #6fadd9f4
 def read_histories(
     biobank: Biobank,
     settings: EventSettings,
@@ -238,13 +235,8 @@ def read_histories(
     ages: np.ndarray,  # float32 [participant]: ages at it, in years
 ) -> tuple[Histories, pl.DataFrame]:  # And the codes: vocabulary, code
     "Read everybody's events before the index date."
-    dated = ~np.isnat(index) & ~np.isnan(ages)
-    oldest = np.minimum(np.nan_to_num(ages) * 365.25 + 31, LONGEST).astype(
-        np.int32
-    )  # a month: the day of birth is not known
-    rows = np.flatnonzero(dated).astype(np.int32)
-    people = pl.DataFrame({"row": rows, "index": index[rows], "oldest": oldest[rows]})
-    starts = range(0, len(rows), PEOPLE_AT_ONCE)
+    people = _people(index, ages)
+    starts = range(0, people.height, PEOPLE_AT_ONCE)
     number, counts, parts = _Numbers(), np.zeros(len(index), np.int64), []
     for start in progress(starts, "reading health records") if len(starts) > 1 else starts:
         events = _in_order(biobank, settings, people[start : start + PEOPLE_AT_ONCE])
@@ -307,7 +299,7 @@ def _tokens_above(
     order = np.argsort(tokens == PADDING, axis=1, kind="stable")
     return np.take_along_axis(tokens, order, axis=1)
 
-
+# %% ../../nbs/data/32b_events.ipynb #2a1a72d3
 def learn_tokens(
     histories: Histories,
     hierarchy: Hierarchy,
@@ -344,7 +336,7 @@ class PackedEvents(NamedTuple):
         "Move all parts to a device."
         return PackedEvents(*(part.to(device, non_blocking=True) for part in self))
 
-
+# %% ../../nbs/data/32b_events.ipynb #b0eca2c7
 class EventBlock(Block):
     "Health records before the index date, as sequences of code, age and source."
 
@@ -371,20 +363,17 @@ class EventBlock(Block):
             return f"{kinds}, not fitted"
         return f"{kinds}: {self.n_tokens - N_SPECIAL:,} codes and groups, fitted on {len(self.rows):,} rows"
 
-    @property
-    def n_tokens(self) -> int:
-        "Tokens, the special ones included."
-        return len(self.fitted().tokens.paths)
+# %% ../../nbs/data/32b_events.ipynb #65c75356
+@patch(as_prop=True)
+def n_tokens(self: EventBlock) -> int:
+    "Tokens, the special ones included."
+    return len(self.fitted().tokens.paths)
 
-    @property
-    def paths(self) -> Tensor:  # int64 [token, depth]: a token itself, then those above it, then 0
-        "What is above each token."
-        return self.fitted().tokens.paths
 
-    @property
-    def design_width(self) -> int:
-        "Columns that a linear model sees."
-        return self.n_tokens - OTHER
+@patch(as_prop=True)
+def paths(self: EventBlock) -> Tensor:  # int64 [token, depth]: a token itself, then those above it, then 0
+    "What is above each token."
+    return self.fitted().tokens.paths
 
 # %% ../../nbs/data/32b_events.ipynb #899d2d9f
 LINKED = ("diagnoses", "operations")  # Records that everybody is linked to
@@ -404,7 +393,7 @@ def event_columns(
         raise DataError("health records", expected, "none", remedy)
     return [name, *_age_columns(biobank, until)]
 
-
+# %% ../../nbs/data/32b_events.ipynb #61aa5e4a
 @patch
 def open(self: EventBlock, biobank: Biobank) -> EventBlock:
     "Read the events before the index date, once for all copies of the block; learn nothing."
@@ -422,7 +411,7 @@ def open(self: EventBlock, biobank: Biobank) -> EventBlock:
     self._biobank, self.rows = biobank, None  # what was learned from another Biobank does not count
     return self
 
-
+# %% ../../nbs/data/32b_events.ipynb #34172eb7
 @patch
 def fit(self: EventBlock, biobank: Biobank, rows: np.ndarray) -> EventBlock:
     "Learn from `rows` which codes are frequent enough."
@@ -431,9 +420,8 @@ def fit(self: EventBlock, biobank: Biobank, rows: np.ndarray) -> EventBlock:
     self.tokens = learn_tokens(self._histories, self.hierarchy, self.rows, self.settings.min_count)
     if self.n_tokens == N_SPECIAL:
         expected = f"codes that {self.settings.min_count} training participants have"
-        raise DataError(
-            f"modality {self.name!r}", expected, "none", "Take other records, or lower `min_count`."
-        )
+        remedy = "Take other records, or lower `min_count`."
+        raise DataError(f"modality {self.name!r}", expected, "none", remedy)
     return self
 
 
@@ -497,7 +485,7 @@ def batch(self: EventBlock, rows: Tensor) -> PackedEvents:
         self._ages.index_select(0, rows), torch.from_numpy(lanes), steps, torch.arange(n_lanes, dtype=torch.int32),
     )  # fmt: skip
 
-
+# %% ../../nbs/data/32b_events.ipynb #311444d1
 def _spread(values: Tensor, where: Tensor, kind: torch.dtype) -> Tensor:
     "Put values, one after the other, to the places that are true."
     return torch.zeros(where.shape, dtype=kind, device=where.device).masked_scatter(where, values.to(kind))
@@ -528,6 +516,12 @@ def multi_hot(
     every = paths[tokens].flatten(1)
     hot = torch.zeros(tokens.shape[0], paths.shape[0], device=tokens.device)
     return hot.scatter(1, every, 1.0)[:, OTHER:]
+
+
+@patch(as_prop=True)
+def design_width(self: EventBlock) -> int:
+    "Columns that a linear model sees."
+    return self.n_tokens - OTHER
 
 
 @patch

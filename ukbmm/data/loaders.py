@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +85,7 @@ def _read_ahead(reader: _Reader, batches: list[Tensor]) -> Iterator[dict]:
         if waiting is not None:
             yield waiting.result()
 
-
+# %% ../../nbs/data/33_loaders.ipynb #61b07e3a
 class _Order(torch.utils.data.Sampler):
     "The batches of the coming epoch, for worker processes that outlive an epoch."
 
@@ -104,7 +103,7 @@ class _Order(torch.utils.data.Sampler):
 def _same(value):
     return value
 
-# %% ../../nbs/data/33_loaders.ipynb #61b07e3a
+# %% ../../nbs/data/33_loaders.ipynb #e5ae483d
 class MultiModalLoader(DataLoader):
     "A fastai loader that asks each block once per batch."
 
@@ -126,64 +125,52 @@ class MultiModalLoader(DataLoader):
     ):
         super().__init__(dataset=np.asarray(rows), bs=bs, shuffle=shuffle, drop_last=drop_last, device=device)
         self.blocks, self.outcome, self.additive = blocks, outcome, additive
-        self.seed, self.workers = seed, num_workers
+        self.seed, self.workers, self.rank, self.world = seed, num_workers, rank, world
         self.rows = np.ascontiguousarray(rows, dtype=np.int64)
-        self.rank, self.world = rank, world
-        self.epoch = 0  # Number of the next epoch; a `FusionLearner` sets it to its own
-        self.first = 0  # Batch at which the next epoch is entered
-        self.whole = 0  # Participants of the batch that was given out last, over all processes
-        self._reader = _Reader(blocks)
-        self._processes: torch.utils.data.DataLoader | None = None
+        self._reader, self._processes, self._present = _Reader(blocks), None, None
+        self.epoch = self.first = self.whole = 0  # next epoch, its first batch; size of the last batch
 
-    @property
-    def items(self) -> list[int]:
-        "What fastai calls the rows."
-        return self.rows.tolist()
+# %% ../../nbs/data/33_loaders.ipynb #91df6d24
+@patch(as_prop=True)
+def items(self: MultiModalLoader) -> list[int]:
+    "What fastai calls the rows."
+    return self.rows.tolist()
 
-    @property
-    def _leaves(self) -> bool:
-        "Do batches leave the processor?"
-        return self.device is not None and torch.device(self.device).type != "cpu"
 
-    @cached_property
-    def present(self) -> Tensor:  # bool [participant of the loader, modality]
-        "Who has what: asked once, not for each batch."
-        return torch.stack(
-            [block.present(torch.from_numpy(self.rows)) for block in self.blocks.values()], dim=1
-        )
+@patch(as_prop=True)
+def _leaves(self: MultiModalLoader) -> bool:
+    "Do batches leave the processor?"
+    return self.device is not None and torch.device(self.device).type != "cpu"
 
-    def refuse_empty(self) -> None:
-        "Raise `DataError` where there are no blocks, as in an exported learner."
-        if not self.blocks:
-            raise DataError("the loaders", "fitted blocks", "none: an exported learner holds nobody's data",
-                            "Give it loaders of the same recipe, fitted on the same participants: learn.dls = dls. "
-                            "Then predict_rows(learn, rows).")  # fmt: skip
 
-    def _raw(self, batches: list[Tensor]) -> Iterator[dict]:
-        "Read batches of rows as the blocks keep them."
-        if self.workers:
-            return self._from_processes(batches)
-        if self._leaves or any(block.reads_disk() for block in self.blocks.values()):
-            return _read_ahead(self._reader, batches)
-        return map(self._reader.__getitem__, batches)
+@patch(as_prop=True)
+def present(self: MultiModalLoader) -> Tensor:  # bool [participant of the loader, modality]
+    "Who has what: asked once, not for each batch."
+    if self._present is None:
+        rows = torch.from_numpy(self.rows)
+        self._present = torch.stack([block.present(rows) for block in self.blocks.values()], dim=1)
+    return self._present
 
-    def __iter__(self) -> Iterator[tuple]:
-        "Go through one epoch; the next call goes through the next."
-        self.refuse_empty()
-        batches = epoch_batches(len(self.rows), self.bs, self.seed, self.epoch, self.shuffle, self.drop_last)
-        batches = batches[self.first :]
-        self.epoch, self.first = self.epoch + self.shuffle, 0
-        if batches:
-            own = [own_slice(batch, self.rank, self.world) for batch in batches]
-            sizes = [len(part) for part in own]
-            parts = {name: value.split(sizes) for name, value in self._small(torch.cat(own)).items()}
-            raws = self._raw(list(parts["row"]))
-            for batch, raw, *small in zip(batches, raws, *parts.values(), strict=True):
-                ready = self.unpack(raw, dict(zip(parts, small, strict=True)))
-                self.whole = len(batch)
-                yield self.after_batch(ready)
+# %% ../../nbs/data/33_loaders.ipynb #305ed251
+@patch
+def refuse_empty(self: MultiModalLoader) -> None:
+    "Raise `DataError` where there are no blocks, as in an exported learner."
+    if not self.blocks:
+        raise DataError("the loaders", "fitted blocks", "none: an exported learner holds nobody's data",
+                        "Give it loaders of the same recipe, fitted on the same participants: learn.dls = dls. "
+                        "Then predict_rows(learn, rows).")  # fmt: skip
 
-# %% ../../nbs/data/33_loaders.ipynb #5dda1e93
+# %% ../../nbs/data/33_loaders.ipynb #43f0e5db
+@patch
+def _raw(self: MultiModalLoader, batches: list[Tensor]) -> Iterator[dict]:
+    "Read batches of rows as the blocks keep them."
+    if self.workers:
+        return self._from_processes(batches)
+    if self._leaves or any(block.reads_disk() for block in self.blocks.values()):
+        return _read_ahead(self._reader, batches)
+    return map(self._reader.__getitem__, batches)
+
+
 @patch
 def _from_processes(self: MultiModalLoader, batches: list[Tensor]) -> Iterator:
     "Let worker processes read; they live as long as the loader."
@@ -200,7 +187,7 @@ def _from_processes(self: MultiModalLoader, batches: list[Tensor]) -> Iterator:
     self._processes.sampler.batches = batches
     return iter(self._processes)
 
-
+# %% ../../nbs/data/33_loaders.ipynb #b6f5c837
 @patch
 def _small(self: MultiModalLoader, positions: Tensor) -> dict[str, Tensor]:
     "What is small of the participants at `positions` among the loader's rows, the target among it."
@@ -225,6 +212,24 @@ def unpack(self: MultiModalLoader, raw: dict, small: dict[str, Tensor]) -> tuple
     x.update(small)
     return (x,) if target is None else (x, target)
 
+# %% ../../nbs/data/33_loaders.ipynb #ce88de25
+@patch
+def __iter__(self: MultiModalLoader) -> Iterator[tuple]:
+    "Go through one epoch; the next call goes through the next."
+    self.refuse_empty()
+    batches = epoch_batches(len(self.rows), self.bs, self.seed, self.epoch, self.shuffle, self.drop_last)
+    batches = batches[self.first :]
+    self.epoch, self.first = self.epoch + self.shuffle, 0
+    if batches:
+        own = [own_slice(batch, self.rank, self.world) for batch in batches]
+        sizes = [len(part) for part in own]
+        parts = {name: value.split(sizes) for name, value in self._small(torch.cat(own)).items()}
+        raws = self._raw(list(parts["row"]))
+        for batch, raw, *small in zip(batches, raws, *parts.values(), strict=True):
+            ready = self.unpack(raw, dict(zip(parts, small, strict=True)))
+            self.whole = len(batch)
+            yield self.after_batch(ready)
+
 
 @patch
 def one_batch(self: MultiModalLoader) -> tuple:
@@ -234,26 +239,26 @@ def one_batch(self: MultiModalLoader) -> tuple:
     small = self._small(epoch_batches(len(self.rows), self.bs, self.seed, self.epoch, self.shuffle)[0])
     return self.unpack(self._reader[small["row"]], small)
 
-# %% ../../nbs/data/33_loaders.ipynb #e5ae483d
-@patch
-def everybody(self: MultiModalLoader) -> MultiModalLoader:
-    "A loader of all its participants as one batch, in the order of its rows, on the processor."
-    whole = dict(bs=max(1, len(self.rows)), shuffle=False, drop_last=False, num_workers=0)
-    return self.new(**whole, device=torch.device("cpu"), rank=0, world=1)
-
-
-@patch
-def to_detach(self: MultiModalLoader, values: Any, cpu: bool = True, gather: bool = True) -> Any:
-    "Detach what a learner made of a batch; fastai calls it, and would gather what is of the whole batch already."
-    return to_detach(values, cpu, gather=False)
-
-
+# %% ../../nbs/data/33_loaders.ipynb #3c2b82c6
 @patch
 def new(self: MultiModalLoader, dataset: np.ndarray | None = None, **kwargs) -> MultiModalLoader:
     "A loader like this one, with other rows or settings; fastai calls it to predict."
     same = dict(bs=self.bs, shuffle=self.shuffle, drop_last=self.drop_last, seed=self.seed, num_workers=self.workers,
                 additive=self.additive, device=self.device, outcome=self.outcome, rank=self.rank, world=self.world)  # fmt: skip
     return type(self)(self.blocks, rows=self.rows if dataset is None else dataset, **{**same, **kwargs})
+
+
+@patch
+def everybody(self: MultiModalLoader) -> MultiModalLoader:
+    "A loader of all its participants as one batch, in the order of its rows, on the processor."
+    whole = dict(bs=max(1, len(self.rows)), shuffle=False, drop_last=False, num_workers=0)
+    return self.new(**whole, device=torch.device("cpu"), rank=0, world=1)
+
+# %% ../../nbs/data/33_loaders.ipynb #02cff3e6
+@patch
+def to_detach(self: MultiModalLoader, values: Any, cpu: bool = True, gather: bool = True) -> Any:
+    "Detach what a learner made of a batch; fastai calls it, and would gather what is of the whole batch already."
+    return to_detach(values, cpu, gather=False)
 
 
 @patch
@@ -298,22 +303,25 @@ class MultiModalDataLoaders(DataLoaders):
         "The fitted target."
         return self.train.outcome
 
-    def test_dl(
-        self,
-        rows: np.ndarray,  # Rows of the Biobank
-        bs: int | None = None,  # Participants in a batch; None takes the validation loader's
-        with_labels: bool = False,  # With targets?
-        **ignored,  # What fastai passes besides
-    ) -> MultiModalLoader:
-        "A loader over other rows, with what was fitted on the training rows. An exported learner has none to give."
-        self.valid.refuse_empty()
-        outcome = self.outcome if with_labels else None
-        return self.valid.new(np.asarray(rows), outcome=outcome, additive=None, bs=bs or self.valid.bs)
+# %% ../../nbs/data/33_loaders.ipynb #eecce73e
+@patch
+def test_dl(
+    self: MultiModalDataLoaders,
+    rows: np.ndarray,  # Rows of the Biobank
+    bs: int | None = None,  # Participants in a batch; None takes the validation loader's
+    with_labels: bool = False,  # With targets?
+    **ignored,  # What fastai passes besides
+) -> MultiModalLoader:
+    "A loader over other rows, with what was fitted on the training rows. An exported learner has none to give."
+    self.valid.refuse_empty()
+    outcome = self.outcome if with_labels else None
+    return self.valid.new(np.asarray(rows), outcome=outcome, additive=None, bs=bs or self.valid.bs)
 
-    @property
-    def fitted_rows(self) -> dict[str, np.ndarray]:
-        "The rows each block was fitted on, for the leakage audit."
-        return {name: block.rows for name, block in [*self.blocks.items(), ("outcome", self.outcome)]}
+
+@patch(as_prop=True)
+def fitted_rows(self: MultiModalDataLoaders) -> dict[str, np.ndarray]:
+    "The rows each block was fitted on, for the leakage audit."
+    return {name: block.rows for name, block in [*self.blocks.items(), ("outcome", self.outcome)]}
 
 # %% ../../nbs/data/33_loaders.ipynb #1b770eda
 def fitted_loaders(
@@ -332,29 +340,22 @@ def fitted_loaders(
     loader = MultiModalLoader(blocks, outcome, train, bs, True, False, seed, num_workers, additive)
     return MultiModalDataLoaders(loader, loader.new(valid, shuffle=False), path, device)
 
-# %% ../../nbs/data/33_loaders.ipynb #3a392667
-def _named(blocks) -> tuple[dict[str, Block], OutcomeBlock | None]:
+# %% ../../nbs/data/33_loaders.ipynb #9ef7fa33
+def _named(blocks: tuple[Block, ...]) -> tuple[dict[str, Block], OutcomeBlock]:
     "Sort blocks into modalities by name and the outcome."
     outcomes = [block for block in blocks if isinstance(block, OutcomeBlock)]
     inputs = [block for block in blocks if not isinstance(block, OutcomeBlock)]
     names = [block.name for block in inputs]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(
-            "the data block",
-            "modalities of different names",
-            f"{twice!r} twice",
-            "Give one of them another `name`.",
-        )
+        raise DataError("the data block", "modalities of different names", f"{twice!r} twice",
+                        "Give one of them another `name`.")  # fmt: skip
     if not inputs or len(outcomes) != 1:
-        raise DataError(
-            "the data block",
-            "inputs and one OutcomeBlock",
-            f"{len(inputs)} inputs and {len(outcomes)} outcomes",
-        )
+        found = f"{len(inputs)} inputs and {len(outcomes)} outcomes"
+        raise DataError("the data block", "inputs and one OutcomeBlock", found)
     return dict(zip(names, inputs, strict=True)), outcomes[0]
 
-
+# %% ../../nbs/data/33_loaders.ipynb #dbed5598
 class MultiModalDataBlock:
     "A recipe for loaders: blocks of inputs and one of the outcome, not yet fitted."
 
@@ -367,24 +368,26 @@ class MultiModalDataBlock:
     def __repr__(self) -> str:
         return f"MultiModalDataBlock of {', '.join(self.inputs)} for {self.outcome.outcome.title!r}"
 
-    def dataloaders(
-        self,
-        biobank: Biobank,
-        train: np.ndarray,  # Rows to learn from
-        valid: np.ndarray,  # Rows to check on
-        bs: int = 256,  # Participants in a batch
-        seed: int = 0,  # Decides the order of training batches
-        num_workers: int = 0,  # Processes that read; 0 reads in this one
-        additive: Tensor | None = None,  # float32 [participant, modality, class]: scores of a linear model
-        path: str | Path = ".",  # Where fastai saves models
-        device: torch.device | str | None = None,  # None takes the GPU where there is one
-    ) -> MultiModalDataLoaders:
-        "Fit copies of the blocks on `train` and make loaders."
-        # The recipe's own blocks are opened and never fitted: what they read serves every fold
-        opened = {name: block.open(biobank) for name, block in self.inputs.items()}
-        blocks = {name: block.copy().fit(biobank, train) for name, block in opened.items()}
-        outcome = self.outcome.copy().fit(biobank, train)
-        return fitted_loaders(blocks, outcome, train, valid, bs, seed, num_workers, additive, path, device)
+# %% ../../nbs/data/33_loaders.ipynb #7f0eb51a
+@patch
+def dataloaders(
+    self: MultiModalDataBlock,
+    biobank: Biobank,
+    train: np.ndarray,  # Rows to learn from
+    valid: np.ndarray,  # Rows to check on
+    bs: int = 256,  # Participants in a batch
+    seed: int = 0,  # Decides the order of training batches
+    num_workers: int = 0,  # Processes that read; 0 reads in this one
+    additive: Tensor | None = None,  # float32 [participant, modality, class]: scores of a linear model
+    path: str | Path = ".",  # Where fastai saves models
+    device: torch.device | str | None = None,  # None takes the GPU where there is one
+) -> MultiModalDataLoaders:
+    "Fit copies of the blocks on `train` and make loaders."
+    # The recipe's own blocks are opened and never fitted: what they read serves every fold
+    opened = {name: block.open(biobank) for name, block in self.inputs.items()}
+    blocks = {name: block.copy().fit(biobank, train) for name, block in opened.items()}
+    outcome = self.outcome.copy().fit(biobank, train)
+    return fitted_loaders(blocks, outcome, train, valid, bs, seed, num_workers, additive, path, device)
 
 # %% ../../nbs/data/33_loaders.ipynb #e0979904
 def _weight(raw) -> int:
@@ -418,6 +421,13 @@ def _picture(value) -> Tensor:
     return torch.cat(flat, dim=1).cpu()
 
 
+def _draw(axis, name: str, picture: Tensor, there: Tensor) -> None:
+    "Draw a modality: a row for each participant, blank where it is absent."
+    shown = torch.where(there[:, None], picture, torch.nan)
+    axis.imshow(shown, aspect="auto", cmap="coolwarm", vmin=-2.5, vmax=2.5)
+    axis.set(title=f"{name}, {int(there.sum())} of {len(there)}", xlabel="column", yticks=[])
+
+# %% ../../nbs/data/33_loaders.ipynb #8b25ac2b
 @patch
 def show_batch(
     self: MultiModalDataLoaders,
@@ -428,22 +438,12 @@ def show_batch(
     import matplotlib.pyplot as plt
 
     x, y = self.one_batch()
-    fig, axes = plt.subplots(
-        1, len(self.blocks) + 1, figsize=(2.6 * (len(self.blocks) + 1), 2.8), squeeze=False
-    )
-    for i, (name, axis) in enumerate(zip(self.blocks, axes[0], strict=False)):
-        picture = _picture(x[name])[:max_n, :max_columns]
-        there = x["present"][:max_n, i].cpu()
-        axis.imshow(
-            torch.where(there[:, None], picture, torch.nan),
-            aspect="auto",
-            cmap="coolwarm",
-            vmin=-2.5,
-            vmax=2.5,
-        )
-        axis.set(title=f"{name}, {int(there.sum())} of {len(there)}", xlabel="column", yticks=[])
-    axes[0, 0].set_ylabel("participant")
-    axes[0, -1].barh(range(min(max_n, len(y))), y[:max_n, 0].float().cpu())
-    axes[0, -1].invert_yaxis()
-    axes[0, -1].set(title=self.outcome.outcome.title[:24], yticks=[], xlabel="standardised")
+    n = len(self.blocks) + 1
+    fig, axes = plt.subplots(1, n, figsize=(2.6 * n, 2.8))
+    for i, (name, axis) in enumerate(zip(self.blocks, axes, strict=False)):
+        _draw(axis, name, _picture(x[name])[:max_n, :max_columns], x["present"][:max_n, i].cpu())
+    axes[0].set_ylabel("participant")
+    axes[-1].barh(range(min(max_n, len(y))), y[:max_n, 0].float().cpu())
+    axes[-1].invert_yaxis()
+    axes[-1].set(title=self.outcome.outcome.title[:24], yticks=[], xlabel="standardised")
     fig.tight_layout()

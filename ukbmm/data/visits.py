@@ -26,6 +26,16 @@ __all__ = ['ASSESSMENT', 'DATE', 'VisitSettings', 'visit_choices', 'visit_column
            'time_since_last', 'last_values']
 
 # %% ../../nbs/data/32a_visits.ipynb #a8da3534
+def _at_every_visit(choice: FieldChoice) -> FieldChoice:
+    "Raise `ValueError` where a choice names more of a field than can be had at each visit."
+    if choice.derived or choice.prefix or choice.instance is not None or choice.array == "any":
+        raise ValueError(
+            "expected a field with array, ordered and name at most: every visit is taken, "
+            "and a multiple choice has no single value at a visit"
+        )
+    return choice
+
+# %% ../../nbs/data/32a_visits.ipynb #6e9bf03f
 class VisitSettings(Settings):
     "Measurements that were repeated at assessment visits, as inputs."
 
@@ -50,13 +60,7 @@ class VisitSettings(Settings):
     @field_validator("fields")
     @classmethod
     def _every_visit(cls, fields: list[FieldChoice]) -> list[FieldChoice]:
-        for one in fields:
-            if one.derived or one.prefix or one.instance is not None or one.array == "any":
-                raise ValueError(
-                    "expected a field with array, ordered and name at most: every visit is taken, "
-                    "and a multiple choice has no single value at a visit"
-                )
-        return fields
+        return [_at_every_visit(one) for one in fields]
 
 # %% ../../nbs/data/32a_visits.ipynb #5df978dd
 ASSESSMENT = 2  # The kind of occasion that an assessment visit is, in the showcase's schema
@@ -184,17 +188,13 @@ class VisitBlock(Block):
         size = f"VisitBlock {self.name!r}: {len(self.settings.fields)} fields at visits 0 to {self.until}"
         return f"{size}, {'not fitted' if self.rows is None else f'fitted on {len(self.rows):,} rows'}"
 
-    @property
-    def n_channels(self) -> int:
-        "Quantities that are followed."
-        return len(self.settings.fields)
+# %% ../../nbs/data/32a_visits.ipynb #51d51c97
+@patch(as_prop=True)
+def n_channels(self: VisitBlock) -> int:
+    "Quantities that are followed."
+    return len(self.settings.fields)
 
-    @property
-    def design_width(self) -> int:
-        "Columns that a linear model sees."
-        return 2 * self.n_channels
 
-# %% ../../nbs/data/32a_visits.ipynb #09d24adb
 @patch
 def open(self: VisitBlock, biobank: Biobank) -> VisitBlock:
     "Read and clean the visits, once for all copies of the block; learn nothing."
@@ -212,7 +212,7 @@ def open(self: VisitBlock, biobank: Biobank) -> VisitBlock:
     self._biobank, self.rows = biobank, None  # what was learned from another Biobank does not count
     return self
 
-
+# %% ../../nbs/data/32a_visits.ipynb #0f3ebe47
 @patch
 def fit(self: VisitBlock, biobank: Biobank, rows: np.ndarray) -> VisitBlock:
     "Learn each field's mean and deviation from all visits of `rows`."
@@ -268,6 +268,12 @@ def last_values(
     place = ((mask > 0) * steps).amax(dim=1, keepdim=True)  # 0: never measured
     last = value.gather(1, (place - 1).clamp(min=0)) * (place > 0)
     return torch.cat([last[:, 0], (place[:, 0] == 0).to(value.dtype)], dim=1)
+
+
+@patch(as_prop=True)
+def design_width(self: VisitBlock) -> int:
+    "Columns that a linear model sees."
+    return 2 * self.n_channels
 
 
 @patch

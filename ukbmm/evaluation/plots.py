@@ -118,24 +118,23 @@ def plot_confusion(
     percent = confusion(target, prediction)
     axis.imshow(percent, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     for row, column in zip(*np.nonzero(np.isfinite(percent)), strict=True):
-        value = percent[row, column]
-        axis.text(
-            column,
-            row,
-            f"{value:.0f}",
-            ha="center",
-            va="center",
-            fontsize=8,
-            color="white" if value > 55 else "0.2",
-        )
+        colour = "white" if percent[row, column] > 55 else "0.2"
+        text = f"{percent[row, column]:.0f}"
+        axis.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
     names, places = _short(classes), range(len(classes))
-    axis.set(xticks=places, yticks=places, yticklabels=names, xlabel="predicted class", ylabel="true class")
-    axis.set_xticks(
-        places, names, rotation=30 if len(classes) > 2 else 0, ha="right" if len(classes) > 2 else "center"
-    )
+    axis.set(yticks=places, yticklabels=names, xlabel="predicted class", ylabel="true class")
+    axis.set_xticks(places, names, **({"rotation": 30, "ha": "right"} if len(classes) > 2 else {}))
     return axis
 
 # %% ../../nbs/evaluation/56_plots.ipynb #90f462c9
+def _legend(axis: Any, drawn: bool, otherwise: str, **options) -> None:
+    "Name what is drawn, or say in the title why nothing is."
+    if drawn:
+        axis.legend(frameon=False, fontsize=8, **options)
+    else:
+        axis.set(title=otherwise)
+
+# %% ../../nbs/evaluation/56_plots.ipynb #011cc908
 def plot_class_calibration(
     axis: Any,  # A matplotlib axis
     target: np.ndarray,  # [person]: number of the class
@@ -148,24 +147,23 @@ def plot_class_calibration(
     for number in sorted(np.argsort(-people, kind="stable")[:at_most]):
         groups = calibration_groups((target == number).astype(np.float64), prediction[:, number])
         if groups.height > 1:
-            axis.plot(
-                groups["predicted"],
-                groups["observed"],
-                "o-",
-                ms=3,
-                lw=1.2,
-                label=_short([classes[number]])[0],
-            )
+            label = _short([classes[number]])[0]
+            axis.plot(groups["predicted"], groups["observed"], "o-", ms=3, lw=1.2, label=label)
             top = max(top, groups["predicted"].max(), groups["observed"].max())
     axis.plot([0, top], [0, top], color="0.5", lw=1, ls="--")
-    axis.set(
-        xlabel="predicted probability", ylabel="observed share", title="" if top else "too few people to show"
-    )
-    if top:
-        axis.legend(frameon=False, fontsize=8)
+    axis.set(xlabel="predicted probability", ylabel="observed share")
+    _legend(axis, top > 0, "too few people to show")
     return axis
 
 # %% ../../nbs/evaluation/56_plots.ipynb #3b3e0356
+def _interval(
+    axis: Any, value: float, ci95: Sequence[float], place: float, colour: str, size: float = 6.0
+) -> None:
+    "Draw a value as a dot on its 95% interval, at a height."
+    axis.plot(ci95, [place, place], color=colour, lw=0.5 + size / 4)
+    axis.plot(value, place, "o", ms=size, color=colour)
+
+# %% ../../nbs/evaluation/56_plots.ipynb #2528a40e
 def plot_parts(
     axis: Any,  # A matplotlib axis
     metrics: dict,  # From evaluate
@@ -174,24 +172,16 @@ def plot_parts(
     "Draw the area under the ROC curve of every label or class, of every model, with 95% intervals."
     models = list(metrics["models"])
     for number, model in enumerate(models):
-        colour, off = (
-            "C0" if model == "fusion" else f"{0.35 + 0.2 * (number - 1):.2f}",
-            0.5 * (number / len(models) - 0.25),
-        )
+        colour = "C0" if model == "fusion" else f"{0.35 + 0.2 * (number - 1):.2f}"
+        off = 0.5 * (number / len(models) - 0.25)
         axis.plot([], [], "o-", ms=4, lw=1.5, color=colour, label=model)
         for part in metrics["parts"]:
             found = part["models"][model]["auc"]
             if found["value"] is not None and not (is_small(part["cases"]) or is_small(part["others"])):
-                axis.plot(found["ci95"], [part["part"] + off] * 2, color=colour, lw=1.5)
-                axis.plot(found["value"], part["part"] + off, "o", ms=4, color=colour)
+                _interval(axis, found["value"], found["ci95"], part["part"] + off, colour, 4.0)
     axis.axvline(0.5, color="0.5", lw=1, ls="--")
-    axis.set(
-        yticks=range(len(names)),
-        yticklabels=_short(names, 30),
-        xlabel=METRICS["auc"].title,
-        ylim=(-0.6, len(names) - 0.4),
-    )
-    axis.invert_yaxis()
+    axis.set(yticks=range(len(names)), yticklabels=_short(names, 30), xlabel=METRICS["auc"].title)
+    axis.set_ylim(len(names) - 0.4, -0.6)
     axis.legend(frameon=False, fontsize=8)
     return axis
 
@@ -207,25 +197,22 @@ def plot_incidence(
     words = ("lowest risk", "second", "third", "fourth", "highest risk")
     for (group,), curve in curves.group_by("group", maintain_order=True):
         shade = 0.15 + 0.2 * group
-        axis.plot(
-            curve["time"],
-            100 * curve["risk"],
-            color=(0.12, 0.44, 0.7, 0.2 + 0.8 * shade),
-            lw=1 + shade,
-            label=words[group],
-        )
-    axis.set(
-        xlabel="years",
-        ylabel="had the event (%)",
-        xlim=(0, horizon),
-        title="" if curves.height else "too few events to show",
-    )
-    if curves.height:
-        handles, shown = axis.get_legend_handles_labels()
-        axis.legend(handles[::-1], shown[::-1], frameon=False, fontsize=8, loc="upper left")
+        colour = (0.12, 0.44, 0.7, 0.2 + 0.8 * shade)
+        axis.plot(curve["time"], 100 * curve["risk"], color=colour, lw=1 + shade, label=words[group])
+    axis.set(xlabel="years", ylabel="had the event (%)", xlim=(0, horizon))
+    handles = axis.get_legend_handles_labels()[0][::-1]  # the highest curve first
+    _legend(axis, curves.height > 0, "too few events to show", handles=handles, loc="upper left")
     return axis
 
 # %% ../../nbs/evaluation/56_plots.ipynb #ef8e7051
+def _percent_groups(axis: Any, groups: pl.DataFrame, label: str) -> float:
+    "Draw observed against predicted risks with their intervals, in percent; returns the highest."
+    percent = 100 * groups.select("predicted", "observed", "low", "high")
+    error = np.abs([percent["observed"] - percent["low"], percent["high"] - percent["observed"]])
+    axis.errorbar(percent["predicted"], percent["observed"], error, fmt="o", ms=4, lw=1, label=label)
+    return max(percent["predicted"].max(), percent["high"].max())
+
+# %% ../../nbs/evaluation/56_plots.ipynb #16dbbe57
 def plot_horizon_calibration(
     axis: Any,  # A matplotlib axis
     target: np.ndarray,  # [person, 2]: years, and the number of the event or 0
@@ -238,27 +225,15 @@ def plot_horizon_calibration(
     for number, name in enumerate(events[:4]):
         risk = prediction.reshape(len(prediction), -1)[:, (number + 1) * len(horizons) - 1]
         groups = horizon_groups(target, risk, horizon, number + 1)
-        if groups.is_empty():
-            continue
-        ratio = cumulative_incidence(target, [horizon], number + 1)["risk"][0] / risk.mean()
-        error = np.abs([groups["observed"] - groups["low"], groups["high"] - groups["observed"]])
-        label = f"{_short([name])[0]}: {ratio:.2f}" if name else f"observed over expected {ratio:.2f}"
-        axis.errorbar(
-            100 * groups["predicted"], 100 * groups["observed"], 100 * error, fmt="o", ms=4, lw=1, label=label
-        )
-        top = 100 * max(top / 100, groups["predicted"].max(), groups["high"].max())
+        if not groups.is_empty():
+            ratio = cumulative_incidence(target, [horizon], number + 1)["risk"][0] / risk.mean()
+            label = f"{_short([name])[0]}: {ratio:.2f}" if name else f"observed over expected {ratio:.2f}"
+            top = max(top, _percent_groups(axis, groups, label))
     axis.plot([0, top], [0, top], color="0.5", lw=1, ls="--")
     by = f"within {horizon:g} years (%)"
-    axis.set(
-        xlabel=f"predicted risk {by}", ylabel=f"observed {by}", title="" if top else "too few events to show"
-    )
-    if top:
-        axis.legend(
-            frameon=False,
-            fontsize=8,
-            title="observed over expected" if len(events) > 1 else None,
-            title_fontsize=8,
-        )
+    axis.set(xlabel=f"predicted risk {by}", ylabel=f"observed {by}")
+    title = "observed over expected" if len(events) > 1 else None
+    _legend(axis, top > 0, "too few events to show", title=title, title_fontsize=8)
     return axis
 
 # %% ../../nbs/evaluation/56_plots.ipynb #a183a256
@@ -289,11 +264,8 @@ def plot_models(
     names = list(metrics["models"])
     for i, name in enumerate(names):
         found = metrics["models"][name][metric]
-        if found["value"] is None:
-            continue
-        colour = "C0" if name == "fusion" else "0.35"
-        axis.plot(found["ci95"], [i, i], color=colour, lw=2)
-        axis.plot(found["value"], i, "o", color=colour)
+        if found["value"] is not None:
+            _interval(axis, found["value"], found["ci95"], i, "C0" if name == "fusion" else "0.35")
     axis.set(yticks=range(len(names)), yticklabels=names, xlabel=fill(METRICS[metric].title, 40))
     axis.set_ylim(len(names) - 0.5, -0.5)
     return axis
@@ -307,8 +279,7 @@ def plot_differences(
     "Draw paired differences from the reference model, positive where it is better."
     shown = [c for c in metrics["comparisons"] if c["metric"] == metric and c["difference"] is not None]
     for i, found in enumerate(shown):
-        axis.plot(found["ci95"], [i, i], color="C0", lw=2)
-        axis.plot(found["difference"], i, "o", color="C0")
+        _interval(axis, found["difference"], found["ci95"], i, "C0")
     axis.axvline(0, color="0.5", lw=1, ls="--")
     labels = [f"{c['first']} - {c['second']}" for c in shown]
     title = fill(f"difference in {METRICS[metric].title}", 40)

@@ -84,59 +84,71 @@ class MixedPrecision(DirectCallback):
         "Find the device's kind and make the scaler."
         kind = next(self.learn.model.parameters()).device.type
         if self.precision == "fp16" and kind != "cuda":
-            raise UkbmmError(
-                "mixed precision fp16",
-                "a CUDA device",
-                kind,
-                "Use bf16 on this device, or no mixed precision.",
-            )
+            remedy = "Use bf16 on this device, or no mixed precision."
+            raise UkbmmError("mixed precision fp16", "a CUDA device", kind, remedy)
         self.kind, self.dtype = kind, torch.bfloat16 if self.precision == "bf16" else torch.float16
         if self.precision == "fp16" and self.scaler is None:
             self.scaler = torch.amp.GradScaler("cuda")
 
-    def compute(self, forward: Callable, *inputs, **named) -> torch.Tensor:
-        "Call `forward` in 16 bits; what comes out is 32 bits again, for the loss."
-        with torch.autocast(self.kind, dtype=self.dtype):
-            return forward(*inputs, **named).float()
+# %% ../../nbs/training/60_callbacks.ipynb #377a372d
+@patch
+def compute(self: MixedPrecision, forward: Callable, *inputs, **named) -> torch.Tensor:
+    "Call `forward` in 16 bits; what comes out is 32 bits again, for the loss."
+    with torch.autocast(self.kind, dtype=self.dtype):
+        return forward(*inputs, **named).float()
 
-    def before_batch(self) -> None:
-        "Let the model compute in 16 bits, once: an error in any place leaves nothing switched on."
-        model = self.learn.model
-        own, forward = vars(model).get("forward"), model.forward
 
-        def once(*inputs, **named) -> torch.Tensor:
-            self._restore()
-            return self.compute(forward, *inputs, **named)
+@patch
+def before_batch(self: MixedPrecision) -> None:
+    "Let the model compute in 16 bits, once: an error in any place leaves nothing switched on."
+    model = self.learn.model
+    own, forward = vars(model).get("forward"), model.forward
 
-        self.swapped, model.forward = (model, own), once
-
-    def _restore(self) -> None:
-        if self.swapped is not None:
-            (model, own), self.swapped = self.swapped, None
-            vars(model).pop("forward")
-            vars(model).update({} if own is None else {"forward": own})
-
-    def after_cancel_batch(self) -> None:
-        "Leave 16 bits when a batch is given up."
+    def once(*inputs, **named) -> torch.Tensor:
         self._restore()
+        return self.compute(forward, *inputs, **named)
 
-    @property
-    def param_groups(self) -> list:
-        "What the scaler asks of an optimizer."
-        return self.learn.opt.param_groups
+    self.swapped, model.forward = (model, own), once
 
-    def step(self, *args, **kwargs) -> None:
-        "Remember that the scaler let the step through."
-        self.stepped = True
+# %% ../../nbs/training/60_callbacks.ipynb #766fc739
+@patch
+def _restore(self: MixedPrecision) -> None:
+    "Give the model back the `forward` that it had."
+    if self.swapped is not None:
+        (model, own), self.swapped = self.swapped, None
+        vars(model).pop("forward")
+        vars(model).update({} if own is None else {"forward": own})
 
-    def state_dict(self) -> dict:
-        "The scale of fp16, which adapts itself."
-        return {} if self.scaler is None else self.scaler.state_dict()
 
-    def load_state_dict(self, state: dict) -> None:
-        "Take up a scale."
-        if self.scaler is not None:
-            self.scaler.load_state_dict(state)
+@patch
+def after_cancel_batch(self: MixedPrecision) -> None:
+    "Leave 16 bits when a batch is given up."
+    self._restore()
+
+# %% ../../nbs/training/60_callbacks.ipynb #69bb2206
+@patch(as_prop=True)
+def param_groups(self: MixedPrecision) -> list:
+    "What the scaler asks of an optimizer."
+    return self.learn.opt.param_groups
+
+
+@patch
+def step(self: MixedPrecision, *args, **kwargs) -> None:
+    "Remember that the scaler let the step through."
+    self.stepped = True
+
+
+@patch
+def state_dict(self: MixedPrecision) -> dict:
+    "The scale of fp16, which adapts itself."
+    return {} if self.scaler is None else self.scaler.state_dict()
+
+
+@patch
+def load_state_dict(self: MixedPrecision, state: dict) -> None:
+    "Take up a scale."
+    if self.scaler is not None:
+        self.scaler.load_state_dict(state)
 
 # %% ../../nbs/training/60_callbacks.ipynb #785b0fc6
 @patch
@@ -186,14 +198,18 @@ class Accumulate(DirectCallback):
         self.stepping = i + 1 == stop
         self.share = (people[3] - people[2]) / (people[1] - people[0])
 
-    def before_backward(self) -> None:
-        "Count a batch by its participants."
-        self.learn.loss_grad = self.learn.loss_grad * self.share
+# %% ../../nbs/training/60_callbacks.ipynb #f8e0f272
+@patch
+def before_backward(self: Accumulate) -> None:
+    "Count a batch by its participants."
+    self.learn.loss_grad = self.learn.loss_grad * self.share
 
-    def before_step(self) -> None:
-        "Step at the end of a group only; until then gradients add up."
-        if not self.stepping:
-            raise CancelBatchException()
+
+@patch
+def before_step(self: Accumulate) -> None:
+    "Step at the end of a group only; until then gradients add up."
+    if not self.stepping:
+        raise CancelBatchException()
 
 
 class Clip(DirectCallback, GradientClip):
@@ -212,12 +228,8 @@ def deterministic() -> Iterator[None]:
         found = re.search(r"(\S+) does not have a deterministic implementation", str(error))
         if found is None:
             raise
-        raise UkbmmError(
-            f"the operation {found[1]} of a strict training",
-            "a deterministic kernel",
-            "none on this device",
-            "Leave train.strict out, or train without what uses it.",
-        ) from error
+        raise UkbmmError(f"the operation {found[1]} of a strict training", "a deterministic kernel", "none on this device",
+                         "Leave train.strict out, or train without what uses it.") from error  # fmt: skip
     finally:
         torch.use_deterministic_algorithms(before)
 
@@ -241,24 +253,26 @@ class Compile(DirectCallback):
     ):
         self.options = {"dynamic": False, **options}  # A graph for each shape, whatever came before
 
-    @contextlib.contextmanager
-    def around_fit(self) -> Iterator[None]:
-        "What surrounds a fit: it compiles anew, so that what was compiled before decides nothing."
-        import torch._dynamo  # takes a second or two: only who compiles waits for it
-        import torch._inductor.config as inductor
+# %% ../../nbs/training/60_callbacks.ipynb #83ece258
+@patch
+@contextlib.contextmanager
+def around_fit(self: Compile) -> Iterator[None]:
+    "What surrounds a fit: it compiles anew, so that what was compiled before decides nothing."
+    import torch._dynamo  # takes a second or two: only who compiles waits for it
+    import torch._inductor.config as inductor
 
-        model, config = self.learn.model, torch._dynamo.config
-        limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # torch < 2.6
-        name = "cpp_cache_precompile_headers"  # A file that is half written would end every later run
-        headers = {name: False} if hasattr(inductor, name) else {}
-        torch._dynamo.reset()
-        get_logger("ukbmm.training").info("compiling the network; the first batches take minutes")
-        model.forward = torch.compile(model.forward, **self.options)
-        try:
-            with config.patch({limit: 64}), inductor.patch(headers):
-                yield
-        finally:
-            vars(model).pop("forward", None)
+    model, config = self.learn.model, torch._dynamo.config
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # torch < 2.6
+    name = "cpp_cache_precompile_headers"  # A file that is half written would end every later run
+    headers = {name: False} if hasattr(inductor, name) else {}
+    torch._dynamo.reset()
+    get_logger("ukbmm.training").info("compiling the network; the first batches take minutes")
+    model.forward = torch.compile(model.forward, **self.options)
+    try:
+        with config.patch({limit: 64}), inductor.patch(headers):
+            yield
+    finally:
+        vars(model).pop("forward", None)
 
 # %% ../../nbs/training/60_callbacks.ipynb #e12b6e69
 def whole(
@@ -279,7 +293,7 @@ def part_like(
 
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
 
-
+# %% ../../nbs/training/60_callbacks.ipynb #50e45aa1
 def whole_weights(
     model: nn.Module,
 ) -> dict[str, Tensor]:  # By name, copies
@@ -326,53 +340,63 @@ class BestWeights(DirectCallback):
         "A fit, or a validation, begins; fastai announces both with this event."
         self.active = False
 
-    def before_train(self) -> None:
-        "Before the first epoch, measure and keep the untrained state."
-        if self.active or hasattr(self.learn, "lr_finder"):
-            return
-        self.active, self.losses, self.parts, self.sums = True, [], [], []
-        half = next((cb for cb in self.learn.cbs if isinstance(cb, MixedPrecision)), None)
-        model = partial(half.compute, self.learn.model) if half else self.learn.model  # as in all epochs
-        gather = getattr(self.learn.dls.valid, "gather", lambda values: values)
-        self.learn.model.eval()
-        with torch.no_grad():
-            for *inputs, target in self.learn.dls.valid:
-                self._note(gather(model(*inputs)), gather(target))
-        self.learn.model.train()
-        self._close_epoch()
+# %% ../../nbs/training/60_callbacks.ipynb #046f59fe
+@patch
+def _note(self: BestWeights, output: Tensor, target: Tensor) -> None:
+    "Keep each participant's loss of a validation batch, and what the batch adds to the mean that fastai shows."
+    each = copy.copy(self.learn.loss_func)
+    each.reduction = "none"
+    self.parts.append(each(output, target).float().flatten(1).mean(1))
+    self.sums.append(self.learn.loss_func(output, target).double() * len(target))
 
-    def _note(self, output: Tensor, target: Tensor) -> None:
-        "Keep each participant's loss of a validation batch, and what the batch adds to the mean that fastai shows."
-        each = copy.copy(self.learn.loss_func)
-        each.reduction = "none"
-        self.parts.append(each(output, target).float().flatten(1).mean(1))
-        self.sums.append(self.learn.loss_func(output, target).double() * len(target))
 
-    def _close_epoch(self) -> None:
-        "Note an epoch's validation loss, and keep its weights if it is the best."
-        now, loss = torch.cat(self.parts), float(sum(self.sums)) / sum(map(len, self.parts))
-        self.parts, self.sums = [], []
-        self.losses.append(loss)
-        if len(self.losses) == 1:
-            self.start = now
-        elif not (loss < self.best_loss and (self.best_epoch > 0 or beats(self.start, now, self.margin))):
-            return
-        self.best_loss, self.best_epoch = loss, len(self.losses) - 1
-        self.weights = whole_weights(self.learn.model)
+@patch
+def _close_epoch(self: BestWeights) -> None:
+    "Note an epoch's validation loss, and keep its weights if it is the best."
+    now, loss = torch.cat(self.parts), float(sum(self.sums)) / sum(map(len, self.parts))
+    self.parts, self.sums = [], []
+    self.losses.append(loss)
+    if len(self.losses) == 1:
+        self.start = now
+    elif not (loss < self.best_loss and (self.best_epoch > 0 or beats(self.start, now, self.margin))):
+        return
+    self.best_loss, self.best_epoch = loss, len(self.losses) - 1
+    self.weights = whole_weights(self.learn.model)
 
-    def after_pred(self) -> None:
-        "Note the validation participants' losses."
-        if self.active and not self.learn.training:
-            self._note(self.learn.pred, *self.learn.yb)
+# %% ../../nbs/training/60_callbacks.ipynb #9ef1f979
+@patch
+def before_train(self: BestWeights) -> None:
+    "Before the first epoch, measure and keep the untrained state."
+    if self.active or hasattr(self.learn, "lr_finder"):
+        return
+    self.active, self.losses, self.parts, self.sums = True, [], [], []
+    half = next((cb for cb in self.learn.cbs if isinstance(cb, MixedPrecision)), None)
+    model = partial(half.compute, self.learn.model) if half else self.learn.model  # as in all epochs
+    gather = getattr(self.learn.dls.valid, "gather", lambda values: values)
+    self.learn.model.eval()
+    with torch.no_grad():
+        for *inputs, target in self.learn.dls.valid:
+            self._note(gather(model(*inputs)), gather(target))
+    self.learn.model.train()
+    self._close_epoch()
 
-    def after_epoch(self) -> None:
-        "Close the epoch, and stop where there was nothing better for a while."
-        if not self.active:
-            return
-        self._close_epoch()
-        lowest = self.losses.index(min(self.losses))
-        if len(self.losses) - 1 - lowest >= self.patience:
-            raise CancelFitException()
+# %% ../../nbs/training/60_callbacks.ipynb #e258407c
+@patch
+def after_pred(self: BestWeights) -> None:
+    "Note the validation participants' losses."
+    if self.active and not self.learn.training:
+        self._note(self.learn.pred, *self.learn.yb)
+
+
+@patch
+def after_epoch(self: BestWeights) -> None:
+    "Close the epoch, and stop where there was nothing better for a while."
+    if not self.active:
+        return
+    self._close_epoch()
+    lowest = self.losses.index(min(self.losses))
+    if len(self.losses) - 1 - lowest >= self.patience:
+        raise CancelFitException()
 
 # %% ../../nbs/training/60_callbacks.ipynb #201d72fc
 @patch

@@ -29,6 +29,11 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import Tensor
 
+# %% auto #0
+__all__ = ['NAME', 'random_state', 'set_random_state', 'plain', 'on_device', 'training_state', 'set_training_state', 'identity',
+           'Stopped', 'on_sigterm', 'Checkpoint']
+
+# %% ../../nbs/training/62_checkpoint.ipynb #9637e9fd
 from ..core import RunError, file_sha256, get_logger
 from ukbmm.training.callbacks import (
     Accumulate,
@@ -38,10 +43,6 @@ from ukbmm.training.callbacks import (
     whole,
     whole_weights,
 )
-
-# %% auto #0
-__all__ = ['NAME', 'random_state', 'set_random_state', 'plain', 'on_device', 'training_state', 'set_training_state', 'identity',
-           'Stopped', 'on_sigterm', 'Checkpoint']
 
 # %% ../../nbs/training/62_checkpoint.ipynb #3aca1265
 def random_state() -> dict:
@@ -88,23 +89,27 @@ def plain(
     what = "tensors, numbers, text, lists and dictionaries"
     raise RunError(f"the state of {owner}", what, type(value).__name__, remedy)
 
-
+# %% ../../nbs/training/62_checkpoint.ipynb #bf05a965
 def on_device(value: Any, device: torch.device) -> Any:
     "A state with its tensors on a device."
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, dict):
         return {key: on_device(part, device) for key, part in value.items()}
-    return (
-        type(value)(on_device(part, device) for part in value) if isinstance(value, list | tuple) else value
-    )
+    if isinstance(value, list | tuple):
+        return type(value)(on_device(part, device) for part in value)
+    return value
 
 # %% ../../nbs/training/62_checkpoint.ipynb #2e9061f7
 def _numbers(metric: Metric) -> dict:
     "What a metric has added up."
-    return {
-        name: value for name, value in vars(metric).items() if isinstance(value, Tensor | int | float | list)
-    }
+    kinds = Tensor | int | float | list
+    return {name: value for name, value in vars(metric).items() if isinstance(value, kinds)}
+
+
+def _rates(noted: list) -> Tensor:  # float64
+    "What was noted of a setting of the optimizer, one number a batch."
+    return torch.tensor(np.array(noted, dtype=np.float64))
 
 
 def _recorded(learn: Learner) -> dict:
@@ -112,18 +117,15 @@ def _recorded(learn: Learner) -> dict:
     recorder = learn.recorder
     schedules = [cb.hps for cb in learn.cbs if isinstance(cb, ParamScheduler)]
     return {
-        "lrs": torch.tensor(np.array(recorder.lrs, dtype=np.float64)),
+        "lrs": _rates(recorder.lrs),
         "losses": torch.stack(recorder.losses),
         "iters": recorder.iters,
         "values": recorder.values,
         "metrics": [_numbers(metric) for metric in recorder._train_mets],
-        "schedules": [
-            {name: torch.tensor(np.array(one, dtype=np.float64)) for name, one in each.items()}
-            for each in schedules
-        ],
+        "schedules": [{name: _rates(one) for name, one in each.items()} for each in schedules],
     }
 
-
+# %% ../../nbs/training/62_checkpoint.ipynb #0cf33cb7
 def _set_recorded(learn: Learner, state: dict) -> None:
     "Give fastai's recorder and schedules back what they had noted."
     recorder = learn.recorder
@@ -202,7 +204,7 @@ def _alike(one: Any, other: Any) -> bool:
         return len(one) == len(other) and all(map(_alike, one, other))
     return one == other
 
-
+# %% ../../nbs/training/62_checkpoint.ipynb #406174d2
 def _changed(learn: Learner, start: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     "What has changed in observed callbacks since they had the attributes `start`."
     nothing = object()
@@ -264,7 +266,7 @@ def _set_optimizer(learn: Learner, state: dict) -> None:
     ]
     learn.opt.load_state_dict({"state": parts, "hypers": L(dict(one) for one in state["hypers"])})
 
-
+# %% ../../nbs/training/62_checkpoint.ipynb #e507c9c9
 def set_training_state(
     learn: Learner,  # At the beginning of the fit or of the epoch that the state is of
     state: dict,  # What `training_state` gave
@@ -306,7 +308,7 @@ def _plan(learn: Learner) -> list:
     keepers = [key for key, cb in _keepers(learn).items() if cb.state_dict()]
     return [learn.n_epoch, points, rates, settings, keepers]
 
-
+# %% ../../nbs/training/62_checkpoint.ipynb #bb3ec721
 def identity(
     learn: Learner,
     of: str = "",  # What else the training depends on, such as a fingerprint of the study
@@ -372,34 +374,44 @@ class Checkpoint(DirectCallback):
         named = ((NAME.fullmatch(path.name), path) for path in self.folder.glob("*.pt"))
         return [path for *_, path in sorted((*map(int, m.groups()[:3]), path) for m, path in named if m)]
 
-    @contextlib.contextmanager
-    def around_fit(self) -> Iterator[None]:
-        "Take up a fit, and answer SIGTERM while it goes on; a search for a learning rate is no training."
-        if hasattr(self.learn, "lr_finder"):
+# %% ../../nbs/training/62_checkpoint.ipynb #6c2102ca
+@patch
+def _ask(self: Checkpoint, *signal_and_frame: Any) -> None:
+    "Note that the training is to stop; called in the middle of anything, so it does nothing else."
+    self.asked = True
+
+
+@patch
+def _stopped(self: Checkpoint) -> Stopped:
+    "What a training ends with that was asked to stop."
+    return Stopped(
+        "the training was asked to stop (SIGTERM)", remedy="The same again goes on where it stopped."
+    )
+
+# %% ../../nbs/training/62_checkpoint.ipynb #c94aa100
+@patch
+@contextlib.contextmanager
+def around_fit(self: Checkpoint) -> Iterator[None]:
+    "Take up a fit, and answer SIGTERM while it goes on; a search for a learning rate is no training."
+    if hasattr(self.learn, "lr_finder"):
+        yield
+        return
+    self.running, self.asked, self.agreed, self.due = True, False, False, False
+    try:
+        self.start = _attributes(self.learn) | self.start
+        self._take_up()
+        with on_sigterm(self._ask):
             yield
-            return
-        self.running, self.asked, self.agreed, self.due = True, False, False, False
-        try:
-            self.start = _attributes(self.learn) | self.start
-            self._take_up()
-            with on_sigterm(self._ask):
-                yield
-            self.fits += 1
-        except CancelFitException:  # ended early, by patience
-            self.fits += 1
+        self.fits += 1
+    except CancelFitException:  # ended early, by patience
+        self.fits += 1
+        raise
+    except RuntimeError as error:  # a warning to all processes ends those that read batches, too
+        if not self.asked:
             raise
-        except RuntimeError as error:  # a warning to all processes ends those that read batches, too
-            if not self.asked:
-                raise
-            raise self._stopped() from error
-        finally:
-            self.running, self.found = False, None
-
-    def _ask(self, *signal_and_frame: Any) -> None:
-        self.asked = True
-
-    def _stopped(self) -> Stopped:
-        return Stopped("the training was asked to stop (SIGTERM)", remedy="The same again goes on where it stopped.")  # fmt: skip
+        raise self._stopped() from error
+    finally:
+        self.running, self.found = False, None
 
 # %% ../../nbs/training/62_checkpoint.ipynb #999c7dff
 @patch
@@ -423,7 +435,7 @@ def newest(self: Checkpoint) -> dict | None:
         path.rename(path.with_suffix(".damaged"))
     return None
 
-
+# %% ../../nbs/training/62_checkpoint.ipynb #d401f610
 @patch
 def _take_up(self: Checkpoint) -> None:
     "Go on from the last checkpoint; raises `RunError` where it is of another training."
@@ -448,9 +460,10 @@ def _take_up(self: Checkpoint) -> None:
     learn.first_epoch, self.found = place["epoch"], state
     self._resume()
 
-
+# %% ../../nbs/training/62_checkpoint.ipynb #988981b1
 @patch
 def _resume(self: Checkpoint) -> None:
+    "Give everything its state, and this process its random numbers."
     set_training_state(self.learn, self.found)
     states = self.found["random"]
     set_random_state(states[self.learn.dls.train.rank % len(states)])
@@ -476,7 +489,7 @@ def _agree(self: Checkpoint) -> bool:
         self.agreed = self.agreed or bool(asked)
     return self.agreed
 
-
+# %% ../../nbs/training/62_checkpoint.ipynb #0dccc233
 @patch
 def after_batch(self: Checkpoint) -> None:
     "Write a checkpoint where one is due, at the end of a step; end where that was asked."
@@ -494,7 +507,7 @@ def after_batch(self: Checkpoint) -> None:
     if stop:
         raise self._stopped()
 
-
+# %% ../../nbs/training/62_checkpoint.ipynb #c9925076
 @patch
 def save(self: Checkpoint) -> None:
     "Write a checkpoint, whole or not at all, and remove the oldest."
@@ -509,7 +522,7 @@ def save(self: Checkpoint) -> None:
         for path in self.files()[: -self.keep]:
             path.unlink()
 
-
+# %% ../../nbs/training/62_checkpoint.ipynb #5284259c
 @patch
 def _write(self: Checkpoint, state: dict) -> None:
     "Write a state under a name that ends with its checksum; what a killed process left half written goes."

@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 from fastai.callback.progress import ProgressCallback
-from fastcore.basics import patch
-from fastcore.basics import noop
+from fastcore.basics import noop, patch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
@@ -29,9 +28,6 @@ from .callbacks import Accumulate, DirectCallback, MixedPrecision, SeedFit
 __all__ = ['WAIT_MINUTES', 'WAIT_DAYS', 'answered', 'Processes', 'join', 'shard', 'Distributed']
 
 # %% ../../nbs/training/63_distributed.ipynb #76e69560
-WAIT_MINUTES = 30  # How long a process waits for the others within a training
-WAIT_DAYS = 7  # How long it waits for what the first one alone does, such as a baseline
-
 _SILENCE = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed out|timeout|peer", re.IGNORECASE)
 
 
@@ -48,6 +44,10 @@ def answered(
             raise
         raise RunError(f"process {rank} of {world}", "an answer of all others", "one that does not answer any more",
                        "Look for its own message. The same command goes on from the last checkpoint.") from error  # fmt: skip
+
+# %% ../../nbs/training/63_distributed.ipynb #476ba65b
+WAIT_MINUTES = 30  # How long a process waits for the others within a training
+WAIT_DAYS = 7  # How long it waits for what the first one alone does, such as a baseline
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _check(self: Distributed) -> None:
     if self.processes.sharded and any(cb.precision == "fp16" for cb in half):
         raise UkbmmError("mixed precision of a shared network (FSDP)", "bf16 or no", "fp16")
 
-
+# %% ../../nbs/training/63_distributed.ipynb #97172988
 @patch
 @contextlib.contextmanager
 def around_fit(self: Distributed) -> Iterator[None]:
@@ -166,7 +166,7 @@ def around_fit(self: Distributed) -> Iterator[None]:
             vars(model).pop("forward", None)
             vars(model).update({} if own is None else {"forward": own})
 
-
+# %% ../../nbs/training/63_distributed.ipynb #a14dbb60
 @patch
 def _through(self: Distributed, model: nn.Module, forward: Callable) -> Callable:
     "A `forward` that goes through DDP while training; DDP calls the model again, which then computes."
@@ -190,7 +190,7 @@ def _through(self: Distributed, model: nn.Module, forward: Callable) -> Callable
 
     return call
 
-
+# %% ../../nbs/training/63_distributed.ipynb #be21c978
 @patch(as_prop=True)
 def stepping(self: Distributed) -> bool:
     "Does this batch end with a step of the optimizer?"
@@ -205,7 +205,7 @@ def after_pred(self: Distributed) -> None:
         self.learn.pred = gather(self.learn.pred)
         self.learn.yb = tuple(gather(part) for part in self.learn.yb)
 
-
+# %% ../../nbs/training/63_distributed.ipynb #82add204
 @patch
 def before_backward(self: Distributed) -> None:
     "Make the mean over processes a sum, and exchange gradients where a step follows."

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 from fastai.callback.core import Callback
+from fastai.learner import Learner
+from torch import Tensor, nn
 
 from ..core import ModelError
 from ..models.fusion import FusionSettings
@@ -38,6 +40,18 @@ class ModalityDropout(DirectCallback):
         self.learn.xb = (type(x)({**x, "present": there}), *others)
 
 # %% ../../nbs/training/60a_modalities.ipynb #c9656841
+def _every_answer(learn: Learner, model: nn.Module) -> Tensor:  # [batch, modality, output]
+    "What each modality alone says of the whole batch; where one is absent, what the network says."
+    if model.answers is None:
+        raise ModelError("auxiliary losses", "a model with heads for single modalities", "none",
+                         "Build it with `fusion: {auxiliary: 0.1}`.")  # fmt: skip
+    gather = getattr(learn.dl, "gather", lambda values: values)  # `learn.pred` is the whole batch's
+    present, answers = gather(learn.xb[0]["present"]), gather(model.answers.float())
+    own = learn.pred.detach().unsqueeze(1).expand(-1, present.shape[1], -1)
+    answers = torch.where(present.unsqueeze(-1), answers, own[..., : answers.shape[-1]])
+    return torch.cat([answers, own[..., answers.shape[-1] :]], dim=-1)
+
+# %% ../../nbs/training/60a_modalities.ipynb #43a9cdfd
 class AuxiliaryLoss(DirectCallback):
     "Add the losses of the heads that see one modality alone."
 
@@ -55,15 +69,7 @@ class AuxiliaryLoss(DirectCallback):
         if not learn.training:
             return
         model = getattr(learn.model, "module", learn.model)  # inside of what distributes it
-        if model.answers is None:
-            raise ModelError("auxiliary losses", "a model with heads for single modalities", "none",
-                             "Build it with `fusion: {auxiliary: 0.1}`.")  # fmt: skip
-        gather = getattr(learn.dl, "gather", lambda values: values)  # `learn.pred` is the whole batch's
-        present, answers = gather(learn.xb[0]["present"]), gather(model.answers.float())
-        own = learn.pred.detach().unsqueeze(1).expand(-1, present.shape[1], -1)
-        answers = torch.where(present.unsqueeze(-1), answers, own[..., : answers.shape[-1]])
-        answers = torch.cat([answers, own[..., answers.shape[-1] :]], dim=-1)
-        losses = [learn.loss_func(answer, *learn.yb) for answer in answers.unbind(1)]
+        losses = [learn.loss_func(answer, *learn.yb) for answer in _every_answer(learn, model).unbind(1)]
         learn.loss_grad = learn.loss_grad + self.weight * torch.stack(losses).mean()
         model.answers = None
 
@@ -72,6 +78,6 @@ def modality_callbacks(
     settings: FusionSettings,
     seed: int = 0,  # Decides what is hidden
 ) -> list[Callback]:
-    "Make the callbacks that the settings of a fusion ask for; none by default."
+    "Make the callbacks that the settings of a fusion ask for; by default one that hides a tenth of the modalities."
     dropout = [ModalityDropout(settings.modality_dropout, seed)] if settings.modality_dropout else []
     return dropout + ([AuxiliaryLoss(settings.auxiliary)] if settings.auxiliary else [])

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +14,12 @@ from fastai.callback.core import Callback
 from pydantic import Field as Setting
 from pydantic import field_validator
 
+# %% auto #0
+__all__ = ['Epochs', 'Rate', 'FIRST_SIZE', 'LARGEST_SIZE', 'BATCHES', 'LoopSettings', 'TrainSettings', 'contradictions',
+           'check_training', 'watching_callbacks', 'technique_callbacks', 'wanted_batch_size', 'learner_for',
+           'fit_batch_size']
+
+# %% ../../nbs/training/66_settings.ipynb #dc7f6e95
 from ..config import Settings
 from ..core import UkbmmError, did_you_mean
 from ..data.loaders import MultiModalDataLoaders
@@ -35,18 +40,9 @@ from ukbmm.training.techniques import (
 )
 from .watching import Speed, TextProgress, require_tracker, trackers
 
-# %% auto #0
-__all__ = ['Epochs', 'Rate', 'FIRST_SIZE', 'LARGEST_SIZE', 'BATCHES', 'LoopSettings', 'TrainSettings', 'contradictions',
-           'check_training', 'watching_callbacks', 'technique_callbacks', 'wanted_batch_size', 'learner_for',
-           'fit_batch_size']
-
 # %% ../../nbs/training/66_settings.ipynb #0d33142e
-Epochs = Annotated[int, Setting(ge=1)]
-Rate = Annotated[float, Setting(gt=0)]
-
-
-class LoopSettings(Settings):
-    "How long a network is trained, in which steps, and where."
+class _StepSettings(Settings):
+    "How long a network is trained, and in which steps."
 
     epochs: int = Setting(20, ge=1, description="Epochs at most")
     batch_size: int | Literal["auto"] = Setting(
@@ -62,6 +58,18 @@ class LoopSettings(Settings):
     )
     amp: Precision = Setting("no", description="Mixed precision: bf16 on any device, fp16 on CUDA")
     accumulate: int = Setting(1, ge=1, description="Batches whose gradients make one step")
+
+    @field_validator("batch_size")
+    @classmethod
+    def _two_or_more(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 2:
+            raise ValueError(f"a batch has 2 participants or more, found {value}")
+        return value
+
+# %% ../../nbs/training/66_settings.ipynb #9c3dc03e
+class LoopSettings(_StepSettings):
+    "How long a network is trained, in which steps, and where."
+
     clip: float | None = Setting(
         None, gt=0, description="Largest norm of a gradient; leave out to clip nothing"
     )
@@ -70,7 +78,6 @@ class LoopSettings(Settings):
     checkpoint: int | None = Setting(
         None, ge=1, description="Batches between checkpoints, beside the one at the end of each epoch"
     )
-
     start: Literal["ridge", "zero"] = Setting(
         "ridge", description="Where the linear part starts: at a ridge regression, or at zero"
     )
@@ -86,16 +93,9 @@ class LoopSettings(Settings):
         "auto", description="Where to train; auto takes the GPU where there is one"
     )
 
-    @field_validator("batch_size")
-    @classmethod
-    def _two_or_more(cls, value: int | str) -> int | str:
-        if isinstance(value, int) and value < 2:
-            raise ValueError(f"a batch has 2 participants or more, found {value}")
-        return value
-
-# %% ../../nbs/training/66_settings.ipynb #9c3dc03e
-class TrainSettings(LoopSettings):
-    "How a network is trained."
+# %% ../../nbs/training/66_settings.ipynb #71ba1f9c
+class _AverageSettings(LoopSettings):
+    "Where a training is written down, and which of its weights are kept."
 
     trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = Setting(
         [],
@@ -109,6 +109,15 @@ class TrainSettings(LoopSettings):
     swa_start: float = Setting(
         0.75, ge=0, lt=1, description="Share of the epochs that are trained before swa begins"
     )
+
+# %% ../../nbs/training/66_settings.ipynb #c4cee30e
+Epochs = Annotated[int, Setting(ge=1)]
+Rate = Annotated[float, Setting(gt=0)]
+
+
+class TrainSettings(_AverageSettings):
+    "How a network is trained."
+
     freeze: dict[str, Epochs | None] = Setting(
         {}, description="Epochs for which encoders stay as they are, by modality; null freezes to the end"
     )
@@ -179,18 +188,14 @@ def watching_callbacks(
     "The callbacks that watch every training of a spec, beside the stop at NaN that each learner has."
     return [Speed(), TextProgress(what=name), ExplainMemory()]
 
-
+# %% ../../nbs/training/66_settings.ipynb #d7caceb7
 def technique_callbacks(
     settings: TrainSettings,
     seed: int = 0,  # Decides the noise of gradient modulation
 ) -> list[Callback]:
     "The callbacks of the techniques that settings ask for; none by default."
-    averages = {
-        "none": [],
-        "ema": [partial(EMA, settings.ema_decay)],
-        "swa": [partial(SWA, settings.swa_start)],
-    }
-    chosen = [make() for make in averages[settings.average]]
+    chosen: list[Callback] = [EMA(settings.ema_decay)] if settings.average == "ema" else []
+    chosen += [SWA(settings.swa_start)] if settings.average == "swa" else []
     chosen += [Freeze(settings.freeze)] if settings.freeze else []
     chosen += [GradientModulation(settings.modulation, seed=seed)] if settings.modulation is not None else []
     return chosen + ([Recompute(settings.recompute)] if settings.recompute else [])
@@ -209,6 +214,16 @@ def wanted_batch_size(
     return min(LARGEST_SIZE, max(FIRST_SIZE, n_train // BATCHES))
 
 # %% ../../nbs/training/66_settings.ipynb #d47a88ea
+_SAME = {"lr", "patience", "amp", "accumulate", "clip", "strict", "compile"}  # As `fusion_learner` calls them
+
+
+def _refuse(settings: TrainSettings, modalities: Sequence[str], cbs: Sequence[Callback]) -> None:
+    "Raise `UkbmmError` for what cannot work with these modalities or on this machine."
+    for place, what in contradictions(settings, modalities):
+        raise UkbmmError(f"train.{'.'.join(map(str, place))}: {what}")
+    check_training(settings, any(isinstance(cb, Distributed) and cb.processes.sharded for cb in cbs))
+
+# %% ../../nbs/training/66_settings.ipynb #1d97926b
 def learner_for(
     settings: TrainSettings,
     dls: MultiModalDataLoaders,  # Their batch size is set where the settings say auto
@@ -222,28 +237,23 @@ def learner_for(
     cbs: Sequence[Callback] = (),  # Further callbacks
 ) -> FusionLearner:
     "Make the learner that settings describe; raises `UkbmmError` for what cannot work or is not there."
-    for place, what in contradictions(settings, list(dls.blocks)):
-        raise UkbmmError(f"train.{'.'.join(map(str, place))}: {what}")
-    check_training(settings, any(isinstance(cb, Distributed) and cb.processes.sharded for cb in cbs))
+    _refuse(settings, list(dls.blocks), cbs)
     remembered = {"train": settings.model_dump(mode="json")} if about is None else about
     callbacks = watching_callbacks(name) + technique_callbacks(settings, seed)
-    callbacks += trackers(settings.trackers, folder, name, remembered)
-    learn = fusion_learner(dls, model, encoders, linear=linear, lr=settings.lr, wd=settings.weight_decay,
-                           patience=settings.patience, amp=settings.amp, accumulate=settings.accumulate, clip=settings.clip,
-                           strict=settings.strict, compile=settings.compile, seed=seed,
-                           cbs=[*callbacks, *cbs], path=folder)  # fmt: skip
+    callbacks += [*trackers(settings.trackers, folder, name, remembered), *cbs]
+    same = settings.model_dump(include=_SAME) | {"wd": settings.weight_decay, "seed": seed}
+    learn = fusion_learner(dls, model, encoders, linear=linear, cbs=callbacks, path=folder, **same)
     if settings.lrs:
         learn.lr = lrs_by_encoder(learn.model, settings.lrs, settings.lr)
     if settings.batch_size == "auto":
         fit_batch_size(learn)
     return learn
 
-
+# %% ../../nbs/training/66_settings.ipynb #cc0378d6
 def fit_batch_size(
     learn: FusionLearner,
 ) -> None:
     "Let a learner's loaders give out as many participants as there is memory for, up to what trains well."
-    size = find_batch_size(
-        learn, wanted_batch_size(TrainSettings(batch_size="auto"), len(learn.dls.train.rows))
-    )
+    wanted = wanted_batch_size(TrainSettings(batch_size="auto"), len(learn.dls.train.rows))
+    size = find_batch_size(learn, wanted)
     learn.dls.train.bs = learn.dls.valid.bs = size

@@ -20,21 +20,14 @@ from typing import Any
 import torch
 from fastai.learner import Learner
 from fastai.torch_core import rank_distrib
+from fastcore.basics import patch
 from fastcore.imports import IN_NOTEBOOK
 
-from ukbmm.core import (
-    Registry,
-    UkbmmError,
-    atomic_file,
-    duration,
-    get_logger,
-    progress,
-    require_extra,
-)
+from ..core import Registry, atomic_file, duration, get_logger, progress, require_extra
 from .callbacks import DirectCallback, ResumableCallback
 
 # %% auto #0
-__all__ = ['TRACKERS', 'QUIET', 'NOWHERE', 'epoch_rows', 'batch_size', 'Speed', 'peak_gib', 'sentence', 'TextProgress',
+__all__ = ['TRACKERS', 'QUIET', 'NOWHERE', 'epoch_rows', 'batch_size', 'peak_gib', 'Speed', 'sentence', 'TextProgress',
            'plot_learning', 'LearningCurve', 'flat_settings', 'require_tracker', 'Tracker', 'TensorBoard', 'MLflow',
            'WandB', 'trackers']
 
@@ -61,13 +54,22 @@ def batch_size(
     return len(x["present"] if isinstance(x, Mapping) else x)
 
 
+def peak_gib() -> float:
+    "Peak memory in GiB: of the GPU in this epoch; where there is none, of this process since it started."
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    try:
+        import resource
+    except ImportError:  # not a Unix
+        return math.nan
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+# %% ../../nbs/training/64_watching.ipynb #2abf860f
 class Speed(ResumableCallback):
     "Measure each epoch of training: participants a second, the share of time waiting for batches, peak memory."
 
-    order, run_valid = (
-        101,
-        False,
-    )  # After everything else of a batch, checkpoints too: what passes then is waiting
+    order, run_valid = 101, False  # After everything else, checkpoints too: what passes then is waiting
     kept = ("epochs", "sums")
 
     def __init__(self):
@@ -88,39 +90,35 @@ class Speed(ResumableCallback):
             torch.cuda.reset_peak_memory_stats()
         self.last = time.perf_counter()
 
-    def passed(self) -> float:
-        "Seconds since this was asked last."
-        before, now = self.last, time.perf_counter()
-        self.last = now
-        self.sums["taken"] += now - before
-        return now - before
-
-    def before_batch(self) -> None:
-        "A batch is there."
-        self.sums["waited"] += self.passed()
-
-    def after_batch(self) -> None:
-        "A batch is done; several processes count all of it."
-        self.passed()
-        self.sums["participants"] += getattr(self.learn.dl, "whole", 0) or batch_size(self.learn)
-
-    def after_train(self) -> None:
-        "Note the epoch."
-        taken = max(self.sums["taken"], 1e-9)
-        row = {"samples_per_s": self.sums["participants"] / taken, "waiting": self.sums["waited"] / taken}
-        self.epochs.append({**row, "peak_gib": peak_gib()})
+# %% ../../nbs/training/64_watching.ipynb #51e97527
+@patch
+def passed(self: Speed) -> float:
+    "Seconds since this was asked last."
+    before, now = self.last, time.perf_counter()
+    self.last = now
+    self.sums["taken"] += now - before
+    return now - before
 
 
-def peak_gib() -> float:
-    "Peak memory in GiB: of the GPU in this epoch; where there is none, of this process since it started."
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    try:
-        import resource
-    except ImportError:  # not a Unix
-        return math.nan
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+@patch
+def before_batch(self: Speed) -> None:
+    "A batch is there."
+    self.sums["waited"] += self.passed()
+
+
+@patch
+def after_batch(self: Speed) -> None:
+    "A batch is done; several processes count all of it."
+    self.passed()
+    self.sums["participants"] += getattr(self.learn.dl, "whole", 0) or batch_size(self.learn)
+
+# %% ../../nbs/training/64_watching.ipynb #6b645ed4
+@patch
+def after_train(self: Speed) -> None:
+    "Note the epoch."
+    taken = max(self.sums["taken"], 1e-9)
+    row = {"samples_per_s": self.sums["participants"] / taken, "waiting": self.sums["waited"] / taken}
+    self.epochs.append({**row, "peak_gib": peak_gib()})
 
 # %% ../../nbs/training/64_watching.ipynb #9ad0ee5f
 def sentence(
@@ -131,7 +129,7 @@ def sentence(
     values = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
     return f"epoch {row['epoch'] + 1} of {n_epochs}: {values}"
 
-
+# %% ../../nbs/training/64_watching.ipynb #2abd855a
 class TextProgress(DirectCallback):
     "Show how far training is, and how long it will take, in a terminal or in a log; a line for each epoch."
 
@@ -152,40 +150,49 @@ class TextProgress(DirectCallback):
         if self.learn.logger is print:
             self.learn.logger = self.write_line
 
-    @contextlib.contextmanager
-    def around_fit(self) -> Iterator[None]:
-        "Take the bar away where a fit ends by an error, too; a `FusionLearner` asks for it."
-        try:
-            yield
-        finally:
-            self.after_fit()
+# %% ../../nbs/training/64_watching.ipynb #36fd8654
+@patch
+def before_train(self: TextProgress) -> None:
+    "Show the bar, once."
+    if self.ticks is None and not rank_distrib():
+        batches = sum(map(len, self.learn.dls.loaders[:2]))
+        total = (self.learn.n_epoch - self.learn.epoch) * batches
+        self.ticks = progress(range(total), self.what, total, self.every)
+        self.started = time.monotonic()
 
-    def before_train(self) -> None:
-        "Show the bar, once."
-        if self.ticks is None and not rank_distrib():
-            batches = sum(map(len, self.learn.dls.loaders[:2]))
-            total = (self.learn.n_epoch - self.learn.epoch) * batches
-            self.ticks = progress(range(total), self.what, total, self.every)
-            self.started = time.monotonic()
 
-    def after_batch(self) -> None:
-        "One batch more."
-        if self.ticks is not None:
-            next(self.ticks, None)
+@patch
+def after_batch(self: TextProgress) -> None:
+    "One batch more."
+    if self.ticks is not None:
+        next(self.ticks, None)
 
-    def write_line(self, values: list) -> None:
-        "Write the epoch that has ended; the recorder calls it, for epochs that a resumed fit skips too."
-        if self.ticks is None:
-            return
+
+@patch
+def write_line(self: TextProgress, values: list) -> None:
+    "Write the epoch that has ended; the recorder calls it, for epochs that a resumed fit skips too."
+    if self.ticks is not None:
         taken = duration(time.monotonic() - self.started)
         line = sentence(epoch_rows(self.learn)[-1], self.learn.n_epoch)
         get_logger("ukbmm.training").info("%s; %s so far", line, taken)
 
-    def after_fit(self) -> None:
-        "Take the bar away."
-        if self.ticks is not None:
-            self.ticks.close()
-        self.ticks = None
+# %% ../../nbs/training/64_watching.ipynb #88abecac
+@patch
+def after_fit(self: TextProgress) -> None:
+    "Take the bar away."
+    if self.ticks is not None:
+        self.ticks.close()
+    self.ticks = None
+
+
+@patch
+@contextlib.contextmanager
+def around_fit(self: TextProgress) -> Iterator[None]:
+    "Take the bar away where a fit ends by an error, too; a `FusionLearner` asks for it."
+    try:
+        yield
+    finally:
+        self.after_fit()
 
 # %% ../../nbs/training/64_watching.ipynb #8906357d
 def plot_learning(
@@ -208,7 +215,7 @@ def plot_learning(
     axis.legend(frameon=False)
     return axis
 
-# %% ../../nbs/training/64_watching.ipynb #b3288598
+# %% ../../nbs/training/64_watching.ipynb #dd8ed0ce
 class LearningCurve(DirectCallback):
     "Draw losses by epoch while training, in a notebook or into a file."
 
@@ -221,11 +228,6 @@ class LearningCurve(DirectCallback):
         | None = None,  # A .png or .svg file, replaced after each epoch; None draws in the notebook alone
     ):
         self.path, self.shown = None if path is None else Path(path), None
-
-    def before_train(self) -> None:
-        "A new fit, a new picture."
-        if self.learn.epoch == 0:
-            self.shown = None
 
     def after_epoch(self) -> None:
         "Draw it again."
@@ -240,17 +242,26 @@ class LearningCurve(DirectCallback):
         if IN_NOTEBOOK:
             self.show(figure)
 
-    def show(self, figure: Any) -> None:
-        "Show the picture, or put it in place of the last one."
-        from IPython.display import Image, display
+# %% ../../nbs/training/64_watching.ipynb #906b18ee
+@patch
+def before_train(self: LearningCurve) -> None:
+    "A new fit, a new picture."
+    if self.learn.epoch == 0:
+        self.shown = None
 
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format="png", dpi=80)
-        picture = Image(drawn.getvalue())
-        if self.shown is None:
-            self.shown = display(picture, display_id=True)
-        else:
-            self.shown.update(picture)
+
+@patch
+def show(self: LearningCurve, figure: Any) -> None:
+    "Show the picture, or put it in place of the last one."
+    from IPython.display import Image, display
+
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=80)
+    picture = Image(drawn.getvalue())
+    if self.shown is None:
+        self.shown = display(picture, display_id=True)
+    else:
+        self.shown.update(picture)
 
 # %% ../../nbs/training/64_watching.ipynb #4d779369
 TRACKERS = Registry("tracker")
@@ -298,26 +309,6 @@ class Tracker(DirectCallback):
         self.run_id: str | None = None  # By which a resumed fit finds its run
         self.writer: Any = None
 
-    def before_train(self) -> None:
-        "Open the run."
-        if self.writer is None and not rank_distrib() and not hasattr(self.learn, "lr_finder"):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.writer = self.open()
-
-    def after_epoch(self) -> None:
-        "Write the epoch."
-        rows = epoch_rows(self.learn) if self.writer is not None else []
-        if rows:
-            speeds = self.learn.speed.epochs[-1:] if hasattr(self.learn, "speed") else []
-            row = {**rows[-1], "lr": float(self.learn.opt.hypers[-1]["lr"]), **dict(*speeds)}
-            self.note(row, int(row.pop("epoch")))
-
-    def after_fit(self) -> None:
-        "Close the run."
-        if self.writer is not None:
-            self.close()
-        self.writer = self.run_id = None
-
     def state_dict(self) -> dict[str, str | None]:
         "Which run it is."
         return {"run_id": self.run_id}
@@ -325,6 +316,32 @@ class Tracker(DirectCallback):
     def load_state_dict(self, state: Mapping[str, str | None]) -> None:
         "Go on with the run of a checkpoint."
         self.run_id = state["run_id"]
+
+# %% ../../nbs/training/64_watching.ipynb #182d805d
+@patch
+def before_train(self: Tracker) -> None:
+    "Open the run."
+    if self.writer is None and not rank_distrib() and not hasattr(self.learn, "lr_finder"):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.writer = self.open()
+
+
+@patch
+def after_epoch(self: Tracker) -> None:
+    "Write the epoch."
+    rows = epoch_rows(self.learn) if self.writer is not None else []
+    if rows:
+        speeds = self.learn.speed.epochs[-1:] if hasattr(self.learn, "speed") else []
+        row = {**rows[-1], "lr": float(self.learn.opt.hypers[-1]["lr"]), **dict(*speeds)}
+        self.note(row, int(row.pop("epoch")))
+
+
+@patch
+def after_fit(self: Tracker) -> None:
+    "Close the run."
+    if self.writer is not None:
+        self.close()
+    self.writer = self.run_id = None
 
 # %% ../../nbs/training/64_watching.ipynb #ea479f21
 class _Events:

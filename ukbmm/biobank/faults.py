@@ -204,7 +204,7 @@ def _batches(table: _Table) -> Iterator[pl.DataFrame]:
             yield batch.with_columns(pl.int_range(start, start + batch.height).alias(ROW))
             start += batch.height
 
-
+# %% ../../nbs/biobank/18c_faults.ipynb #79e38c5a
 def _write(table: _Table, path: Path, names: list[str], batches: Iterator[pl.DataFrame]) -> None:
     "Write columns of some rows after the other, in the form of `table`."
     with atomic_file(path) as out, out.open("wb") as stream:

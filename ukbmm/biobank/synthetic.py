@@ -347,6 +347,13 @@ def _spoil(folder: Path, faults: list[str], seed: int, packed: bool) -> None:
                 shutil.copyfileobj(plain, text)
         path.unlink()
 
+# %% ../../nbs/biobank/19_synthetic.ipynb #5fa4c131
+def _notice(folder: Path, participants: int, seed: int) -> None:
+    "Say in a file that nobody of these lives, and which lists lie beside titles."
+    lists = ", ".join(sorted(path.name for path in folder.glob("*.field_names.txt")))
+    notice = NOTICE.format(seed=seed, participants=participants)
+    write_text(folder / "SYNTHETIC.txt", notice + (TITLED.format(lists=lists) if lists else ""))
+
 # %% ../../nbs/biobank/19_synthetic.ipynb #a58b98a3
 def write_extract(
     folder: str | Path,  # Where to write; made if need be
@@ -354,8 +361,7 @@ def write_extract(
     variants: int = 2000,  # Variants
     seed: int = 0,  # Everything is a function of this
     format: str = "ukbconv-csv",  # One of FORMATS
-    columns: Iterable[str]
-    | None = EXAMPLE_COLUMNS,  # Canonical columns; None writes all, and the record tables
+    columns: Iterable[str] | None = EXAMPLE_COLUMNS,  # Canonical columns; None: all, and the record tables
     faults: Iterable[str] = (),  # Faults to plant, names of `FAULTS`
     packed: bool = False,  # Compress the main table with gzip?
 ) -> dict:  # The truth: coefficients, causal variants, what can be reached
@@ -371,10 +377,8 @@ def write_extract(
             beside(made)
     truth = truth_of(participants, variants, seed)
     _spoil(folder, faults, seed, packed)
+    _notice(folder, participants, seed)
     write_text(folder / "truth" / "truth.json", json.dumps(truth, indent=1))
-    lists = ", ".join(sorted(path.name for path in folder.glob("*.field_names.txt")))
-    notice = NOTICE.format(seed=seed, participants=participants)
-    write_text(folder / "SYNTHETIC.txt", notice + (TITLED.format(lists=lists) if lists else ""))
     return truth
 
 # %% ../../nbs/biobank/19_synthetic.ipynb #1fd81836

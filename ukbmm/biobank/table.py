@@ -121,7 +121,7 @@ def as_date(
     day = pl.when(whole).then(text).when(text.str.ends_with(" 00:00:00")).then(text.str.head(10))
     return day.otherwise(pl.lit("?")).str.to_date(date, strict=strict)
 
-# %% ../../nbs/biobank/16_table.ipynb #093d97e7
+
 def _parsed(text: pl.Expr, dtype: pl.DataType, date: str = ISO, strict: bool = True) -> pl.Expr:
     "Parse dates and times written in one way only; other types are parsed while the file is read."
     if dtype == pl.Date:
@@ -746,7 +746,7 @@ def _unknown(task: _Task) -> list[str]:
     blank = (f"column {i:,} (no name)" for i, name in enumerate(task.layout.names, 1) if not name.strip())
     return [name if name.strip() else next(blank) for name in task.header.unknown]
 
-
+# %% ../../nbs/biobank/16_table.ipynb #ec4b767d
 def _summary(task: _Task, notes: list[str], parts: list[str], ways: Ways) -> TableSummary:
     "Say what became of a file, which is looked at once more for that."
     header = task.header

@@ -197,7 +197,7 @@ def _lacking(outcome: Outcome, rows: np.ndarray) -> tuple[str, str] | None:
     alike = two and len(np.unique(outcome.strata[rows])) < 2
     return ("cases and controls", "one of them only") if alike else None
 
-
+# %% ../../nbs/cohort/22_splits.ipynb #8c5a43e8
 def _refuse_unusable(split: Split, cohort: Cohort, settings: KFold | HoldOut) -> None:
     "Raise `SplitError` for a fold in which an outcome is known for nobody or has one class only."
     several = cohort.outcome.kind == "several"

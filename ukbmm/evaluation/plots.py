@@ -322,26 +322,30 @@ def _people_answer(axis: Any, target: np.ndarray, prediction: np.ndarray) -> Non
     axis.set(xlabel="predicted probability (%)", xlim=(-5, 105))
 
 # %% ../../nbs/evaluation/56_plots.ipynb #d125c385
+def _percents(axis: Any, prediction: np.ndarray) -> None:
+    "Write each probability into its field."
+    for place, column in np.ndindex(*prediction.shape):
+        value = prediction[place, column]
+        axis.text(column, place, f"{100 * value:.0f}", ha="center", va="center", fontsize=8, color="white" if value > 0.55 else "0.2")  # fmt: skip
+
+
 def _people_grid(
     axis: Any, truth: np.ndarray, prediction: np.ndarray, names: Sequence[str], word: str
 ) -> None:
     "Probabilities of classes or labels in percent; a frame around what is true, a dotted one around what nobody knows."
     axis.imshow(prediction, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for place, column in np.ndindex(*prediction.shape) if len(names) <= 10 else ():
-        value = prediction[place, column]
-        axis.text(column, place, f"{100 * value:.0f}", ha="center", va="center", fontsize=8, color="white" if value > 0.55 else "0.2")  # fmt: skip
+    _percents(axis, prediction if len(names) <= 10 else prediction[:0])
     for place, column in zip(*np.nonzero(truth != 0), strict=True):  # NaN is not 0 either
         known = np.isfinite(truth[place, column])
         axis.bar(column, 0.86, 0.9, place - 0.43, fill=False, lw=1.6, ec="C1" if known else "0.6", ls="-" if known else ":")  # fmt: skip
     axis.plot([], [], "s", mfc="none", mec="C1", mew=1.6, label=word)
     if np.isnan(truth).any():
         axis.plot([], [], "s", mfc="none", mec="0.6", mew=1.2, label="not known")
-    axis.set_xticks(
-        range(len(names)), [fill(name, 18) for name in _short(names, 36)], rotation=30, ha="right", fontsize=8
-    )
+    words = [fill(name, 18) for name in _short(names, 36)]
+    axis.set_xticks(range(len(names)), words, rotation=30, ha="right", fontsize=8)
     axis.set(xlabel="predicted probability (%)", xlim=(-0.5, len(names) - 0.5))
 
-
+# %% ../../nbs/evaluation/56_plots.ipynb #f68b38e5
 def _people_times(
     axis: Any, target: np.ndarray, risk: np.ndarray, horizons: Sequence[float], event: int
 ) -> None:

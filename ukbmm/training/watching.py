@@ -293,7 +293,7 @@ def require_tracker(
         os.environ.setdefault(variable, value)
     return require_extra(name, name)
 
-
+# %% ../../nbs/training/64_watching.ipynb #67745f1d
 class Tracker(DirectCallback):
     "Hand the numbers of each epoch to a tracker; the first process alone writes."
 
@@ -363,7 +363,7 @@ class _Events:
         self.file.write(self.event(wall_time=time.time(), **values).SerializeToString())
         self.file.flush()
 
-
+# %% ../../nbs/training/64_watching.ipynb #73be001b
 @TRACKERS.register("tensorboard")
 class TensorBoard(Tracker):
     "Write scalars for TensorBoard into the folder `tensorboard`."
@@ -418,14 +418,18 @@ class MLflow(Tracker):
                 client.log_param(self.run_id, name, str(value)[:500])
         return client
 
-    def note(self, row: Mapping[str, float], epoch: int) -> None:
-        "Write the values of an epoch."
-        for name, value in row.items():
-            self.writer.log_metric(self.run_id, name, value, step=epoch)
+# %% ../../nbs/training/64_watching.ipynb #6ce4fedf
+@patch
+def note(self: MLflow, row: Mapping[str, float], epoch: int) -> None:
+    "Write the values of an epoch."
+    for name, value in row.items():
+        self.writer.log_metric(self.run_id, name, value, step=epoch)
 
-    def close(self) -> None:
-        "Say that the run has ended."
-        self.writer.set_terminated(self.run_id)
+
+@patch
+def close(self: MLflow) -> None:
+    "Say that the run has ended."
+    self.writer.set_terminated(self.run_id)
 
 # %% ../../nbs/training/64_watching.ipynb #99cb7c7a
 @TRACKERS.register("wandb")
@@ -445,18 +449,24 @@ class WandB(Tracker):
         self.forget()
         return run
 
-    def forget(self) -> None:
-        "Remove the logs of W&B itself: they name absolute paths of this machine."
-        shutil.rmtree(self.logs, ignore_errors=True)
+# %% ../../nbs/training/64_watching.ipynb #c835bd49
+@patch
+def forget(self: WandB) -> None:
+    "Remove the logs of W&B itself: they name absolute paths of this machine."
+    shutil.rmtree(self.logs, ignore_errors=True)
 
-    def note(self, row: Mapping[str, float], epoch: int) -> None:
-        "Write the values of an epoch."
-        self.writer.log(dict(row), step=epoch)
 
-    def close(self) -> None:
-        "Close the run."
-        self.writer.finish()
-        self.forget()
+@patch
+def note(self: WandB, row: Mapping[str, float], epoch: int) -> None:
+    "Write the values of an epoch."
+    self.writer.log(dict(row), step=epoch)
+
+
+@patch
+def close(self: WandB) -> None:
+    "Close the run."
+    self.writer.finish()
+    self.forget()
 
 # %% ../../nbs/training/64_watching.ipynb #15b2a4c2
 def trackers(

@@ -322,6 +322,11 @@ def _people_answer(axis: Any, target: np.ndarray, prediction: np.ndarray) -> Non
     axis.set(xlabel="predicted probability (%)", xlim=(-5, 105))
 
 # %% ../../nbs/evaluation/56_plots.ipynb #d125c385
+def _one_hot(target: np.ndarray, n_classes: int) -> np.ndarray:
+    "A one at the class of each person, NaN in the row of whom it is not known."
+    return np.where(np.isnan(target[:, :1]), np.nan, target[:, :1] == np.arange(n_classes))
+
+
 def _percents(axis: Any, prediction: np.ndarray) -> None:
     "Write each probability into its field."
     for place, column in np.ndindex(*prediction.shape):
@@ -384,8 +389,7 @@ def plot_people(
     elif kind == "binary":
         _people_answer(axis, target, prediction)
     else:
-        single = target[:, :1] == np.arange(len(names))
-        truth = target if kind == "multilabel" else np.where(np.isnan(target[:, :1]), np.nan, single)
+        truth = target if kind == "multilabel" else _one_hot(target, len(names))
         _people_grid(axis, truth, prediction, names, "has it" if kind == "multilabel" else "true class")
     axis.set(ylim=(len(target) - 0.4, -0.7), yticks=[], ylabel="participants")
     axis.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, fontsize=8, frameon=False,

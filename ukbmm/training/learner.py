@@ -19,6 +19,10 @@ from fastai.learner import Learner, Metric
 from fastcore.basics import patch
 from torch import nn
 
+# %% auto #0
+__all__ = ['PooledMetric', 'FusionLearner', 'History', 'by_encoder', 'fusion_learner', 'predict_rows']
+
+# %% ../../nbs/training/61_learner.ipynb #a263789b
 from ..cohort.outcomes import Outcome
 from ..core import UkbmmError, write_text
 from ..data.loaders import MultiModalDataLoaders, MultiModalLoader
@@ -42,9 +46,6 @@ from ukbmm.training.callbacks import (
 )
 from .divergence import StopOnNaN
 from .modalities import modality_callbacks
-
-# %% auto #0
-__all__ = ['PooledMetric', 'FusionLearner', 'History', 'by_encoder', 'fusion_learner', 'predict_rows']
 
 # %% ../../nbs/training/61_learner.ipynb #0bf79a29
 class PooledMetric(Metric):
@@ -70,19 +71,22 @@ class PooledMetric(Metric):
         "Forget the last epoch."
         self.outputs, self.targets = [], []
 
-    def accumulate(self, learn: Learner) -> None:
-        "Take a batch's predictions."
-        answer = self.loss.score(self.loss.activation(learn.pred.detach()))
-        self.outputs.append(answer.float().cpu())
-        self.targets.append(learn.yb[0].detach().float().cpu())
+# %% ../../nbs/training/61_learner.ipynb #c8033274
+@patch
+def accumulate(self: PooledMetric, learn: Learner) -> None:
+    "Take a batch's predictions."
+    answer = self.loss.score(self.loss.activation(learn.pred.detach()))
+    self.outputs.append(answer.float().cpu())
+    self.targets.append(learn.yb[0].detach().float().cpu())
 
-    @property
-    def value(self) -> float | None:
-        "The metric of everything taken."
-        if not self.outputs:
-            return None
-        target, output = (torch.cat(parts).squeeze(1).numpy() for parts in (self.targets, self.outputs))
-        return self.metric(target, output)
+
+@patch(as_prop=True)
+def value(self: PooledMetric) -> float | None:
+    "The metric of everything taken."
+    if not self.outputs:
+        return None
+    target, output = (torch.cat(parts).squeeze(1).numpy() for parts in (self.targets, self.outputs))
+    return self.metric(target, output)
 
 # %% ../../nbs/training/61_learner.ipynb #e2279486
 class FusionLearner(Learner):
@@ -103,11 +107,6 @@ class FusionLearner(Learner):
                 self.epoch, started = epoch, epoch + 1
                 self._with_events(self._do_epoch, "epoch", CancelEpochException)
 
-    def _count(self, epochs: int) -> None:
-        "Count the epochs of a fit; a search for a learning rate is none."
-        if not hasattr(self, "lr_finder"):
-            self.epochs_before += epochs
-
     def all_batches(self) -> None:
         "Go through an epoch's batches, from the one that the loader begins with."
         self.n_iter = len(self.dl)
@@ -115,6 +114,13 @@ class FusionLearner(Learner):
             self.dl.epoch = self.epochs_before + self.epoch
         for i, batch in enumerate(self.dl, getattr(self.dl, "first", 0)):
             self.one_batch(i, batch)
+
+# %% ../../nbs/training/61_learner.ipynb #d5844a04
+@patch
+def _count(self: FusionLearner, epochs: int) -> None:
+    "Count the epochs of a fit; a search for a learning rate is none."
+    if not hasattr(self, "lr_finder"):
+        self.epochs_before += epochs
 
 # %% ../../nbs/training/61_learner.ipynb #ef2524cc
 @patch
@@ -165,13 +171,17 @@ class History(DirectCallback):
         if self.learn.dls.train.rank == 0:
             write_text(self.file, "\n".join([*self.lines, ""]))
 
-    def state_dict(self) -> dict:
-        "The lines so far."
-        return {"lines": self.lines}
+# %% ../../nbs/training/61_learner.ipynb #e7dd4659
+@patch
+def state_dict(self: History) -> dict:
+    "The lines so far."
+    return {"lines": self.lines}
 
-    def load_state_dict(self, state: dict) -> None:
-        "Take up the lines of an interrupted training."
-        self.lines = list(state["lines"])
+
+@patch
+def load_state_dict(self: History, state: dict) -> None:
+    "Take up the lines of an interrupted training."
+    self.lines = list(state["lines"])
 
 # %% ../../nbs/training/61_learner.ipynb #a7797692
 def by_encoder(
@@ -183,37 +193,26 @@ def by_encoder(
     groups = [[w for w in encoder.parameters() if w.requires_grad] for encoder in encoders.values()]
     return [*groups, [w for w in model.parameters() if w.requires_grad and id(w) not in inside]]
 
-# %% ../../nbs/training/61_learner.ipynb #fd84d758
-def fusion_learner(
-    dls: MultiModalDataLoaders,  # From MultiModalDataBlock.dataloaders
-    settings: ModelSettings | None = None,  # Shape of the network; None takes the defaults
-    encoders: Mapping[str, Any] | None = None,  # Settings of encoders by modality; None takes the defaults
-    model: nn.Module | None = None,  # A network of your own; None builds one
-    linear: LinearModel | None = None,  # A ridge regression to start from; None starts at zero
-    lr: float = 3e-3,  # Learning rate
-    wd: float = 0.05,  # Weight decay
-    patience: int
-    | None = 10,  # Epochs without a better one before stopping; None trains on and keeps the last
-    amp: Precision = "no",  # Mixed precision: "no", "bf16" or "fp16"
-    accumulate: int = 1,  # Batches whose gradients make one step
-    clip: float | None = None,  # Largest norm of a gradient; None clips nothing
-    strict: bool = False,  # Refuse operations that have no deterministic kernel?
-    compile: bool = False,  # Compile the network with torch.compile?
-    splitter: Callable
-    | None = None,  # Groups the weights to freeze and for learning rates; None takes `by_encoder`
-    seed: int = 0,  # Decides how weights start and what dropout drops
-    history: str | Path | None = None,  # Write a CSV line for each epoch here; None writes none
-    cbs: Any = None,  # Further callbacks
-    path: str | Path = ".",  # Where fastai saves models, and the row numbers of a batch with NaN are written
-) -> FusionLearner:
-    "Make a fastai learner that trains a fusion network, and stops where its numbers are none."
-    settings = settings or ModelSettings()
+# %% ../../nbs/training/61_learner.ipynb #bf97abb5
+def _network(
+    dls: MultiModalDataLoaders, settings: ModelSettings, encoders: Mapping[str, Any] | None,
+    model: nn.Module | None, linear: LinearModel | None, seed: int
+) -> tuple[nn.Module, Loss]:  # fmt: skip
+    "The network where it starts, on its device, and the loss of the outcome."
     loss = settings.loss_for(dls.outcome)
     if model is None:
         model = build_model(dls.blocks, settings, encoders, seed, loss)
         model.head.start_at(loss.start(dls.outcome.batch(torch.from_numpy(dls.train.rows))))
     if linear is not None:
         model.start_from(linear)
+    return model.to(dls.device), loss
+
+# %% ../../nbs/training/61_learner.ipynb #5a9c2872
+def _callbacks(
+    settings: ModelSettings, loss: Loss, seed: int, patience: int | None, amp: Precision, accumulate: int, clip: float | None,
+    strict: bool, compile: bool, history: str | Path | None, cbs: Any, path: str | Path
+) -> list:  # fmt: skip
+    "The callbacks of a training, and those that were given; one's own `StopOnNaN` takes the place of the usual one."
     callbacks = [SeedFit(seed), *modality_callbacks(settings.fusion, seed)]
     callbacks += [BestWeights(patience)] if patience is not None else []
     callbacks += [MixedPrecision(amp)] if amp != "no" else []
@@ -225,20 +224,39 @@ def fusion_learner(
     callbacks += [History(history)] if history is not None else []
     given = [] if cbs is None else cbs if isinstance(cbs, list | tuple) else [cbs]
     callbacks += [] if any(isinstance(cb, StopOnNaN) for cb in given) else [StopOnNaN(path)]
-    callbacks += given
+    return [*callbacks, *given]
+
+
+def _metrics(dls: MultiModalDataLoaders, loss: Loss) -> list[PooledMetric]:
+    "The first metric of the kind of outcome; several outcomes at once have none."
     shown = [metric.name for metric in METRICS.entries.values() if metric.kind == dls.outcome.outcome.kind]
-    metrics = [PooledMetric(name, loss) for name in shown[:1]]  # several outcomes at once have none
-    return FusionLearner(
-        dls,
-        model.to(dls.device),
-        loss_func=loss,
-        lr=lr,
-        wd=wd,
-        splitter=splitter or by_encoder,
-        metrics=metrics,
-        cbs=callbacks,
-        path=Path(path),
-    )
+    return [PooledMetric(name, loss) for name in shown[:1]]
+
+# %% ../../nbs/training/61_learner.ipynb #b6a53443
+def fusion_learner(
+    dls: MultiModalDataLoaders,  # From MultiModalDataBlock.dataloaders
+    settings: ModelSettings | None = None,  # Shape of the network; None takes the defaults
+    encoders: Mapping[str, Any] | None = None,  # Settings of encoders by modality; None takes the defaults
+    model: nn.Module | None = None,  # A network of your own; None builds one
+    linear: LinearModel | None = None,  # A ridge regression to start from; None starts at zero
+    lr: float = 3e-3,  # Learning rate
+    wd: float = 0.05,  # Weight decay
+    patience: int | None = 10,  # Epochs without a better one before stopping; None trains on and keeps the last
+    amp: Precision = "no",  # Mixed precision: "no", "bf16" or "fp16"
+    accumulate: int = 1,  # Batches whose gradients make one step
+    clip: float | None = None,  # Largest norm of a gradient; None clips nothing
+    strict: bool = False,  # Refuse operations that have no deterministic kernel?
+    compile: bool = False,  # Compile the network with torch.compile?
+    splitter: Callable | None = None,  # Groups the weights to freeze and for learning rates; None takes `by_encoder`
+    seed: int = 0,  # Decides how weights start and what dropout drops
+    history: str | Path | None = None,  # Write a CSV line for each epoch here; None writes none
+    cbs: Any = None,  # Further callbacks
+    path: str | Path = ".",  # Where fastai saves models, and the row numbers of a batch with NaN are written
+) -> FusionLearner:  # fmt: skip
+    "Make a fastai learner that trains a fusion network, and stops where its numbers are none."
+    model, loss = _network(dls, settings or ModelSettings(), encoders, model, linear, seed)
+    callbacks = _callbacks(settings or ModelSettings(), loss, seed, patience, amp, accumulate, clip, strict, compile, history, cbs, path)  # fmt: skip
+    return FusionLearner(dls, model, loss, lr=lr, wd=wd, splitter=splitter or by_encoder, metrics=_metrics(dls, loss), cbs=callbacks, path=Path(path))  # fmt: skip
 
 # %% ../../nbs/training/61_learner.ipynb #05ffcbe6
 def predict_rows(
@@ -276,8 +294,7 @@ def get_preds(
     loader = self.dls[ds_idx] if dl is None else dl
     ours = isinstance(loader, MultiModalLoader)
     loader = loader.new(shuffle=False, drop_last=False) if ours else loader
-    found = Learner.get_preds(self, ds_idx, loader, with_input and not ours, with_decoded, with_loss, act, inner,
-                              reorder and not ours, cbs, **options)  # fmt: skip
+    found = Learner.get_preds(self, ds_idx, loader, with_input and not ours, with_decoded, with_loss, act, inner, reorder and not ours, cbs, **options)  # fmt: skip
     if not ours:
         return found
     *found, last = found
@@ -294,7 +311,7 @@ def _by_outcome(learn: FusionLearner, target: np.ndarray, prediction: np.ndarray
     pieces = cut(target, loss.widths), cut(prediction, loss.reads)
     return list(zip(block.outcome.parts, loss.parts, *pieces, strict=True))
 
-
+# %% ../../nbs/training/61_learner.ipynb #8c2e138c
 def _pictures(outcome: Outcome, loss: Loss, target: np.ndarray, prediction: np.ndarray) -> list[tuple]:
     "The title of each plot of an outcome, and what `plot_people` is given for it: one for each event that competes."
     if outcome.kind == "regression":
@@ -305,7 +322,7 @@ def _pictures(outcome: Outcome, loss: Loss, target: np.ndarray, prediction: np.n
     titles = outcome.classes if outcome.kind == "competing_risks" else [outcome.title]
     return [(title, {**given, "event": event}) for event, title in enumerate(titles, 1)]
 
-
+# %% ../../nbs/training/61_learner.ipynb #4d09f2f8
 @patch
 def show_results(
     self: FusionLearner,
@@ -322,10 +339,9 @@ def show_results(
     prediction, target = (value[:max_n].double().numpy() for value in self.get_preds(dl=[batch]))
     pictures = [one for part in _by_outcome(self, target, prediction) for one in _pictures(*part)]
     columns = min(3, len(pictures))
-    size = (4.6 * columns, -(-len(pictures) // columns) * (0.3 * len(target) + 1.5))
-    _, axes = plt.subplots(
-        -(-len(pictures) // columns), columns, figsize=size, squeeze=False, layout="constrained"
-    )
+    lines = -(-len(pictures) // columns)
+    size = (4.6 * columns, lines * (0.3 * len(target) + 1.5))
+    _, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
     for axis, (title, given) in zip(axes.flat, pictures, strict=False):
         plot_people(axis, **given).set_title(fill(title, 44), fontsize=10, pad=20)
     for axis in axes.flat[len(pictures) :]:

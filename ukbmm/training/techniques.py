@@ -32,8 +32,8 @@ from .watching import batch_size
 
 # %% auto #0
 __all__ = ['SMALLER', 'AveragedWeights', 'EMA', 'SWA', 'chosen_encoders', 'lrs_by_encoder', 'Freeze', 'modulation',
-           'GradientModulation', 'memory_by_part', 'untouched', 'Recompute', 'is_memory_error', 'find_batch_size',
-           'BatchMemoryError', 'running_part', 'ExplainMemory']
+           'GradientModulation', 'memory_by_part', 'untouched', 'Recompute', 'is_memory_error', 'BatchMemoryError',
+           'find_batch_size', 'running_part', 'ExplainMemory']
 
 # %% ../../nbs/training/65_techniques.ipynb #1cd4c21d
 class AveragedWeights(ResumableCallback):
@@ -56,35 +56,43 @@ class AveragedWeights(ResumableCallback):
         state = [] if searching else self.learn.model.state_dict().values()
         self.tensors = [value for value in state if value.is_floating_point()]
 
-    @torch.no_grad()
-    def update(self, rule: Any) -> None:
-        "Take the weights as they are now into the averages; the first time, they are the averages."
-        if self.averages is None:
-            vars(self)["averages"] = [value.clone() for value in self.tensors]
-        elif self.tensors:
-            rule(self.averages, self.tensors, self.updates)
-        vars(self)["updates"] = self.updates + 1
-
-    def before_validate(self) -> None:
-        "Put the averages in the place of the weights."
-        if self.averages and self.own is None:
-            self.own = [value.clone() for value in self.tensors]
-            torch._foreach_copy_(self.tensors, self.averages)
-
-    def after_epoch(self) -> None:
-        "Put the weights of training back."
-        if self.own is not None:
-            torch._foreach_copy_(self.tensors, self.own)
-            self.own = None
-
-    def after_fit(self) -> None:
-        "Leave the averages in the model, where BestWeights has not left its own choice."
-        chosen = any(isinstance(cb, BestWeights) for cb in self.learn.cbs)
-        if self.averages and not chosen:
-            torch._foreach_copy_(self.tensors, self.averages)
-        self.begin()
-
 # %% ../../nbs/training/65_techniques.ipynb #43221e31
+@patch
+@torch.no_grad()
+def update(self: AveragedWeights, rule: Any) -> None:
+    "Take the weights as they are now into the averages; the first time, they are the averages."
+    if self.averages is None:
+        vars(self)["averages"] = [value.clone() for value in self.tensors]
+    elif self.tensors:
+        rule(self.averages, self.tensors, self.updates)
+    vars(self)["updates"] = self.updates + 1
+
+# %% ../../nbs/training/65_techniques.ipynb #2cd29993
+@patch
+def before_validate(self: AveragedWeights) -> None:
+    "Put the averages in the place of the weights."
+    if self.averages and self.own is None:
+        self.own = [value.clone() for value in self.tensors]
+        torch._foreach_copy_(self.tensors, self.averages)
+
+
+@patch
+def after_epoch(self: AveragedWeights) -> None:
+    "Put the weights of training back."
+    if self.own is not None:
+        torch._foreach_copy_(self.tensors, self.own)
+        self.own = None
+
+
+@patch
+def after_fit(self: AveragedWeights) -> None:
+    "Leave the averages in the model, where BestWeights has not left its own choice."
+    chosen = any(isinstance(cb, BestWeights) for cb in self.learn.cbs)
+    if self.averages and not chosen:
+        torch._foreach_copy_(self.tensors, self.averages)
+    self.begin()
+
+# %% ../../nbs/training/65_techniques.ipynb #a86f0f75
 class EMA(AveragedWeights):
     "Average the weights over steps, later ones counting more."
 
@@ -106,7 +114,7 @@ class EMA(AveragedWeights):
             self.update(get_ema_multi_avg_fn(min(self.decay, (1 + self.updates) / (10 + self.updates))))
         vars(self)["skipped"] = False
 
-
+# %% ../../nbs/training/65_techniques.ipynb #e4c4be70
 class SWA(AveragedWeights):
     "Average the weights at the ends of the last epochs, all counting the same."
 
@@ -148,6 +156,19 @@ def lrs_by_encoder(
     return [*(lrs.get(name, lr) for name in chosen_encoders(model)), lr]
 
 # %% ../../nbs/training/65_techniques.ipynb #510bee05
+def _is_frozen(part: nn.Module) -> bool:
+    "Is nothing trained but layers that normalise? These fastai trains in frozen groups too."
+    norms = {id(weight) for weight in norm_bias_params(part, with_bias=False)}
+    return not any(weight.requires_grad and id(weight) not in norms for weight in part.parameters())
+
+
+def _still(part: nn.Module) -> None:
+    "Let running means stand still."
+    for layer in part.modules():
+        if isinstance(layer, _NormBase):
+            layer.eval()
+
+# %% ../../nbs/training/65_techniques.ipynb #9f5f6f65
 class Freeze(DirectCallback):
     "Keep encoders as they are, to the bit, for some epochs or for the whole fit."
 
@@ -170,36 +191,25 @@ class Freeze(DirectCallback):
         "Begin with nothing frozen, should another fit have ended by an error."
         self.thaw()
 
-    def before_train(self) -> None:
-        "Freeze for this epoch, and forget gradients of what is frozen."
-        self.thaw()
-        epoch, chosen = self.learn.epoch, chosen_encoders(self.learn.model, list(self.frozen_for))
-        named = [name for name in chosen if (self.frozen_for[name] or epoch + 1) > epoch]
-        for name, part in chosen_encoders(self.learn.model).items():
-            if name in named or _is_frozen(part):
-                self.frozen += [weight for weight in part.parameters() if weight.requires_grad]
-                _still(part)
-        for weight in self.frozen:
-            weight.requires_grad_(False)
-        for weight in self.learn.model.parameters():
-            weight.grad = weight.grad if weight.requires_grad else None
-
     def after_fit(self) -> None:
         "Leave nothing frozen."
         self.thaw()
 
-
-def _is_frozen(part: nn.Module) -> bool:
-    "Is nothing trained but layers that normalise? These fastai trains in frozen groups too."
-    norms = {id(weight) for weight in norm_bias_params(part, with_bias=False)}
-    return not any(weight.requires_grad and id(weight) not in norms for weight in part.parameters())
-
-
-def _still(part: nn.Module) -> None:
-    "Let running means stand still."
-    for layer in part.modules():
-        if isinstance(layer, _NormBase):
-            layer.eval()
+# %% ../../nbs/training/65_techniques.ipynb #53578660
+@patch
+def before_train(self: Freeze) -> None:
+    "Freeze for this epoch, and forget gradients of what is frozen."
+    self.thaw()
+    epoch, chosen = self.learn.epoch, chosen_encoders(self.learn.model, list(self.frozen_for))
+    named = [name for name in chosen if (self.frozen_for[name] or epoch + 1) > epoch]
+    for name, part in chosen_encoders(self.learn.model).items():
+        if name in named or _is_frozen(part):
+            self.frozen += [weight for weight in part.parameters() if weight.requires_grad]
+            _still(part)
+    for weight in self.frozen:
+        weight.requires_grad_(False)
+    for weight in self.learn.model.parameters():
+        weight.grad = weight.grad if weight.requires_grad else None
 
 # %% ../../nbs/training/65_techniques.ipynb #85dfc735
 def modulation(
@@ -240,40 +250,52 @@ class GradientModulation(DirectCallback):
             raise ModelError("gradient modulation", "two modalities or more", f"{len(self.names)}")
         self.hook = model.fusion.register_forward_pre_hook(self.look)
 
-    def look(self, module: nn.Module, inputs: tuple[Tensor, Tensor]) -> None:
-        "Keep what the fusion is given."
-        self.seen[:] = [part.detach() for part in inputs]
-
-    def before_train(self) -> None:
-        "Begin an epoch."
-        if self.learn.epoch == 0:
-            self.epochs = []
-        device = next(self.bare.parameters()).device
-        self.sums = torch.zeros(2, len(self.names), device=device)  # of scores, and of people
-        self.total, self.steps = torch.zeros(len(self.names), device=device), 0
-
-    def state_dict(self) -> dict[str, Any]:
-        "The coefficients so far."
-        names = ("epochs", "sums", "total", "steps")
-        return {name: copy.deepcopy(vars(self)[name]) for name in names if name in vars(self)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        "Take up the coefficients of a checkpoint."
-        vars(self).update(copy.deepcopy(dict(state)))
-
-    def after_train(self) -> None:
-        "Note the mean coefficients of the epoch."
-        mean = (self.total / max(1, self.steps)).tolist()
-        self.epochs.append(dict(zip(self.names, mean, strict=True)))
-
-    def after_fit(self) -> None:
-        "Look no longer, and keep nothing of anybody."
-        self.seen.clear()
-        if self.hook is not None:
-            self.hook.remove()
-        self.hook = None
-
 # %% ../../nbs/training/65_techniques.ipynb #fcd3803a
+@patch
+def look(self: GradientModulation, module: nn.Module, inputs: tuple[Tensor, Tensor]) -> None:
+    "Keep what the fusion is given."
+    self.seen[:] = [part.detach() for part in inputs]
+
+
+@patch
+def before_train(self: GradientModulation) -> None:
+    "Begin an epoch."
+    if self.learn.epoch == 0:
+        self.epochs = []
+    device = next(self.bare.parameters()).device
+    self.sums = torch.zeros(2, len(self.names), device=device)  # of scores, and of people
+    self.total, self.steps = torch.zeros(len(self.names), device=device), 0
+
+
+@patch
+def after_train(self: GradientModulation) -> None:
+    "Note the mean coefficients of the epoch."
+    mean = (self.total / max(1, self.steps)).tolist()
+    self.epochs.append(dict(zip(self.names, mean, strict=True)))
+
+# %% ../../nbs/training/65_techniques.ipynb #34415d61
+@patch
+def state_dict(self: GradientModulation) -> dict[str, Any]:
+    "The coefficients so far."
+    names = ("epochs", "sums", "total", "steps")
+    return {name: copy.deepcopy(vars(self)[name]) for name in names if name in vars(self)}
+
+
+@patch
+def load_state_dict(self: GradientModulation, state: Mapping[str, Any]) -> None:
+    "Take up the coefficients of a checkpoint."
+    vars(self).update(copy.deepcopy(dict(state)))
+
+
+@patch
+def after_fit(self: GradientModulation) -> None:
+    "Look no longer, and keep nothing of anybody."
+    self.seen.clear()
+    if self.hook is not None:
+        self.hook.remove()
+    self.hook = None
+
+# %% ../../nbs/training/65_techniques.ipynb #6243507c
 @patch
 @torch.no_grad()
 def scores(self: GradientModulation) -> Tensor:  # [2, modality]: sums over people, and their number
@@ -292,7 +314,7 @@ def scores(self: GradientModulation) -> Tensor:  # [2, modality]: sums over peop
     truth = (-torch.stack(losses, dim=1)).exp()
     return torch.stack([(truth * there).sum(0), there.sum(0)])
 
-
+# %% ../../nbs/training/65_techniques.ipynb #d4d322de
 @patch
 def after_loss(self: GradientModulation) -> None:
     "Score the modalities, without dropout."
@@ -302,7 +324,7 @@ def after_loss(self: GradientModulation) -> None:
     for part in (self.bare.fusion, self.bare.head):
         part.train()
 
-
+# %% ../../nbs/training/65_techniques.ipynb #6b3a11da
 @patch
 def before_step(self: GradientModulation) -> None:
     "Multiply gradients, and add noise."
@@ -314,9 +336,7 @@ def before_step(self: GradientModulation) -> None:
     chance.manual_seed(derive_seed(self.seed, "modulation", self.learn.epoch, self.learn.iter))
     for factor, encoder in zip(factors, self.bare.encoders.values(), strict=True):
         for gradient in [weight.grad for weight in encoder.parameters() if weight.grad is not None]:
-            noisy = (
-                self.noise and gradient.ndim > 1 and gradient.numel() > 1
-            )  # matrices, as the paper's code does
+            noisy = self.noise and gradient.ndim > 1 and gradient.numel() > 1  # as the paper's code: matrices
             spread = gradient.std() if noisy else None
             gradient.mul_(factor)
             if noisy:
@@ -339,7 +359,7 @@ def memory_by_part(
         type(model).forward(model.train(), x)
     return {name: sum(sizes.values()) // len(x["present"]) for name, sizes in kept.items()}
 
-
+# %% ../../nbs/training/65_techniques.ipynb #d5f0d03a
 @contextlib.contextmanager
 def _measured(part: nn.Module, weights: set[int], sizes: dict[int, int]) -> Iterator[None]:
     "Note the size of each tensor that a part keeps, by where it lies; weights are there anyway."
@@ -382,7 +402,7 @@ def untouched(
         for module, training in modes:
             module.training = training
 
-
+# %% ../../nbs/training/65_techniques.ipynb #64a82720
 @contextlib.contextmanager
 def _same_chance() -> Iterator[None]:
     "Put the generators of python, numpy and torch back."
@@ -422,7 +442,7 @@ class Recompute(DirectCallback):
         for encoder in chosen_encoders(self.learn.model, self.encoders).values():
             vars(encoder).pop("forward", None)
 
-
+# %% ../../nbs/training/65_techniques.ipynb #88958eb0
 def _recomputed(encoder: nn.Module, *inputs: Any) -> Tensor:
     "Compute an encoder without keeping anything but its input; dropout drops the same again."
     forward = partial(type(encoder).forward, encoder)
@@ -457,7 +477,7 @@ def is_memory_error(
     known = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)
     return known or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
 
-
+# %% ../../nbs/training/65_techniques.ipynb #1bab9e74
 def _fits(learn: Learner, bs: int) -> bool:
     "Does a step with `bs` participants fit into memory?"
     model = getattr(learn.model, "module", learn.model).train()
@@ -481,7 +501,7 @@ def _fits(learn: Learner, bs: int) -> bool:
         for weight in model.parameters():
             weight.grad = None
 
-
+# %% ../../nbs/training/65_techniques.ipynb #bf1305cc
 def _tried(learn: Learner, limit: int) -> tuple[int, bool]:
     "The largest size that fits, nearly, and whether a larger one did not."
     low, high = 0, None
@@ -493,30 +513,7 @@ def _tried(learn: Learner, limit: int) -> tuple[int, bool]:
             torch.cuda.empty_cache()
     return low, high is not None
 
-# %% ../../nbs/training/65_techniques.ipynb #1bab9e74
-def find_batch_size(
-    learn: Learner,  # A learner over our loaders; it is left as it is, to the bit
-    limit: int = 4096,  # The largest size to try
-    headroom: float = 0.1,  # Share by which a larger batch has been seen to fit
-) -> int:  # Participants, the same in all processes
-    "Find a batch size that fits into memory; raises `BatchMemoryError` where not even two participants do."
-    limit = min(limit, len(learn.dls.train.dataset))
-    with untouched(learn), _as_in_fit(learn):
-        if _fits(learn, 2) and next(learn.model.parameters()).device.type == "cpu":
-            limit = min(limit, _room(learn))
-        found, short = _tried(learn, limit)
-    found = max(min(found, 2), int(found / (1 + headroom))) if short else found
-    if torch.distributed.is_initialized():
-        least = torch.tensor(found, device=next(learn.model.parameters()).device)
-        torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
-        found = int(least)
-    if found < 2:
-        raise BatchMemoryError(
-            "memory of the device", "room for two participants", f"room for {found}", SMALLER
-        )
-    return found
-
-
+# %% ../../nbs/training/65_techniques.ipynb #c0def8ff
 @contextlib.contextmanager
 def _as_in_fit(learn: Learner) -> Iterator[None]:
     "Let encoders be recomputed as they are in a fit."
@@ -541,6 +538,29 @@ SMALLER = "Take a narrower or shallower encoder, smaller inputs, bf16, or a devi
 
 class BatchMemoryError(UkbmmError):
     "A batch that does not fit into the memory of the device."
+
+# %% ../../nbs/training/65_techniques.ipynb #2abf8d60
+def find_batch_size(
+    learn: Learner,  # A learner over our loaders; it is left as it is, to the bit
+    limit: int = 4096,  # The largest size to try
+    headroom: float = 0.1,  # Share by which a larger batch has been seen to fit
+) -> int:  # Participants, the same in all processes
+    "Find a batch size that fits into memory; raises `BatchMemoryError` where not even two participants do."
+    limit = min(limit, len(learn.dls.train.dataset))
+    with untouched(learn), _as_in_fit(learn):
+        if _fits(learn, 2) and next(learn.model.parameters()).device.type == "cpu":
+            limit = min(limit, _room(learn))
+        found, short = _tried(learn, limit)
+    found = max(min(found, 2), int(found / (1 + headroom))) if short else found
+    if torch.distributed.is_initialized():
+        least = torch.tensor(found, device=next(learn.model.parameters()).device)
+        torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+        found = int(least)
+    if found < 2:
+        raise BatchMemoryError(
+            "memory of the device", "room for two participants", f"room for {found}", SMALLER
+        )
+    return found
 
 # %% ../../nbs/training/65_techniques.ipynb #cade9418
 _STEP = "the step of the optimizer"
@@ -577,46 +597,54 @@ class ExplainMemory(DirectCallback):
                 raise
             raise self.explained(error) from error
 
-    def explained(self, error: Exception) -> BatchMemoryError:
-        "The error in words that help."
-        learn, where = self.learn, running_part(self.learn.model, error)
-        people = batch_size(learn) if learn.xb[0] is not None else learn.dls.train.bs
-        learn.xb, learn.yb, learn.pred, learn.loss, learn.loss_grad = (None,), (None,), None, None, None
-        traceback.clear_frames(error.__traceback__)
-        torch.cuda.empty_cache()
-        found, remedy = self.in_step() if where == _STEP else self.in_batch(where, people)
-        place = f"epoch {learn.epoch + 1}, batch {learn.iter + 1} of {people} participants"
-        return BatchMemoryError(place, "room in memory", f"memory ran out in {where}{found}", remedy)
-
-    def in_step(self) -> tuple[str, str]:
-        "What fills memory in the step of the optimizer, and what helps: no smaller batch does."
-        parts = {"the network": self.learn.model} | parts_of(self.learn.model)
-        sizes = {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()}
-        everything = sizes.pop("the network")
-        most = max(sizes, key=sizes.get, default="the network")
-        found = f"; {most} has {sizes.get(most, everything):,} of {everything:,} weights"
-        return found, (
-            f"An optimizer keeps numbers for each weight, whatever the batch: make {most} narrower, take one that "
-            "keeps fewer (learn.opt_func = SGD of fastai.optimizer), or share the network among processes (FSDP)."
-        )
-
-    def in_batch(self, where: str, people: int) -> tuple[str, str]:
-        "What fills memory while a batch is computed, and what helps."
-        most = where if where.startswith("encoder") else self.largest()
-        recompute = f"train.recompute: [{most.removeprefix('encoder ')}], " if most else ""
-        found = f"; {most} keeps the most of the encoders" if most and most != where else ""
-        return found, (
-            f"Take fewer than {people} participants (train.batch_size: auto finds how many, train.accumulate makes up "
-            f"for it), train.amp: bf16, {recompute}or a narrower encoder."
-        )
-
-    def largest(self) -> str | None:
-        "The encoder that keeps the most for the backward pass; None where it cannot be measured."
-        with contextlib.suppress(Exception):
-            sizes = memory_by_part(self.learn, bs=2)
-            return max((name for name in sizes if name.startswith("encoder")), key=sizes.get)
-        return None
-
     def after_fit(self) -> None:
         "Look at errors no longer."
         vars(self.learn).pop("_do_epoch", None)
+
+# %% ../../nbs/training/65_techniques.ipynb #3415c3ee
+@patch
+def explained(self: ExplainMemory, error: Exception) -> BatchMemoryError:
+    "The error in words that help."
+    learn, where = self.learn, running_part(self.learn.model, error)
+    people = batch_size(learn) if learn.xb[0] is not None else learn.dls.train.bs
+    learn.xb, learn.yb, learn.pred, learn.loss, learn.loss_grad = (None,), (None,), None, None, None
+    traceback.clear_frames(error.__traceback__)
+    torch.cuda.empty_cache()
+    found, remedy = self.in_step() if where == _STEP else self.in_batch(where, people)
+    place = f"epoch {learn.epoch + 1}, batch {learn.iter + 1} of {people} participants"
+    return BatchMemoryError(place, "room in memory", f"memory ran out in {where}{found}", remedy)
+
+# %% ../../nbs/training/65_techniques.ipynb #6162c256
+@patch
+def in_step(self: ExplainMemory) -> tuple[str, str]:
+    "What fills memory in the step of the optimizer, and what helps: no smaller batch does."
+    parts = {"the network": self.learn.model} | parts_of(self.learn.model)
+    sizes = {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()}
+    everything = sizes.pop("the network")
+    most = max(sizes, key=sizes.get, default="the network")
+    found = f"; {most} has {sizes.get(most, everything):,} of {everything:,} weights"
+    return found, (
+        f"An optimizer keeps numbers for each weight, whatever the batch: make {most} narrower, take one that "
+        "keeps fewer (learn.opt_func = SGD of fastai.optimizer), or share the network among processes (FSDP)."
+    )
+
+# %% ../../nbs/training/65_techniques.ipynb #1bb71243
+@patch
+def in_batch(self: ExplainMemory, where: str, people: int) -> tuple[str, str]:
+    "What fills memory while a batch is computed, and what helps."
+    most = where if where.startswith("encoder") else self.largest()
+    recompute = f"train.recompute: [{most.removeprefix('encoder ')}], " if most else ""
+    found = f"; {most} keeps the most of the encoders" if most and most != where else ""
+    return found, (
+        f"Take fewer than {people} participants (train.batch_size: auto finds how many, train.accumulate makes up "
+        f"for it), train.amp: bf16, {recompute}or a narrower encoder."
+    )
+
+
+@patch
+def largest(self: ExplainMemory) -> str | None:
+    "The encoder that keeps the most for the backward pass; None where it cannot be measured."
+    with contextlib.suppress(Exception):
+        sizes = memory_by_part(self.learn, bs=2)
+        return max((name for name in sizes if name.startswith("encoder")), key=sizes.get)
+    return None

@@ -18,29 +18,24 @@ from pydantic import Field as Setting
 from pydantic import field_validator, model_validator
 from torch import Tensor
 
+# %% auto #0
+__all__ = ['EDGE_PEOPLE', 'Source', 'Block', 'FieldChoice', 'PhenotypeSettings', 'Input', 'input_of', 'columns_of', 'sources_of',
+           'Raw', 'PhenotypeBlock', 'PackedFields', 'SNPSettings', 'chosen_variants', 'pack_panel', 'SNPBlock',
+           'OutcomeBlock']
+
+# %% ../../nbs/data/32_blocks.ipynb #8dc2cf8f
 from ..biobank.cleaning import MISSING_KINDS, Cleaned, Rules, in_order, recode, rules_for
 from ..biobank.derived import derive, formula, input_columns
 from ..biobank.dictionary import Field
 from ..biobank.genotypes import GenotypeStore, a1_frequency, count_codes, normal_chromosome
 from ..biobank.names import parse_name
-from ukbmm.biobank.processing import (
-    MultiHot,
-    as_list,
-    fill_children,
-    parent_columns,
-    reduce_columns,
-    roll_up,
-)
+from ..biobank.processing import MultiHot, as_list, fill_children
+from ..biobank.processing import parent_columns, reduce_columns, roll_up
 from ..biobank.store import Biobank
 from ..cohort.outcomes import Outcome
 from ..config import Settings, also
 from ..core import DataError, UkbmmError, compiled, progress
 from .preprocessing import COLUMNS_AT_ONCE, QUANTILE_ROWS, ColumnFilter, Levels, Standardiser
-
-# %% auto #0
-__all__ = ['EDGE_PEOPLE', 'Source', 'Block', 'FieldChoice', 'PhenotypeSettings', 'Input', 'input_of', 'columns_of', 'sources_of',
-           'Raw', 'PhenotypeBlock', 'PackedFields', 'SNPSettings', 'chosen_variants', 'pack_panel', 'SNPBlock',
-           'OutcomeBlock']
 
 # %% ../../nbs/data/32_blocks.ipynb #65bf9cf3
 class Source(NamedTuple):
@@ -61,7 +56,7 @@ class Source(NamedTuple):
         have = int(there.sum())
         return cls(title, columns, {"present": have, without: len(there) - have}, note)
 
-
+# %% ../../nbs/data/32_blocks.ipynb #89b78670
 class Block:
     "One kind of data as tensors. Subclasses say how."
 
@@ -92,36 +87,74 @@ class Block:
         "Unpack a batch on the device it is on."
         return raw
 
-    def sources(self, rows: np.ndarray) -> list[Source]:
-        "Say what an open block reads, and how many of `rows` have it."
-        return [Source.of(self.name, self.columns, self.present(torch.from_numpy(rows)))]
+# %% ../../nbs/data/32_blocks.ipynb #aa2b8d66
+@patch
+def sources(self: Block, rows: np.ndarray) -> list[Source]:
+    "Say what an open block reads, and how many of `rows` have it."
+    return [Source.of(self.name, self.columns, self.present(torch.from_numpy(rows)))]
 
-    def reads_disk(self) -> bool:
-        "Does a batch come from disk? Then it is worth reading ahead."
-        return False
 
-    def copy(self) -> Block:
-        "A block to fit anew; what was read from the Biobank is shared, what was learned is not."
-        twin = type(self).__new__(type(self))
-        twin.__dict__.update(self.__dict__)
-        return twin
+@patch
+def reads_disk(self: Block) -> bool:
+    "Does a batch come from disk? Then it is worth reading ahead."
+    return False
 
-    def __getstate__(self) -> dict:
-        "What a process that reads batches is sent: what was learned, and not the Biobank."
-        return {**self.__dict__, "_biobank": None}
+# %% ../../nbs/data/32_blocks.ipynb #900eea3a
+@patch
+def copy(self: Block) -> Block:
+    "A block to fit anew; what was read from the Biobank is shared, what was learned is not."
+    twin = type(self).__new__(type(self))
+    twin.__dict__.update(self.__dict__)
+    return twin
 
-    def fitted(self) -> Block:
-        "This block, or an error where it was not fitted."
-        if self.rows is None:
-            raise DataError(
-                f"the block {self.name!r}",
-                "to be fitted",
-                "one that was not",
-                "Call block.fit(biobank, rows).",
-            )
-        return self
+
+@patch
+def __getstate__(self: Block) -> dict:
+    "What a process that reads batches is sent: what was learned, and not the Biobank."
+    return {**self.__dict__, "_biobank": None}
+
+
+@patch
+def fitted(self: Block) -> Block:
+    "This block, or an error where it was not fitted."
+    if self.rows is None:
+        remedy = "Call block.fit(biobank, rows)."
+        raise DataError(f"the block {self.name!r}", "to be fitted", "one that was not", remedy)
+    return self
 
 # %% ../../nbs/data/32_blocks.ipynb #1615f05b
+_Array = int | Literal["mean", "first", "last", "max", "min", "any"] | None
+
+
+def _name_of_a_formula(value: Any) -> Any:
+    "Settings of an input, called as its formula is where no name was given."
+    if isinstance(value, dict) and isinstance(value.get("derived"), str) and not value.get("name"):
+        try:
+            return {**value, "name": formula(value["derived"]).title}
+        except UkbmmError as error:
+            raise ValueError(str(error)) from None
+    return value
+
+
+def _one_source(choice: FieldChoice) -> FieldChoice:
+    "The choice, unless its settings contradict each other."
+    if (choice.field is None) == (choice.derived is None):
+        raise ValueError("expected either `field` or `derived`, found both or neither")
+    occasions = isinstance(choice.instance, str)
+    if choice.derived and (choice.array is not None or choice.ordered or choice.prefix or occasions):
+        raise ValueError("`derived` goes with an instance that is a number, and with nothing else")
+    if choice.until is not None and not occasions:
+        raise ValueError("`until` goes with `instance: first` or `instance: last`")
+    return choice
+
+
+def _by_number(value: Any) -> Any:
+    "A list of inputs, of which a field may be said by its number alone."
+    if not isinstance(value, list):
+        return value
+    return [{"field": item} if isinstance(item, int) else item for item in value]
+
+# %% ../../nbs/data/32_blocks.ipynb #51d3942f
 class FieldChoice(Settings):
     "A field, or a quantity derived from fields, among the inputs."
 
@@ -135,7 +168,7 @@ class FieldChoice(Settings):
     until: int | None = Setting(
         None, ge=0, description="With instance first or last: the last occasion to look at"
     )
-    array: int | Literal["mean", "first", "last", "max", "min", "any"] | None = Setting(
+    array: _Array = Setting(
         None,
         description="Array position, or how all positions become one; any: which codes are at any position",
     )
@@ -144,30 +177,10 @@ class FieldChoice(Settings):
         None, ge=1, description="Keep so many characters of the codes of a multiple choice"
     )
     name: str | None = Setting(None, description="What reports call it; the field's title if left out")
+    _named = model_validator(mode="before")(_name_of_a_formula)
+    _sound = model_validator(mode="after")(_one_source)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _name_of_a_formula(cls, value: Any) -> Any:
-        if isinstance(value, dict) and isinstance(value.get("derived"), str) and not value.get("name"):
-            try:
-                return {**value, "name": formula(value["derived"]).title}
-            except UkbmmError as error:
-                raise ValueError(str(error)) from None
-        return value
-
-    @model_validator(mode="after")
-    def _one_source(self) -> FieldChoice:
-        if (self.field is None) == (self.derived is None):
-            raise ValueError("expected either `field` or `derived`, found both or neither")
-        if self.derived and (
-            self.array is not None or self.ordered or self.prefix or isinstance(self.instance, str)
-        ):
-            raise ValueError("`derived` goes with an instance that is a number, and with nothing else")
-        if self.until is not None and not isinstance(self.instance, str):
-            raise ValueError("`until` goes with `instance: first` or `instance: last`")
-        return self
-
-# %% ../../nbs/data/32_blocks.ipynb #51d3942f
+# %% ../../nbs/data/32_blocks.ipynb #bf127a21
 class PhenotypeSettings(Settings):
     "Fields as inputs."
 
@@ -189,17 +202,9 @@ class PhenotypeSettings(Settings):
         lt=1,
         description="Leave out numbers that correlate more strongly than this with an earlier one",
     )
-    kinds: bool = Setting(
-        False,
-        description="Say of each input why it is missing, for reasons that min_count training rows have?",
-    )
+    kinds: bool = Setting(False, description="Say of each input why it is missing, for reasons that min_count training rows have?")  # fmt: skip
 
-    @field_validator("fields", mode="before")
-    @classmethod
-    def _numbers(cls, value: Any) -> Any:
-        if not isinstance(value, list):
-            return value
-        return [{"field": item} if isinstance(item, int) else item for item in value]
+    _numbers = field_validator("fields", mode="before")(_by_number)
 
 # %% ../../nbs/data/32_blocks.ipynb #32c260cf
 class Input(NamedTuple):
@@ -232,7 +237,7 @@ def _of_one_occasion(biobank: Biobank, choice: FieldChoice) -> list[str]:
         raise DataError(thing, "positions of one occasion", ", ".join(names) or "none")
     return names
 
-
+# %% ../../nbs/data/32_blocks.ipynb #6b8295ad
 def _grouped_columns(biobank: Biobank, choice: FieldChoice) -> list[list[str]]:
     "The columns of an input by occasion."
     if choice.derived:
@@ -246,7 +251,7 @@ def _grouped_columns(biobank: Biobank, choice: FieldChoice) -> list[list[str]]:
         raise DataError(f"field {choice.field} with instance: {choice.instance}", f"occasions{up_to}", "none")
     return [_of_one_occasion(biobank, choice.model_copy(update={"instance": i})) for i in occasions]
 
-# %% ../../nbs/data/32_blocks.ipynb #6b8295ad
+# %% ../../nbs/data/32_blocks.ipynb #a1296f41
 def _kind_of(field: Field, choice: FieldChoice) -> str:
     "What an input of a field becomes; raises `DataError` where it can't be one."
     thing = f"input field {field.field_id} ({field.title})"
@@ -255,29 +260,23 @@ def _kind_of(field: Field, choice: FieldChoice) -> str:
         raise DataError(thing, "a quantity, a single or a multiple choice", f"a {what} field", remedy)
     several = field.value_type == "categorical_multiple" or choice.array == "any"
     if choice.prefix and not (several and field.text_codes):
-        raise DataError(
-            f"{thing} with prefix: {choice.prefix}",
-            "a multiple choice of codes that are text",
-            "another field",
-        )
+        expected = "a multiple choice of codes that are text"
+        raise DataError(f"{thing} with prefix: {choice.prefix}", expected, "another field")
     if field.is_number and several:
-        raise DataError(
-            f"{thing} with array: any",
-            "a single choice",
-            "a quantity",
-            "Choose mean, first, last, max or min.",
-        )
+        remedy = "Choose mean, first, last, max or min."
+        raise DataError(f"{thing} with array: any", "a single choice", "a quantity", remedy)
     if several:
         return "choices"
     number = field.is_number or choice.ordered
     if choice.array in ("mean", "max", "min") and not number:
-        raise DataError(
-            f"{thing} with array: {choice.array}", expected="a quantity",
-            found=f"a single choice, which has no {choice.array}", remedy="Choose one of its positions, such as array: 0.",
-        )  # fmt: skip
+        found, remedy = (
+            f"a single choice, which has no {choice.array}",
+            "Choose one of its positions, such as array: 0.",
+        )
+        raise DataError(f"{thing} with array: {choice.array}", "a quantity", found, remedy)
     return "number" if number else "code"
 
-
+# %% ../../nbs/data/32_blocks.ipynb #186996d3
 def input_of(
     biobank: Biobank,
     choice: FieldChoice,
@@ -325,7 +324,7 @@ def _cleaned_input(biobank: Biobank, one: Input, cleaned: dict[str, Cleaned]) ->
     done = occasions[0] if len(occasions) == 1 else reduce_columns(occasions, choice.instance)
     return Cleaned(roll_up(done.values, choice.prefix), done.kinds) if choice.prefix else done
 
-
+# %% ../../nbs/data/32_blocks.ipynb #547aa5c6
 def _read_inputs(
     biobank: Biobank, inputs: list[Input], plain: list[bool], fill: bool
 ) -> Iterator[tuple[Input, pl.Series, pl.Series | None]]:
@@ -345,7 +344,7 @@ def _read_inputs(
                 *((raw[one.columns[0][0]], None) if as_it_is else _cleaned_input(biobank, one, cleaned)),
             )
 
-
+# %% ../../nbs/data/32_blocks.ipynb #2b523310
 def sources_of(
     biobank: Biobank,
     choices: Sequence[FieldChoice],  # Inputs
@@ -369,7 +368,7 @@ class Raw(NamedTuple):
     choices: list[pl.Series]  # Lists of codes of each multiple choice, null where missing
     kinds: dict[str, list[np.ndarray]]  # With `kinds`, uint8 [participant] of each number, code and choice
 
-
+# %% ../../nbs/data/32_blocks.ipynb #bc2cf9c1
 class PhenotypeBlock(Block):
     "Fields of a Biobank: standardised numbers, numbered codes, and codes of multiple choices."
 
@@ -396,7 +395,7 @@ class PhenotypeBlock(Block):
         return (f"PhenotypeBlock {self.name!r}: {len(self.number_names)} numbers, {len(self.code_names)} codes, "
                 f"fitted on {len(self.rows):,} rows")  # fmt: skip
 
-# %% ../../nbs/data/32_blocks.ipynb #bc2cf9c1
+# %% ../../nbs/data/32_blocks.ipynb #0406c113
 def _identity(one: Input) -> tuple:
     "What two inputs that are the same have in common, whatever they are called."
     several = len(one.columns) > 1 or len(one.columns[0]) > 1
@@ -424,7 +423,7 @@ def open(self: PhenotypeBlock, biobank: Biobank) -> PhenotypeBlock:
     self._biobank, self.rows = biobank, None  # what was learned from another Biobank does not count
     return self
 
-
+# %% ../../nbs/data/32_blocks.ipynb #dd1647fa
 @patch
 def _is_plain(self: PhenotypeBlock, one: Input) -> bool:
     "Is an input one column of a quantity as it stands, of which nobody asks why it is missing?"
@@ -432,7 +431,7 @@ def _is_plain(self: PhenotypeBlock, one: Input) -> bool:
     changed = one.choice.derived or one.choice.ordered or self.settings.kinds or self.settings.fill
     return as_it_is and not changed
 
-
+# %% ../../nbs/data/32_blocks.ipynb #df1a88b3
 @patch
 def _read(self: PhenotypeBlock, biobank: Biobank, inputs: list[Input]) -> tuple[Raw, Tensor]:
     "Read numbers, side by side in single precision, codes and lists; and who has anything."
@@ -451,6 +450,14 @@ def _read(self: PhenotypeBlock, biobank: Biobank, inputs: list[Input]) -> tuple[
                 start, some = start + len(some), []
         else:
             (raw.codes if one.kind == "code" else raw.choices).append(values)
+    return raw, self._recode(biobank, raw, inputs, plain)
+
+# %% ../../nbs/data/32_blocks.ipynb #30e1e70a
+@patch
+def _recode(
+    self: PhenotypeBlock, biobank: Biobank, raw: Raw, inputs: list[Input], plain: list[bool]
+) -> Tensor:  # bool [participant]
+    "Recode the special values of numbers that were read as they stand; says who has anything."
     table, cleaned = biobank.special_values, Rules({}, {})
     rules = [
         rules_for(biobank.field(one.columns[0][0]), table) if as_it_is else cleaned
@@ -460,9 +467,9 @@ def _read(self: PhenotypeBlock, biobank: Biobank, inputs: list[Input]) -> tuple[
     known = recode(raw.numbers, rules)
     for values in [*raw.codes, *raw.choices]:
         known |= values.is_not_null().to_numpy()
-    return raw, torch.from_numpy(known)
+    return torch.from_numpy(known)
 
-# %% ../../nbs/data/32_blocks.ipynb #0406c113
+# %% ../../nbs/data/32_blocks.ipynb #6b1020e2
 class PackedFields(NamedTuple):
     "Fields in their smallest form; each part is contiguous, which makes unpacking fast."
 
@@ -474,7 +481,7 @@ class PackedFields(NamedTuple):
         "Move all parts to a device."
         return PackedFields(*(part.to(device, non_blocking=True) for part in self))
 
-
+# %% ../../nbs/data/32_blocks.ipynb #c4f3cb8f
 @patch
 def fit(self: PhenotypeBlock, biobank: Biobank, rows: np.ndarray) -> PhenotypeBlock:
     "Read the fields, and learn from `rows` which inputs stay, means, deviations, levels and codes."
@@ -497,7 +504,7 @@ def fit(self: PhenotypeBlock, biobank: Biobank, rows: np.ndarray) -> PhenotypeBl
     self._name_columns()
     return self
 
-
+# %% ../../nbs/data/32_blocks.ipynb #b56ccc21
 @patch
 def _not_sparse(self: PhenotypeBlock, kind: str, columns: list[pl.Series]) -> list[pl.Series]:
     "The columns that enough training rows have; notes which those are."
@@ -523,7 +530,7 @@ def _fit_kinds(self: PhenotypeBlock, raw: dict, n: int) -> np.ndarray:  # uint8 
         packed[:, start // 8] = np.packbits(bits, axis=0, bitorder="little")[0]
     return packed
 
-# %% ../../nbs/data/32_blocks.ipynb #dd1647fa
+# %% ../../nbs/data/32_blocks.ipynb #84cb89f3
 @patch
 def _name_columns(self: PhenotypeBlock) -> None:
     "Name the columns of a batch, note the input each is of, and find the bits of multiple choices."
@@ -532,15 +539,7 @@ def _name_columns(self: PhenotypeBlock) -> None:
     self.code_names = [codes[i].title for i in self.kept["code"]]
     titles = [*self.number_names, *self.code_names, *(choices[i].title for i in self.kept["choices"])]
     self.number_inputs = list(range(len(self.number_names)))
-    labels, start, answered, ones = self._biobank.dictionary.labels if self.hots else {}, 0, [], []
-    for place, (i, hot) in enumerate(zip(self.kept["choices"], self.hots, strict=True)):
-        field = self._biobank.field(choices[i].columns[0][0])
-        known = labels.get(field.coding or 0, {})
-        self.number_names += [f"{choices[i].title}: {known.get(str(code), code)}" for code in hot.codes]
-        self.number_inputs += [len(titles) - len(self.hots) + place] * len(hot.codes)
-        answered += [start] * len(hot.codes)
-        ones += range(start + 1, start + 1 + len(hot.codes))
-        start += 8 * hot.width
+    answered, ones, start = self._name_choices([choices[i] for i in self.kept["choices"]], len(titles))
     for place, (i, kind) in enumerate(self.flags):
         self.number_names.append(f"{titles[i]}: {MISSING_KINDS[kind].replace('_', ' ')}")
         self.number_inputs.append(i)
@@ -548,7 +547,21 @@ def _name_columns(self: PhenotypeBlock) -> None:
         ones.append(start + place)
     self._bits = torch.tensor([answered, ones], dtype=torch.long)
 
+# %% ../../nbs/data/32_blocks.ipynb #bb9967c2
+@patch
+def _name_choices(self: PhenotypeBlock, choices: list[Input], n: int) -> tuple[list[int], list[int], int]:
+    "Name the columns of multiple choices, the last of `n` inputs; finds the bits that say who answered, those of each code, and their end."
+    labels, start, answered, ones = self._biobank.dictionary.labels if self.hots else {}, 0, [], []
+    for place, (one, hot) in enumerate(zip(choices, self.hots, strict=True)):
+        known = labels.get(self._biobank.field(one.columns[0][0]).coding or 0, {})
+        self.number_names += [f"{one.title}: {known.get(str(code), code)}" for code in hot.codes]
+        self.number_inputs += [n - len(self.hots) + place] * len(hot.codes)
+        answered += [start] * len(hot.codes)
+        ones += range(start + 1, start + 1 + len(hot.codes))
+        start += 8 * hot.width
+    return answered, ones, start
 
+# %% ../../nbs/data/32_blocks.ipynb #7beb4e3c
 @patch
 def batch(self: PhenotypeBlock, rows: Tensor) -> PackedFields:
     "Read a batch: half-precision numbers, levels and bits."
@@ -594,7 +607,7 @@ def _edges(values: np.ndarray, n_parts: int) -> np.ndarray:  # float64 [part + 1
     low = place.astype(np.int64)  # NumPy's own quantile takes ten times as long
     return known[low] + (place - low) * (known[np.minimum(low + 1, len(known) - 1)] - known[low])
 
-
+# %% ../../nbs/data/32_blocks.ipynb #aeca1afa
 @patch
 def quantiles(
     self: PhenotypeBlock,
@@ -628,16 +641,10 @@ def _number_rows(block: PhenotypeBlock) -> Iterator[dict]:
             float(limit) if np.isfinite(limit) else None for limit in (fitted.low[at], fitted.high[at])
         )
         scale = float(fitted.scale[at]) if np.isfinite(fitted.scale[at]) else 0.0
-        yield {
-            "input": title,
-            "kind": "number",
-            "mean": float(fitted.mean[at]),
-            "deviation": scale,
-            "low": low,
-            "high": high,
-        }
+        learned = {"mean": float(fitted.mean[at]), "deviation": scale, "low": low, "high": high}
+        yield {"input": title, "kind": "number", **learned}
 
-
+# %% ../../nbs/data/32_blocks.ipynb #4ae7156a
 @patch
 def describe(self: PhenotypeBlock) -> pl.DataFrame:  # One row an input
     "Say what was learned of each input, and which were left out and why."
@@ -648,11 +655,8 @@ def describe(self: PhenotypeBlock) -> pl.DataFrame:  # One row an input
     ):
         kept = dict(zip(self.kept[kind], sizes, strict=True))
         for i, one in enumerate(self.inputs[kind]):
-            found = (
-                {"codes": kept[i]}
-                if i in kept
-                else {"left out": f"missing for more than {self.settings.drop_sparse:.0%}"}
-            )
+            lacking = f"missing for more than {self.settings.drop_sparse or 0:.0%}"
+            found = {"codes": kept[i]} if i in kept else {"left out": lacking}
             rows.append({"input": one.title, "kind": kind, **found})
     types = {"input": pl.String, "kind": pl.String, "mean": pl.Float64, "deviation": pl.Float64, "low": pl.Float64,
              "high": pl.Float64, "codes": pl.Int64, "left out": pl.String}  # fmt: skip
@@ -688,7 +692,7 @@ def _on_chromosomes(variants: pl.DataFrame, names: list[str]) -> np.ndarray:
         raise DataError("the chosen chromosomes", f"some of {', '.join(known)}", ", ".join(missing))
     return variants["chromosome"].is_in(list(wanted)).to_numpy()
 
-
+# %% ../../nbs/data/32_blocks.ipynb #07931941
 def chosen_variants(
     variants: pl.DataFrame,  # GenotypeStore.variants
     settings: SNPSettings,
@@ -767,32 +771,33 @@ class SNPBlock(Block):
         self._store: GenotypeStore | None = None
         self._panel: _Panel | None = None  # Where the chosen variants are small enough for memory
 
-    def __repr__(self) -> str:
-        if self.rows is None:
-            return f"SNPBlock {self.name!r}, not fitted"
-        where = "in memory" if self._panel is not None else "on disk"
-        return (
-            f"SNPBlock {self.name!r}: {self.n_variants:,} variants {where}, fitted on {len(self.rows):,} rows"
-        )
-
-    @property
-    def n_chosen(self) -> int:
-        "Variants that were asked for; of them, those common enough in the training rows are used."
-        return len(self._chosen)
-
-    @property
-    def n_variants(self) -> int:
-        "Variants that the model sees."
-        return len(self.fitted().frequency)
-
-    @property
-    def variants(self) -> pl.DataFrame:
-        "The variants that the model sees, with their alleles and training-row frequency of A1."
-        return self._store.variants[self._chosen[self._kept]].with_columns(
-            frequency=pl.Series(self.frequency)
-        )
-
 # %% ../../nbs/data/32_blocks.ipynb #cff495a2
+@patch
+def __repr__(self: SNPBlock) -> str:
+    if self.rows is None:
+        return f"SNPBlock {self.name!r}, not fitted"
+    where = "in memory" if self._panel is not None else "on disk"
+    return f"SNPBlock {self.name!r}: {self.n_variants:,} variants {where}, fitted on {len(self.rows):,} rows"
+
+
+@patch(as_prop=True)
+def n_chosen(self: SNPBlock) -> int:
+    "Variants that were asked for; of them, those common enough in the training rows are used."
+    return len(self._chosen)
+
+
+@patch(as_prop=True)
+def n_variants(self: SNPBlock) -> int:
+    "Variants that the model sees."
+    return len(self.fitted().frequency)
+
+
+@patch(as_prop=True)
+def variants(self: SNPBlock) -> pl.DataFrame:
+    "The variants that the model sees, with their alleles and training-row frequency of A1."
+    return self._store.variants[self._chosen[self._kept]].with_columns(frequency=pl.Series(self.frequency))
+
+# %% ../../nbs/data/32_blocks.ipynb #f08ea3f7
 @patch
 def open(self: SNPBlock, biobank: Biobank) -> SNPBlock:
     "Choose variants, once for all copies of the block; read no genotypes and learn nothing."
@@ -801,12 +806,8 @@ def open(self: SNPBlock, biobank: Biobank) -> SNPBlock:
     self._store, self._panel = biobank.genotypes(self.settings.store), None
     self._chosen = chosen_variants(self._store.variants, self.settings)
     if not len(self._chosen):
-        raise DataError(
-            f"modality {self.name!r}",
-            "variants",
-            "none that were chosen",
-            "Loosen its chromosomes or variants.",
-        )
+        remedy = "Loosen its chromosomes or variants."
+        raise DataError(f"modality {self.name!r}", "variants", "none that were chosen", remedy)
     size = self._store.meta["shape"][0] * len(self._chosen) / 4
     if size <= self.memory_gib * 2**30:
         self._panel = _Panel(self._store, self._chosen)
@@ -819,13 +820,13 @@ def open(self: SNPBlock, biobank: Biobank) -> SNPBlock:
     self._biobank, self.rows = biobank, None  # what was learned from another Biobank does not count
     return self
 
-
+# %% ../../nbs/data/32_blocks.ipynb #5395d855
 @patch
 def _packed(self: SNPBlock) -> np.ndarray:  # uint8 [sample, byte]
     "Packed genotypes of everybody, in memory or mapped from disk; `_place` says where a variant is."
     return self._store.bytes if self._panel is None else self._panel.codes.numpy()
 
-# %% ../../nbs/data/32_blocks.ipynb #f08ea3f7
+# %% ../../nbs/data/32_blocks.ipynb #f6d6c342
 @patch
 def fit(self: SNPBlock, biobank: Biobank, rows: np.ndarray) -> SNPBlock:
     "Open the genotypes, and count alleles over `rows`."
@@ -837,11 +838,8 @@ def fit(self: SNPBlock, biobank: Biobank, rows: np.ndarray) -> SNPBlock:
     common = np.minimum(frequency, 1 - frequency) >= self.settings.maf_min
     self._kept = np.flatnonzero(common)
     if not len(self._kept):
-        raise DataError(
-            f"modality {self.name!r}",
-            "variants",
-            f"none with a frequency of {self.settings.maf_min:g} or more",
-        )
+        found = f"none with a frequency of {self.settings.maf_min:g} or more"
+        raise DataError(f"modality {self.name!r}", "variants", found)
     self.frequency = frequency[self._kept]
     spread = np.sqrt(2 * self.frequency * (1 - self.frequency))
     scale = np.divide(1, spread, out=np.zeros_like(spread), where=spread > 0)
@@ -852,7 +850,7 @@ def fit(self: SNPBlock, biobank: Biobank, rows: np.ndarray) -> SNPBlock:
     self._table = _dosage_table()
     return self
 
-# %% ../../nbs/data/32_blocks.ipynb #5395d855
+# %% ../../nbs/data/32_blocks.ipynb #131816dc
 @patch
 def batch(self: SNPBlock, rows: Tensor) -> Tensor:  # uint8 [batch, byte]
     "Read a batch of packed genotypes; what stands for participants without any has no meaning."
@@ -868,12 +866,6 @@ def present(self: SNPBlock, rows: Tensor) -> Tensor:  # bool [batch]
     return self._sample.index_select(0, rows) >= 0
 
 
-def _dosage_table() -> Tensor:  # float32 [256, 4]
-    "The four dosages that each byte holds, NaN where one is missing."
-    codes = (torch.arange(256)[:, None] >> torch.arange(0, 8, 2)) & 3
-    return codes.float().masked_fill(codes == 3, torch.nan)
-
-
 @patch
 def sources(self: SNPBlock, rows: np.ndarray) -> list[Source]:
     "Say how many variants were chosen, and how many of `rows` were genotyped."
@@ -881,6 +873,12 @@ def sources(self: SNPBlock, rows: np.ndarray) -> list[Source]:
     title, store = f"{self.n_chosen:,} variants", f"genotypes/{self.settings.store}"
     there = self.present(torch.from_numpy(rows))
     return [Source.of(title, [store], there, "not genotyped", limit if self.settings.maf_min else "")]
+
+# %% ../../nbs/data/32_blocks.ipynb #0607cc5e
+def _dosage_table() -> Tensor:  # float32 [256, 4]
+    "The four dosages that each byte holds, NaN where one is missing."
+    codes = (torch.arange(256)[:, None] >> torch.arange(0, 8, 2)) & 3
+    return codes.float().masked_fill(codes == 3, torch.nan)
 
 
 @patch
@@ -898,7 +896,7 @@ def _dosages(self: SNPBlock, raw: Tensor, start: int, stop: int) -> Tensor:
         else every.index_select(1, self._index)
     )
 
-
+# %% ../../nbs/data/32_blocks.ipynb #9434c7e2
 @patch
 def transform(
     self: SNPBlock, raw: Tensor, start: int = 0, stop: int | None = None
@@ -926,7 +924,7 @@ def _quantities(outcome: Outcome) -> np.ndarray:  # bool [k]
         return np.concatenate([_quantities(part) for part in outcome.parts])
     return np.full(outcome.matrix.shape[1], outcome.kind == "regression")
 
-
+# %% ../../nbs/data/32_blocks.ipynb #d733dab8
 class OutcomeBlock(Block):
     "The target of a prediction."
 
@@ -956,24 +954,33 @@ class OutcomeBlock(Block):
         self._values = torch.from_numpy(self.standardiser(values)).float()
         return self
 
-    def batch(self, rows: Tensor) -> Tensor:  # float32 [batch, k]
-        "The target of some participants, NaN where it is not known."
-        return self._values.index_select(0, rows)
+# %% ../../nbs/data/32_blocks.ipynb #8185059e
+@patch
+def batch(self: OutcomeBlock, rows: Tensor) -> Tensor:  # float32 [batch, k]
+    "The target of some participants, NaN where it is not known."
+    return self._values.index_select(0, rows)
 
-    def present(self, rows: Tensor) -> Tensor:  # bool [batch]
-        "For whom the outcome is known; of several, at least one."
-        return ~self._values.index_select(0, rows).isnan().all(dim=1)
 
-    @property
-    def targets(self) -> Tensor:  # float32 [row, k]
-        "The targets of the rows that it was fitted on."
-        return self.batch(torch.from_numpy(self.rows))
+@patch
+def present(self: OutcomeBlock, rows: Tensor) -> Tensor:  # bool [batch]
+    "For whom the outcome is known; of several, at least one."
+    return ~self._values.index_select(0, rows).isnan().all(dim=1)
 
-    def parts(self) -> list[OutcomeBlock]:
-        "A block for each outcome that it is made from, fitted on the same rows."
-        return [OutcomeBlock(part).fit(None, self.rows) for part in self.outcome.parts]
 
-    def decode(self, prediction: np.ndarray, columns: Sequence[int] = (0,)) -> np.ndarray:
-        "Bring predictions [batch, class] back to the outcome's own scale; `columns` is the target's column of each, or of all."
-        columns = list(columns)
-        return prediction * self.standardiser.scale[columns] + self.standardiser.mean[columns]
+@patch(as_prop=True)
+def targets(self: OutcomeBlock) -> Tensor:  # float32 [row, k]
+    "The targets of the rows that it was fitted on."
+    return self.batch(torch.from_numpy(self.rows))
+
+
+@patch
+def parts(self: OutcomeBlock) -> list[OutcomeBlock]:
+    "A block for each outcome that it is made from, fitted on the same rows."
+    return [OutcomeBlock(part).fit(None, self.rows) for part in self.outcome.parts]
+
+
+@patch
+def decode(self: OutcomeBlock, prediction: np.ndarray, columns: Sequence[int] = (0,)) -> np.ndarray:
+    "Bring predictions [batch, class] back to the outcome's own scale; `columns` is the target's column of each, or of all."
+    columns = list(columns)
+    return prediction * self.standardiser.scale[columns] + self.standardiser.mean[columns]

@@ -33,7 +33,7 @@ def parts_of(
     named = {f"encoder {name!r}": part for name, part in encoders.items()}
     return named | {name: part for name, part in bare.named_children() if part is not encoders}
 
-
+# %% ../../nbs/training/60b_divergence.ipynb #0f25ce4b
 def norm_by_part(
     model: nn.Module,  # A network
     gradients: bool = True,  # Of gradients? Otherwise of weights
@@ -58,7 +58,7 @@ def is_finite(
     parts = value.values() if isinstance(value, Mapping) else value
     return all(is_finite(part, missing) for part in parts)
 
-
+# %% ../../nbs/training/60b_divergence.ipynb #cd3debf0
 def first_not_finite(
     model: nn.Module,  # A network
     x: Mapping[str, Any],  # A batch
@@ -73,7 +73,7 @@ def first_not_finite(
     found += [f"the weights of {name}" for name, norm in weights.items() if not math.isfinite(norm)]
     return found[0] if found else _first_output(getattr(model, "module", model), x, compute)
 
-
+# %% ../../nbs/training/60b_divergence.ipynb #9648384e
 def _first_output(model: nn.Module, x: Any, compute: Callable | None) -> str | None:
     "Compute a batch again, looking at what each part gives."
     found: list[str] = []
@@ -86,9 +86,7 @@ def _first_output(model: nn.Module, x: Any, compute: Callable | None) -> str | N
     try:
         with torch.no_grad():
             shared = any(hasattr(weight, "full_tensor") for weight in model.parameters())
-            forward = (
-                model if shared else type(model).forward.__get__(model)
-            )  # a compiled one leaves hooks out
+            forward = model if shared else type(model).forward.__get__(model)  # without what compiles it
             compute(forward, x) if compute else forward(x)
     finally:
         for hook in hooks:
@@ -99,7 +97,7 @@ def _first_output(model: nn.Module, x: Any, compute: Callable | None) -> str | N
 class DivergenceError(UkbmmError):
     "Training whose numbers are none, or have left all bounds."
 
-
+# %% ../../nbs/training/60b_divergence.ipynb #0152c95f
 def _all_finite(tensors: list[Tensor]) -> bool:
     "Are all gradients finite? One pass, as torch's own gradient scaler does it."
     if not tensors:
@@ -111,7 +109,7 @@ def _all_finite(tensors: list[Tensor]) -> bool:
         torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
     return not found.item()
 
-
+# %% ../../nbs/training/60b_divergence.ipynb #518ffb1c
 class StopOnNaN(ResumableCallback):
     "Stop a fit at the first loss or gradient that is not finite, or that has diverged, naming where."
 
@@ -134,34 +132,43 @@ class StopOnNaN(ResumableCallback):
         "Note which weights there are."
         self.weights = list(self.learn.model.parameters())
 
-    def after_backward(self) -> None:
-        "Look at the loss; a search for a learning rate goes too far on purpose."
-        if hasattr(self.learn, "lr_finder"):
-            return
-        loss = self.learn.loss.detach().item()
-        if not math.isfinite(loss):
-            self.stop(f"the loss is {loss}")
-        if self.diverged(loss):
-            self.stop(f"the loss has risen to {loss:.3g}")
+# %% ../../nbs/training/60b_divergence.ipynb #8d1de64c
+@patch
+def diverged(
+    self: StopOnNaN,
+    loss: float,  # Of this batch
+) -> bool:
+    "Is the mean of the last 20 losses too far above the mean of the first 20?"
+    first, last = self.levels["first"], self.levels["last"]
+    (last if len(first) == 20 else first).append(loss)
+    if len(last) < 20:
+        return False
+    start, now = statistics.fmean(first), statistics.fmean(last)
+    last.pop(0)
+    return now > start + self.times * max(1.0, abs(start))
 
-    def before_step(self) -> None:
-        "Look at the gradients."
-        if hasattr(self.learn, "lr_finder"):
-            return
-        if not _all_finite([weight.grad for weight in self.weights if weight.grad is not None]):
-            self.stop("a gradient is not finite")
+# %% ../../nbs/training/60b_divergence.ipynb #48e25946
+@patch
+def after_backward(self: StopOnNaN) -> None:
+    "Look at the loss."
+    if hasattr(self.learn, "lr_finder"):
+        return
+    loss = self.learn.loss.detach().item()
+    if not math.isfinite(loss):
+        self.stop(f"the loss is {loss}")
+    if self.diverged(loss):
+        self.stop(f"the loss has risen to {loss:.3g}")
 
-    def diverged(self, loss: float) -> bool:
-        "Is the mean of the last 20 losses too far above the mean of the first 20?"
-        first, last = self.levels["first"], self.levels["last"]
-        (last if len(first) == 20 else first).append(loss)
-        if len(last) < 20:
-            return False
-        start, now = statistics.fmean(first), statistics.fmean(last)
-        last.pop(0)
-        return now > start + self.times * max(1.0, abs(start))
 
-# %% ../../nbs/training/60b_divergence.ipynb #0152c95f
+@patch
+def before_step(self: StopOnNaN) -> None:
+    "Look at the gradients."
+    if hasattr(self.learn, "lr_finder"):
+        return
+    if not _all_finite([weight.grad for weight in self.weights if weight.grad is not None]):
+        self.stop("a gradient is not finite")
+
+# %% ../../nbs/training/60b_divergence.ipynb #1fc87e55
 @patch
 def stop(
     self: StopOnNaN,
@@ -183,7 +190,7 @@ def stop(
         f"Lower the learning rate, clip gradients, or look at the rows named in {name}.",
     )
 
-
+# %% ../../nbs/training/60b_divergence.ipynb #4db9404f
 @patch
 def keep_rows(
     self: StopOnNaN,

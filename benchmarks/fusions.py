@@ -10,6 +10,7 @@ In both studies each fusion is trained with the default share of modality dropou
 people who lack 30% or 60% of their modalities, and on those of the latter who are complete (as many steps); and without
 modality dropout on people who have everything. It is tested on others like them, and on people of whom nobody has a
 modality. "only a" is the default fusion that was given the modality a alone.
+With seeds after the first, modalities are missing from the training of the default fusion only.
 
 Each result is a row of `results/fusions.tsv`; fusions and seeds that are not asked for keep theirs.
 """
@@ -57,6 +58,11 @@ def as_many_steps(epochs: int, n: int, fewer: int) -> int:
     return round(epochs * (n // 256) / max(1, fewer // 256))
 
 
+def shares_of(kind: str, seed: int) -> tuple[float, ...]:
+    "Shares of missing modalities to train with: of the default fusion with each seed, of others with the first alone."
+    return SHARES if seed == 0 or kind in (FusionSettings().kind, "ridge") else ()
+
+
 # ---- planted effects --------------------------------------------------------------------------------------------
 
 
@@ -66,7 +72,7 @@ def planted(kind: str, seed: int, n: int, epochs: int) -> Iterator[tuple]:
     tests = {ALL: others, **{f"without {name}": others.without(i) for i, name in enumerate(NAMES)}}
     yield from planted_rows(kind, seed, ALL, everybody, tests, epochs)
     yield from planted_rows(kind, seed, PLAIN, everybody, tests, epochs, hide=0.0)
-    for share in SHARES:
+    for share in shares_of(kind, seed):
         name = f"{share:.0%} missing"
         lacking, tests = everybody.lacking(share, seed), {name: others.lacking(share, seed + 1000)}
         yield from planted_rows(kind, seed, name, lacking, tests, epochs)
@@ -189,7 +195,7 @@ def of_biobank(study: Study, kind: str, seed: int, epochs: int) -> Iterator[tupl
     if settings:
         plain = FusionSettings(kind=kind, modality_dropout=0.0)
         yield from biobank_rows(kind, seed, PLAIN, Trained(study, plain, seed, epochs), tests)
-    for share in SHARES:
+    for share in shares_of(kind, seed):
         name, lacking = f"{share:.0%} missing", study.lacking(share, seed)
         yield from biobank_rows(kind, seed, name, Trained(lacking, settings, seed, epochs), {name: lacking})
         complete = lacking.complete()

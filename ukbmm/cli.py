@@ -310,8 +310,14 @@ def schema(
 
 # %% ../nbs/90_cli.ipynb #c94786df
 def _results(run: Any) -> None:
-    "Print a table of every model's metrics."
-    _show(run.results().reset_index().to_dict("records"))
+    "Print a table of every model's metrics, or one for each of several outcomes."
+    results = run.results()
+    if "outcome" not in results.index.names:
+        _show(results.reset_index().to_dict("records"))
+        return
+    for title, found in results.groupby("outcome", sort=False):
+        shown = found.droplevel("outcome").loc[:, (found != "").any().to_numpy()]
+        _show(shown.reset_index().to_dict("records"), str(title))
 
 
 @app.command()

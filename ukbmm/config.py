@@ -45,13 +45,9 @@ class Problem:
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
-        return (
-            f"{place}: {self.severity} {self.path}: {self.message}"
-            if self.path
-            else f"{place}: {self.message}"
-        )
+        return f"{place}: {f'{self.severity} {self.path}: ' if self.path else ''}{self.message}"
 
-
+# %% ../nbs/01_config.ipynb #32220689
 class ConfigError(UkbmmError):
     "A document that cannot be taken as what it should be; `problems` lists everything that is wrong."
 
@@ -82,6 +78,17 @@ def _plain(node: Any) -> Any:
     return node.value if hasattr(node, "anchor") and hasattr(node, "value") else node
 
 # %% ../nbs/01_config.ipynb #7f06be6b
+def _text_of(path: Path) -> str:
+    "The text of a file; raises `ConfigError` where there is none, or no text."
+    if not path.is_file():
+        raise ConfigError([Problem("", "error: no such file", file=path.name)])
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        message = "error: not UTF-8; save the file as UTF-8"
+        raise ConfigError([Problem("", message, file=path.name)]) from None
+
+# %% ../nbs/01_config.ipynb #bed075f0
 class Document:
     "A parsed YAML text that knows the line and column of everything in it."
 
@@ -101,16 +108,7 @@ class Document:
         path: str | Path,  # A YAML file
     ) -> Document:
         "Read a document from a file."
-        path = Path(path)
-        if not path.is_file():
-            raise ConfigError([Problem("", "error: no such file", file=path.name)])
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise ConfigError(
-                [Problem("", "error: not UTF-8; save the file as UTF-8", file=path.name)]
-            ) from None
-        return cls(text, path.name)
+        return cls(_text_of(Path(path)), Path(path).name)
 
     def plain(self) -> dict:
         "The document as plain Python values."
@@ -128,7 +126,7 @@ def _step(node: Any, part: Any) -> tuple[Any, tuple[int, int]] | None:
         return node[index], (node.lc.item(index) if index in (node.lc.data or {}) else None)
     return None
 
-
+# %% ../nbs/01_config.ipynb #036db30e
 def locate(
     document: Document,  # Where to look
     path: tuple,  # Parts of the path: keys and list positions
@@ -151,7 +149,7 @@ def _split_assignment(assignment: str) -> tuple[list[str], Any]:
         raise ConfigError([Problem("", message, file=f"--set {assignment}")])
     return path.strip().split("."), _parse(value, f"--set {assignment}") if value.strip() else None
 
-
+# %% ../nbs/01_config.ipynb #cbe5692e
 def _put(node: Any, part: str, value: Any, assignment: str) -> None:
     "Put a value into a mapping, or in the place of an item of a list."
     if isinstance(node, dict):
@@ -159,13 +157,12 @@ def _put(node: Any, part: str, value: Any, assignment: str) -> None:
     elif isinstance(node, list) and part.isdecimal() and int(part) < len(node):
         node[int(part)] = value
     else:
-        what = (
-            f"a list of {len(node)}, whose items count from 0" if isinstance(node, list) else "a single value"
-        )
+        several = isinstance(node, list)
+        what = f"a list of {len(node)}, whose items count from 0" if several else "a single value"
         message = f"error: {part!r} can't be set here: this is {what}"
         raise ConfigError([Problem("", message, file=f"--set {assignment}")])
 
-
+# %% ../nbs/01_config.ipynb #4b54e982
 def override(
     document: Document,  # Changed in place
     assignments: tuple[str, ...] | list[str],  # Such as ["outcome.field=21001"]
@@ -220,7 +217,7 @@ def _below(annotation: Any, part: Any) -> list[Any]:
     args = typing.get_args(annotation)
     return _members(args[-1]) if args else []
 
-
+# %% ../nbs/01_config.ipynb #eec36fc8
 def keys_at(
     settings: type[BaseModel],  # The type of the whole document
     path: tuple,  # pydantic's path of an error, without its last part
@@ -275,7 +272,7 @@ def validate(
             problems.append(problem_at(document, shown, _message(found, settings)))
         raise ConfigError(problems) from error
 
-
+# %% ../nbs/01_config.ipynb #dcf5e4c0
 def load_settings(
     settings: type[SomeSettings],  # The type that the file should have
     path: str | Path,  # A YAML file
@@ -296,21 +293,20 @@ def to_yaml(
     writer.dump(values, stream)
     return stream.getvalue()
 
-
+# %% ../nbs/01_config.ipynb #14e40dea
 def also(
     **short: Any,  # JSON Schema of the short form, such as type="integer"
 ) -> Callable[[dict], None]:  # For a setting's json_schema_extra
     "Let the JSON Schema of a setting accept a short form that a validator spells out."
 
     def accept(schema: dict) -> None:
-        form = {
-            key: schema.pop(key) for key in list(schema) if key not in ("title", "description", "default")
-        }
+        kept = ("title", "description", "default")
+        form = {key: schema.pop(key) for key in list(schema) if key not in kept}
         schema["anyOf"] = [form, short]
 
     return accept
 
-
+# %% ../nbs/01_config.ipynb #8145d262
 def write_schema(
     settings: type[BaseModel],  # The type to describe
     path: str | Path,  # Where to write the JSON Schema

@@ -165,15 +165,7 @@ class Registry:
         name: str,  # The name in a spec
     ) -> Callable:  # A decorator that returns what it decorates unchanged
         "Register the decorated class or function as `name`; a name can be taken once only."
-
-        def add(thing: Any) -> Any:
-            other = self.entries.get(name)
-            if other is not None and other.__qualname__ != thing.__qualname__:
-                raise UkbmmError(f"{self.kind} {name!r}", "a new name", "a name already registered")
-            self.entries[name] = thing
-            return thing
-
-        return add
+        return functools.partial(_register, self, name)
 
     def names(self) -> list[str]:
         "Every registered name, sorted."
@@ -184,13 +176,18 @@ class Registry:
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.entries:
-            raise UkbmmError(
-                f"{self.kind} {name!r}",
-                expected=f"one of {', '.join(self.names())}",
-                found="no such name",
-                remedy=did_you_mean(name, self.names()),
-            )
+            expected, remedy = f"one of {', '.join(self.names())}", did_you_mean(name, self.names())
+            raise UkbmmError(f"{self.kind} {name!r}", expected, "no such name", remedy)
         return self.entries[name]
+
+# %% ../nbs/00_core.ipynb #82b9ecec
+def _register(registry: Registry, name: str, thing: Any) -> Any:
+    "Enter a thing under a name and return it; raises `UkbmmError` where the name is another's."
+    other = registry.entries.get(name)
+    if other is not None and other.__qualname__ != thing.__qualname__:
+        raise UkbmmError(f"{registry.kind} {name!r}", "a new name", "a name already registered")
+    registry.entries[name] = thing
+    return thing
 
 # %% ../nbs/00_core.ipynb #a5be4d54
 def derive_seed(

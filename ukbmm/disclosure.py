@@ -24,14 +24,14 @@ MIN_COUNT = 5  # UK Biobank, "Sensitive phenotypes and aggregate numbers in publ
 class DisclosureError(UkbmmError):
     "Something that would tell about a single participant is about to be published."
 
-
+# %% ../nbs/02_disclosure.ipynb #0c19d902
 def is_small(
     count: int,  # A number of participants
 ) -> bool:
     "Is this a count that may not be shown?"
     return 0 < count < MIN_COUNT
 
-
+# %% ../nbs/02_disclosure.ipynb #351adfc2
 def show_count(
     count: int,  # A number of participants
 ) -> str:  # Such as "1,814", "0" or "<5"
@@ -39,6 +39,19 @@ def show_count(
     return f"<{MIN_COUNT}" if is_small(count) else f"{int(count):,}"
 
 # %% ../nbs/02_disclosure.ipynb #8353f58d
+def _gives_away(n_small: int, total: int) -> bool:
+    "Does the sum of some counts of 1 to 4, which follows from the others, tell one of them or a group of 1 to 4?"
+    largest = MIN_COUNT - 1
+    return n_small == 1 or is_small(total) or (n_small > 0 and total in (n_small, largest * n_small))
+
+# %% ../nbs/02_disclosure.ipynb #b248611b
+def _range(count: int, total: int) -> str:
+    "Write a count of 5 and more as a range that holds it with three to spare on either side, up to the total."
+    spare = MIN_COUNT - 2
+    low, high = (count - spare) // 10 * 10, min((count + spare) // 10 * 10 + 9, total)
+    return f"{low:,}-{high:,}" if low > 0 else f"<{high + 1}"
+
+# %% ../nbs/02_disclosure.ipynb #573a72ce
 def show_parts(
     counts: Sequence[int],  # Numbers of participants that add up to a total the reader knows
 ) -> list[str]:  # One text for each count
@@ -48,26 +61,11 @@ def show_parts(
     told = _gives_away(len(hidden), sum(counts[i] for i in hidden))
     if told and others:
         hidden.add(min(others, key=lambda i: counts[i]))
-    few = (
-        f"<{2 * MIN_COUNT}" if told and not others else f"<{MIN_COUNT}"
-    )  # nothing else to hide: say less of each
+    least = 2 * MIN_COUNT if told and not others else MIN_COUNT  # nothing else to hide: say less of each
     return [
-        few if is_small(count) else _range(count, sum(counts)) if i in hidden else show_count(count)
+        f"<{least}" if is_small(count) else _range(count, sum(counts)) if i in hidden else show_count(count)
         for i, count in enumerate(counts)
     ]
-
-
-def _gives_away(n_small: int, total: int) -> bool:
-    "Does the sum of some counts of 1 to 4, which follows from the others, tell one of them or a group of 1 to 4?"
-    largest = MIN_COUNT - 1
-    return n_small == 1 or is_small(total) or (n_small > 0 and total in (n_small, largest * n_small))
-
-
-def _range(count: int, total: int) -> str:
-    "Write a count of 5 and more as a range that holds it with three to spare on either side, up to the total."
-    spare = MIN_COUNT - 2
-    low, high = (count - spare) // 10 * 10, min((count + spare) // 10 * 10 + 9, total)
-    return f"{low:,}-{high:,}" if low > 0 else f"<{high + 1}"
 
 # %% ../nbs/02_disclosure.ipynb #a0749a0e
 def show_share(
@@ -104,7 +102,7 @@ class Step:
 def _add(first: Step, second: Step) -> Step:
     return Step(f"{first.reason}; {second.reason}", first.excluded + second.excluded)
 
-
+# %% ../nbs/02_disclosure.ipynb #524b5300
 def merge_small_steps(
     steps: Iterable[Step],  # Exclusions in order
 ) -> list[Step]:  # Exclusions of 0 or of at least 5, except where all of them together are fewer
@@ -149,7 +147,7 @@ class Finding:
     place: str  # File, cell or line
     what: str  # What it looks like
 
-
+# %% ../nbs/02_disclosure.ipynb #86d9e740
 def scan_text(
     text: str,  # What a reader would see
     name: str = "text",  # Its name, for the findings
@@ -162,7 +160,7 @@ def scan_text(
         if EID_PATTERN.search(line)
     ]
 
-# %% ../nbs/02_disclosure.ipynb #061c8781
+# %% ../nbs/02_disclosure.ipynb #b1935c04
 def _outputs(notebook: dict) -> Iterable[tuple[int, str]]:
     "Each cell's number and the text of its outputs, as JSON holds them."
     for number, cell in enumerate(notebook.get("cells", []), 1):
@@ -172,7 +170,7 @@ def _outputs(notebook: dict) -> Iterable[tuple[int, str]]:
             parts += output.get("traceback", [])
             yield number, "\n".join("".join(part) for part in parts if part)
 
-
+# %% ../nbs/02_disclosure.ipynb #51fc09ba
 def scan_file(
     path: str | Path,  # A notebook (its outputs are read) or a text file
 ) -> list[Finding]:

@@ -242,6 +242,18 @@ def test_a_wrong_spec_is_refused_with_its_place_and_writes_nothing(tmp_path, ing
     assert sorted(path.name for path in tmp_path.iterdir()) == ["study.yaml"]
 
 
+def test_a_study_of_several_outcomes_prints_a_table_of_each(tmp_path, ingested):
+    several = STUDY.replace(
+        "{kind: regression, field: 30750}",
+        "{kind: several, outcomes: [{kind: regression, field: 30750, name: HbA1c}, {kind: binary, field: 30750, above: 36, name: high}]}",
+    )
+    done = run(tmp_path, ingested, several)
+    assert done.returncode == 0, done.stderr
+    one, two = done.stdout.index("HbA1c"), done.stdout.index("high")
+    assert one < done.stdout.index("Pearson r") < two < done.stdout.index("Brier score")
+    assert done.stdout.count("Pearson r") == done.stdout.count("Brier score") == 1
+
+
 def test_a_process_ends_with_the_exit_code(tmp_path, ingested):
     (tmp_path / "study.yaml").write_text(STUDY.replace("epochs", "epoch"))
     refused(

@@ -2,6 +2,7 @@
 
 import html
 import re
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -9,7 +10,9 @@ import pytest
 
 from ukbmm.biobank.synthetic import EXAMPLE_COLUMNS, synthetic_biobank
 from ukbmm.core import UkbmmError
+from ukbmm.data.blocks import OutcomeBlock
 from ukbmm.evaluation.metrics import metrics_for, numbers_of
+from ukbmm.models.ridge import cross_fit
 from ukbmm.workflow.pipeline import TrainingPipeline
 from ukbmm.workflow.spec import Spec
 
@@ -102,6 +105,105 @@ def test_times_may_be_learned_in_intervals(loss, followed, tmp_path):
     fusion, ridge = (numbers_of(table[f"prediction_{name}"]) for name in ("fusion", "ridge"))
     assert (fusion[:, 0] < fusion[:, 1]).all() and np.corrcoef(fusion[:, 1], ridge[:, 1])[0, 1] > 0.9
     assert fusion.mean() == pytest.approx(ridge.mean(), abs=0.05)
+
+
+SEVERAL = f"""{{kind: several, outcomes: [
+  {{kind: regression, field: 30750, name: HbA1c}},
+  {{kind: binary, field: 20116, instance: 0, cases: [2], name: current smoking}},
+  {OUTCOMES["survival"].replace("field: 131286", "field: 131286, name: hypertension")}]}}"""
+
+
+@pytest.fixture(scope="module")
+def together(followed, tmp_path_factory):
+    "A pipeline of several outcomes and its run."
+    pipeline = study(SPEC.replace("{OUTCOME}", SEVERAL), followed, tmp_path_factory.mktemp("several"))
+    return pipeline, pipeline.run()
+
+
+def test_several_outcomes_go_the_whole_way_in_one_study(together):
+    pipeline, run = together
+    table, metrics = run.predictions(), run.metrics()
+    assert table.height == len(pipeline.cohort) == metrics["n"]["participants"]
+    kinds = ("regression", "binary", "survival")
+    assert metrics["task"] == "several" and tuple(one["task"] for one in metrics["outcomes"]) == kinds
+    for number, (found, outcome) in enumerate(
+        zip(metrics["outcomes"], pipeline.outcome.parts, strict=True), 1
+    ):
+        target, main = numbers_of(table[f"target_{number}"]), metrics_for(outcome.kind)[0]
+        np.testing.assert_array_equal(target, outcome.values[table["row"]])
+        known = ~np.isnan(target.reshape(len(target), -1)[:, 0])
+        assert 5 <= (~known).sum() and found["n"]["participants"] == known.sum()
+        trees = {"lightgbm"} if outcome.kind != "survival" else set()
+        assert set(found["models"]) == {"fusion", "ridge", "covariates"} | trees
+        for name in found["models"]:
+            prediction = numbers_of(table[f"prediction_{name}_{number}"])
+            assert np.isfinite(prediction).all()  # of everybody, whether the outcome is known or not
+            fold = table["fold"].to_numpy()[known]
+            by_hand = main(target[known], prediction[known], fold=fold, horizons=outcome.horizons)
+            assert found["models"][name][main.name]["value"] == pytest.approx(by_hand)
+    assert metrics["outcomes"][0]["models"]["fusion"]["pearson_r"]["value"] > 0.5
+    assert table["prediction_fusion_1"].mean() == pytest.approx(
+        table["target_1"].fill_nan(None).mean(), rel=0.02
+    )
+    rate = table["target_2"].fill_nan(None).mean()
+    assert table["prediction_fusion_2"].mean() == pytest.approx(rate, rel=0.25)
+
+
+def test_a_report_of_several_outcomes_says_each_by_itself(together):
+    pipeline, run = together
+    page = html.unescape((run.path / "report.html").read_text())
+    text = re.sub(r"<[^>]+>", " ", page)
+    for part, main in zip(
+        pipeline.outcome.parts, ("Pearson r", "area under the ROC curve", "concordance"), strict=True
+    ):
+        assert page.count(f"<h2>{part.title}</h2>") == 1 and main in text
+        known = int(part.known[pipeline.cohort.rows].sum())
+        assert f"{known:,} participants for whom it is known" in text
+    assert "No boosted trees were fitted to some of the outcomes" in text
+    assert "One network learns 3 outcomes" in text and "nan" not in text.lower().split("training")[0]
+
+
+@pytest.mark.parametrize("unknown", [0, 3, 5])
+def test_how_many_lack_one_of_several_outcomes_is_not_said_where_they_are_few(unknown, together):
+    pipeline = together[0]
+    values = np.ones(len(pipeline.biobank))
+    values[pipeline.cohort.rows[:unknown]] = np.nan
+    said = pipeline._tested(replace(pipeline.outcome.parts[0], values=values))
+    known = f"{len(pipeline.cohort) - unknown:,} participants for whom it is known"
+    assert said == (known if unknown == 5 else "everybody but a few at most")
+
+
+def test_baselines_of_several_outcomes_are_fitted_to_each_alone(together):
+    pipeline, run = together
+    fold = 0
+    rows, test = pipeline.split.development(fold), pipeline.split.test(fold)
+    table = run.predictions().filter(pl.col("fold") == fold).sort("row")
+    blocks = {name: block.copy().fit(pipeline.biobank, rows) for name, block in pipeline.blocks.items()}
+    for number, outcome in enumerate(pipeline.outcome.parts, 1):
+        known = rows[outcome.known[rows]]
+        inner = [np.intersect1d(pipeline.split.valid(fold, i), known) for i in range(2)]
+        target = OutcomeBlock(outcome).fit(pipeline.biobank, known)
+        own = target.decode(cross_fit(blocks, target, known, inner).predict(blocks, np.sort(test)))
+        ridge = numbers_of(table[f"prediction_ridge_{number}"])
+        np.testing.assert_allclose(ridge, own if ridge.ndim == 2 else own[:, 0], rtol=1e-5)
+
+
+def test_several_outcomes_of_one_participant_are_dealt_together_where_a_control_shuffles_them(
+    followed, tmp_path
+):
+    text = SPEC.replace("{OUTCOME}", SEVERAL)
+    plain, shuffled = (
+        study(text, followed, tmp_path, *more).prepare() for more in ((), ("control=permuted_labels",))
+    )
+    rows = plain.cohort.rows
+    both = [
+        {tuple(line) for line in np.nan_to_num(one.outcome.values[rows], nan=-9)} for one in (plain, shuffled)
+    ]
+    assert both[0] == both[1] and not np.array_equal(
+        plain.outcome.values, shuffled.outcome.values, equal_nan=True
+    )
+    side_by_side = np.concatenate([part.matrix for part in shuffled.outcome.parts], axis=1)
+    np.testing.assert_array_equal(side_by_side[rows], shuffled.outcome.values[rows])
 
 
 def test_a_horizon_beyond_follow_up_is_refused_before_anything_is_trained(followed, tmp_path):

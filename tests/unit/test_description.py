@@ -12,22 +12,28 @@ import pandas as pd
 import polars as pl
 import pytest
 
+from ukbmm.biobank import counting
 from ukbmm.biobank import description as module
 from ukbmm.biobank.cleaning import MISSING_KINDS, clean_column, read_special_values
-from ukbmm.biobank.description import (
+from ukbmm.biobank.counting import (
     GROUPS,
     OTHER,
     OWN,
     column_rows,
+    count_bounds,
     count_columns,
+    group_of,
+    ingest_day,
+    known_values,
+    limits_of,
+    show_percent,
+)
+from ukbmm.biobank.description import (
     describe,
     description,
     description_table,
-    group_of,
     group_shares,
-    ingest_day,
     ingest_report,
-    limits_of,
     occasion_shares,
 )
 from ukbmm.biobank.dictionary import Dictionary, Field, save_dictionary
@@ -142,7 +148,33 @@ def test_the_planted_faults_are_in_the_report_and_nothing_else(rows):
     }
     beyond = {name: row["beyond_dictionary"] for name, row in rows.items() if row["beyond_dictionary"]}
     assert beyond == {"p50_i9": "occasion 9; the dictionary has 0 to 3"}
-    assert rows["p20116_i0"]["codes_checked"] and not rows["p41202"]["codes_checked"]
+    assert rows["p20116_i0"]["codes_checked"] and rows["p41202"]["codes_checked"]
+    assert not rows["p50_i0"]["codes_checked"]
+
+
+@pytest.mark.parametrize(
+    ("field", "good", "odd"),
+    [("41270", ["I10", "I219", "C8331", "M6288", "Z99X"], ["i219", "I1", "219", "I10I219", "X"]),
+     ("41271", ["410", "4109", "41099", "V252", "E8123"], ["41", "410999", "V2", "E81", "I21"]),
+     ("41272", ["K40", "K401", "X998"], ["K4", "K4011", "401", "k401"]),
+     ("41273", ["863", "8631"], ["86", "86312", "K863"])],
+)  # fmt: skip
+def test_a_code_of_icd_or_opcs_that_has_not_the_shape_of_one_is_a_fault(tmp_path, field, good, odd):
+    first = [code for code in good for _ in range(10)] + odd * 2
+    second = [""] * (len(first) - 6) + [odd[0]] * 6  # the same people once more
+    table = {
+        "eid": [str(3_000_000 + i) for i in range(len(first))],
+        f"{field}-0.0": first,
+        f"{field}-0.1": second,
+    }
+    (tmp_path / "codes.csv").write_text(write("", table))
+    biobank = ingest(tmp_path / "codes.csv", tmp_path / "codes.biobank")
+    (row,) = json.loads(ingest_report(biobank).to_json())["columns"]
+    assert row["out_of_range"] == {"code": 2 * len(odd)} and row["codes_checked"]
+    coding = biobank.fields[int(field)].coding
+    labelled = Dictionary(D.fields, D.labels | {coding: {good[0]: "something"}})
+    known = known_values(D[int(field)], labelled)
+    assert known.shape is None and known.codes == (good[0],)  # labels say more than a shape
 
 
 def test_a_column_that_four_people_have_says_no_more_than_that(rows):
@@ -241,7 +273,7 @@ def test_people_who_have_withdrawn_are_in_no_count(planted):
 
 def ranges(shown) -> range:
     "The counts that a published one may stand for."
-    low, high = module._bounds(shown)
+    low, high = count_bounds(shown)
     return range(low, high + 1)
 
 
@@ -277,7 +309,7 @@ def test_no_small_count_follows_from_the_others():
             or counts["missing:empty"] < 0
         ):
             continue
-        shown = module._publish(counts, n)
+        shown = counting._publish(counts, n)
         tried += 1
         parts = [shown["with_value"], *(shown["missing"].get(kind, 0) for kind in ("empty", "do_not_know"))]
         true = [present, counts["missing:empty"], counts["missing:do_not_know"]]
@@ -313,9 +345,9 @@ def test_no_small_count_follows_from_the_others():
 def test_a_share_says_no_more_than_the_count():
     for n in (40, 100, 117, 1000):
         for present in range(n + 1):
-            shown = module._publish({"missing:empty": n - present}, n)
+            shown = counting._publish({"missing:empty": n - present}, n)
             if isinstance(shown["with_value"], str):
-                text = module.show_percent(shown["with_value"], n)
+                text = show_percent(shown["with_value"], n)
                 assert not re.fullmatch(r"\d+%", text), text
 
 
@@ -425,7 +457,7 @@ def test_special_values_of_ones_own_are_counted(mixed, tmp_path):
 
 def test_columns_in_small_portions_are_counted_alike(mixed, monkeypatch):
     whole = count_columns(mixed)
-    monkeypatch.setattr(module, "GROUP_CELLS", 80 * 7)  # seven columns at a time
+    monkeypatch.setattr(counting, "GROUP_CELLS", 80 * 7)  # seven columns at a time
     parts = count_columns(mixed)
     assert parts.columns == whole.columns and list(parts.columns) == mixed.columns
     assert all(np.array_equal(parts.has[group], whole.has[group]) for group in whole.has)
@@ -496,7 +528,7 @@ def test_shares_by_group_and_occasion_are_means_over_columns(rows):
         by_predicate=pl.col("group") == "Body measures and fitness", named=True
     )
     shown = [rows[name]["with_value"] for name in ("p50_i0", "p50_i9", "p21001_i0", "p23104_i0")]
-    middles = [sum(module._bounds(one)) / 2 / HERE for one in (*shown, rows["p50_i1"]["with_value"])]
+    middles = [sum(count_bounds(one)) / 2 / HERE for one in (*shown, rows["p50_i1"]["with_value"])]
     assert body["columns"] == 5 and body["present"] == pytest.approx(np.mean(middles))
     occasions = occasion_shares(listed, HERE)
     assert occasions.columns == [

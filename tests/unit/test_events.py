@@ -1,5 +1,6 @@
 "Tables of records come out the same from every delivery, as pandas reads them, or are refused with the column and the line."
 
+import contextlib
 import datetime
 import gzip
 import os
@@ -135,6 +136,25 @@ def test_compressed_windows_and_parquet_files_are_read_alike(tmp_path):
         read([tmp_path / "c.parquet"], "gp_clinical", tmp_path)
 
 
+def test_a_file_that_polars_goes_on_writing_after_it_refused_a_date_spoils_nothing(tmp_path, monkeypatch):
+    sink, refused = pl.LazyFrame.sink_parquet, []
+
+    def late(frame, path, **options):
+        try:
+            sink(frame, path, **options)
+        except pl.exceptions.PolarsError:
+            refused.append(path)
+            raise
+        for other in refused:  # opened only now, by a thread that was late
+            with contextlib.suppress(FileNotFoundError):
+                other.write_bytes(b"")
+
+    monkeypatch.setattr(pl.LazyFrame, "sink_parquet", late)
+    table = draw_table("gp_scripts")
+    assert read([portal(table, tmp_path / "a.txt")], "gp_scripts", tmp_path)[1].equals(golden(table))
+    assert len(refused) == 1
+
+
 def test_text_in_cp1252_is_found_and_kept(tmp_path):
     table = draw_table("gp_scripts", 8)
     table["drug_name"] = "Crème 5µg"
@@ -208,6 +228,26 @@ def test_quotes_are_found_beyond_the_first_part_of_a_file(tmp_path, monkeypatch)
     ]
     mine = read([portal(table, tmp_path / "a.txt")], "gp_scripts", tmp_path)[1]["drug_name"].to_list()
     assert mine == [f"size {i}" if i % 7 == 0 else text for i, text in enumerate(table["drug_name"])]
+
+
+def test_a_way_that_fails_and_goes_on_writing_does_not_spoil_the_next(tmp_path, monkeypatch):
+    "Polars may go on writing a while after it has said that a date does not fit."
+    table, whole, late = draw_table("death"), pl.LazyFrame.sink_parquet, []
+
+    def sink(frame, target, **options):
+        if not late:
+            late.append(
+                os.dup(target.fileno())
+                if hasattr(target, "fileno")
+                else os.open(target, os.O_RDWR | os.O_CREAT)
+            )
+        whole(frame, target, **options)
+        os.pwrite(late[0], bytes(400), 4)
+
+    monkeypatch.setattr(pl.LazyFrame, "sink_parquet", sink)
+    summary, found = read([portal(table, tmp_path / "a.txt")], "death", tmp_path)
+    os.close(late[0])
+    assert found.equals(golden(table)) and summary.notes == ["a.txt: dates are written dd/mm/yyyy"]
 
 
 DEATHS = "eid,ins_index,date_of_death\n1000003,0,31/01/2001\n1000005,0,02/03/2004\n"

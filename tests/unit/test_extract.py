@@ -1,11 +1,14 @@
 "Several files become one extract: the same people in the same rows, each column once, as pandas would join them."
 
+import json
+
 import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
 
 from ukbmm.biobank import table
+from ukbmm.biobank.description import ingest_report
 from ukbmm.biobank.dictionary import Dictionary
 from ukbmm.biobank.extract import basket_of, from_old_to_new, read_bridge, read_extract
 from ukbmm.biobank.store import ingest
@@ -185,6 +188,33 @@ def test_a_biobank_of_several_files_says_what_became_of_each(tmp_path, baskets):
     assert len(biobank) == 200 and len(biobank.columns) == 6 and biobank.verify() == []
     text = "\n".join(biobank.report())
     for line in ("200 participants, 6 columns", "ukb1001.csv: 20 participants are not in it",
-                 "columns in several files: 2, 1 of them the same", "the newest file's values hold: p50_i0 in"):  # fmt: skip
+                 "columns in several files: 2, 1 of them the same",
+                 "where they differ the values of the newest basket hold: p50_i0 of ukb2002.csv in"):  # fmt: skip
         assert line in text
     assert [source["file"] for source in biobank.manifest["sources"]] == [path.name for path in paths]
+
+
+def test_of_files_without_baskets_the_report_says_whose_values_hold_and_why(tmp_path):
+    "Three files; a column is in two of them each, and the last that has it is not always the last of all."
+    eids = 3_000_000 + np.arange(60)
+    frames = {
+        "b.csv": {"31-0.0": 0, "50-0.0": 160, "21001-0.0": 25},
+        "c.csv": {"31-0.0": 0, "50-0.0": 161},
+        "a.csv": {"31-0.0": 0, "21001-0.0": 26},
+    }
+    for name, columns in frames.items():
+        pd.DataFrame({"eid": eids} | columns).to_csv(tmp_path / name, index=False)
+    biobank = ingest([tmp_path / name for name in frames], tmp_path / "joined.biobank")
+    assert set(biobank.read(["p50_i0"])["p50_i0"]) == {161}
+    assert set(biobank.read(["p21001_i0"])["p21001_i0"]) == {26}
+    (line,) = [line for line in biobank.report() if "where they differ" in line]
+    assert line == (
+        "where they differ the values of the last file, since not all names have a basket's number, hold: "
+        "p50_i0 of c.csv in 60 participants, p21001_i0 of a.csv in 60 participants"
+    )
+    joined = json.loads(ingest_report(biobank).to_json())["joined"]
+    assert joined["values_that_hold"] == {
+        "of": "the last file, since not all names have a basket's number,",
+        "files": {"p50_i0": "c.csv", "p21001_i0": "a.csv"},
+    }
+    assert "p21001_i0 of a.csv in about 60 participants" in ingest_report(biobank).to_html()

@@ -14,7 +14,7 @@ from sklearn.metrics import log_loss, mean_pinball_loss, mean_squared_error
 from ukbmm.cohort.outcomes import Outcome
 from ukbmm.core import ModelError
 from ukbmm.data.blocks import OutcomeBlock
-from ukbmm.models.heads import Head, SeveralLoss, loss_for
+from ukbmm.models.heads import Head, SeveralLoss, cut, loss_for
 from ukbmm.models.losses import (
     LOSSES,
     BinaryLoss,
@@ -520,6 +520,18 @@ def test_several_outcomes_of_a_block_are_masked_weighted_and_brought_back_to_the
     assert read[0].tolist() == pytest.approx([block.outcome.parts[0].values[:50].mean(), np.nanmean(block.outcome.parts[1].values[:50])], rel=0.05)  # fmt: skip
 
 
+def test_scores_of_an_outcome_move_its_own_outputs_and_predictions_are_cut_apart():
+    parts = [RegressionLoss(), OrdinalLoss(4), HazardLoss([0.0, 1, 2], (2.0,))]
+    loss = SeveralLoss(parts, [1, 1, 2])
+    assert loss.shifts.tolist() == [[1, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1]]
+    raw = torch.randn(5, 9, generator=generator())
+    whole = loss.activation(raw)
+    pieces = cut(whole.numpy(), loss.reads)
+    assert [piece.shape for piece in pieces] == [(5, 1), (5, 4), (5, 1)]
+    for part, piece, own in zip(parts, pieces, (raw[:, :1], raw[:, 1:4], raw[:, 4:6]), strict=True):
+        np.testing.assert_array_equal(piece, part.activation(own).numpy())
+
+
 def test_the_noise_of_an_outcome_is_learned():
     block = several_block()
     loss = loss_for(block)
@@ -562,3 +574,62 @@ def test_the_binary_loss_stays_finite_where_a_probability_would_round_to_one():
     assert loss(torch.tensor([[200.0]]), torch.tensor([[0.0]])).item() == pytest.approx(200.0)
     half = loss(torch.tensor([[20.0]], dtype=torch.bfloat16), torch.tensor([[0.0]]))
     assert half.dtype == torch.float32 and half.item() == pytest.approx(20.0)
+
+
+MADE = {
+    "a quantity": (RegressionLoss, [[1.5]], [[float("inf")]], "finite numbers"),
+    "an answer": (BinaryLoss, [[1.0]], [[2.0]], "0 for no and 1 for yes"),
+    "labels": (lambda: MultilabelLoss(2), [[1.0, float("nan")]], [[1.0, -1.0]], "0 for no and 1 for yes"),
+    "a class": (lambda: MulticlassLoss(3), [[2.0]], [[3.0]], "from 0 to 2"),
+    "half a class": (lambda: OrdinalLoss(3), [[2.0]], [[0.5]], "from 0 to 2"),
+    "a time": (CoxLoss, [[0.0, 1.0]], [[-0.1, 1.0]], "times from 0 and events 0 or 1"),
+    "an event": (CoxLoss, [[0.1, 0.0]], [[1.0, 2.0]], "times from 0 and events 0 or 1"),
+    "a cause": (lambda: HazardLoss([0.0, 1.0], [0.5], 2), [[0.5, 2.0]], [[0.5, 3.0]], "events 0 to 2"),
+    "an early time": (lambda: DeepHitLoss([0.0, 1.0], [0.5]), [[0.5, 1.0]], [[0.0, 1.0]], "times above 0"),
+}
+
+
+@pytest.mark.parametrize("make, right, wrong, allowed", MADE.values(), ids=MADE)
+def test_a_value_that_cannot_be_is_refused_in_the_first_batch_and_not_looked_for_again(make, right, wrong, allowed):  # fmt: skip
+    loss = make()
+    output, right, wrong = torch.zeros(1, loss.n_outputs), torch.tensor(right), torch.tensor(wrong)
+    with pytest.raises(ModelError, match=f"the target of {type(loss).__name__}: expected .*{allowed}.*found others"):  # fmt: skip
+        loss(output, wrong)
+    loss = make()
+    assert loss(output, right).isfinite() and loss(output, torch.full_like(right, torch.nan)) == 0
+    looked = []
+    loss.fits = looked.append  # a GPU would have to wait for it
+    loss(output, right)
+    assert looked == []
+
+
+@pytest.mark.parametrize("make, right, wrong, allowed", MADE.values(), ids=MADE)
+def test_a_shape_that_does_not_fit_is_refused_in_every_batch(make, right, wrong, allowed):
+    loss, target = make(), torch.tensor(right)
+    loss(torch.zeros(1, loss.n_outputs), target)
+    for output, other in (
+        (torch.zeros(1, loss.n_outputs + 1), target),
+        (torch.zeros(1, loss.n_outputs), torch.cat([target, target], dim=1)),
+        (torch.zeros(1, loss.n_outputs), target[:, 1:]),
+        (torch.zeros(1, loss.n_outputs), target[0]),
+        (torch.zeros(2, loss.n_outputs), target),
+    ):
+        with pytest.raises(ModelError, match=rf"expected \[batch, {loss.n_outputs}\] and a target \[batch, {target.shape[1]}\]"):  # fmt: skip
+            loss(output, other)
+
+
+def test_values_of_everybody_are_looked_at_when_a_loss_is_made_of_an_outcome():
+    values = np.array([0.0, 1, 0, 1, np.nan, 2])
+    block = OutcomeBlock(outcome("binary", values)).fit(None, np.arange(4))
+    with pytest.raises(ModelError, match="the target of BinaryLoss"):
+        loss_for(block)
+
+
+@pytest.mark.parametrize("edges", [[0.0, 2.0, 1.0], [0.5, 1.0], [0.0], [0.0, 1.0, 1.0]])
+def test_edges_and_horizons_that_do_not_ascend_are_refused(edges):
+    for kind in (HazardLoss, DeepHitLoss):
+        with pytest.raises(ModelError, match="edges of intervals: expected years from 0, ascending"):
+            kind(edges, [0.5])
+    for horizons in ([5.0, 1.0], [0.0, 1.0], [2.0, 2.0]):
+        with pytest.raises(ModelError, match="horizons: expected years above 0, ascending"):
+            CoxLoss(horizons)

@@ -13,7 +13,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from ukbmm.evaluation.calibration import calibration_groups, calibration_line, roc_points
-from ukbmm.evaluation.metrics import METRICS, EvaluationError, check_predictions, metrics_for
+from ukbmm.evaluation.metrics import METRICS, EvaluationError, check_predictions, metrics_for, of_outcome
 from ukbmm.evaluation.survival import cumulative_incidence
 from ukbmm.evaluation.uncertainty import evaluate
 
@@ -553,3 +553,16 @@ TIMES = np.array([[1.0, 1], [2, 0], [3, 2], [4, 0]])
 def test_a_table_that_is_not_of_its_kind_is_refused(kind, target, prediction, horizons, message):
     with pytest.raises(EvaluationError, match=message):
         evaluate(kinds_table(np.asarray(target, dtype=float), prediction), kind, draws=10, horizons=horizons)
+
+
+def test_one_of_several_outcomes_is_its_own_columns_of_those_for_whom_it_is_known():
+    table = pl.DataFrame({"row": [3, 5, 8], "family": [0, 0, 1], "fold": [0, 1, 1], "target_1": [1.0, None, 0.0],
+                          "target_12": [[2.0, 1.0], [np.nan, np.nan], [np.nan, 1.0]],
+                          "prediction_net_1": [0.6, 0.5, 0.4], "prediction_net_12": [0.1, 0.2, 0.3]},
+                         schema_overrides={"target_12": pl.Array(pl.Float64, 2)})  # fmt: skip
+    first, twelfth = of_outcome(table, 1), of_outcome(table, 12)
+    assert first.columns == twelfth.columns == ["row", "family", "fold", "target", "prediction_net"]
+    assert first["row"].to_list() == [3, 8] and first["prediction_net"].to_list() == [0.6, 0.4]
+    assert twelfth["row"].to_list() == [3, 8] and twelfth["prediction_net"].to_list() == [0.1, 0.3]
+    with pytest.raises(EvaluationError, match="expected a column target_2, found target_1, target_12"):
+        of_outcome(table, 2)

@@ -1,6 +1,10 @@
 """The whole network: the mask contract, the ridge start, 16 bits."""
 
 import io
+import json
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ from torch import nn
 from ukbmm.cohort.cohort import define_cohort
 from ukbmm.cohort.outcomes import BinaryOutcome, RegressionOutcome, read_outcome
 from ukbmm.cohort.splits import KFold, split_cohort
-from ukbmm.core import ModelError
+from ukbmm.core import DataError, ModelError
 from ukbmm.data.batch import MultiModalBatch
 from ukbmm.data.blocks import OutcomeBlock, PhenotypeBlock, SNPBlock
 from ukbmm.data.loaders import fitted_loaders
@@ -32,6 +36,17 @@ from ukbmm.models.tabular import TabularSettings
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 KINDS = FUSIONS.names()
+
+
+def test_whoever_makes_a_learner_has_every_encoder_fusion_and_loss_that_is_written_anywhere(repository):
+    "In a process that has imported nothing else; names are those that the sources register."
+    sources = "\n".join(path.read_text() for path in (repository / "ukbmm" / "models").glob("*.py"))
+    kinds = ("ENCODERS", "FUSIONS", "LOSSES")
+    written = {kind: sorted(re.findall(rf'@{kind}\.register\("(\w+)"\)', sources)) for kind in kinds}
+    show = "import json, ukbmm.training.learner; from ukbmm.models.layers import ENCODERS, FUSIONS; from ukbmm.models.losses import LOSSES; "
+    show += "print(json.dumps({kind: globals()[kind].names() for kind in ('ENCODERS', 'FUSIONS', 'LOSSES')}))"
+    done = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == written and len(written["ENCODERS"]) >= 8
 
 
 def prepare(biobank, definition):
@@ -62,6 +77,11 @@ def network(dls, kind: str = "transformer", **settings):
     return model.eval()
 
 
+def with_gaps(dls) -> tuple:
+    "The first batch of people of whom some lack blood, and some SNPs."
+    return next((x, y) for x, y in dls.train if (~x["present"])[:, 1:].any(dim=0).all())
+
+
 def with_junk(x, junk: float, requires_grad: bool = False):
     "The same batch with junk in the slots of what is absent."
     dirty = dict(x)
@@ -80,9 +100,8 @@ def with_junk(x, junk: float, requires_grad: bool = False):
 @pytest.mark.parametrize("kind", KINDS)
 def test_junk_in_absent_slots_changes_no_prediction_and_no_gradient(study, kind, junk):
     dls, model = study[0], network(study[0], kind)
-    x, y = dls.train.one_batch()
+    x, y = with_gaps(dls)
     absent = ~x["present"]
-    assert absent[:, 1].any() and absent[:, 2].any()
     gradients = []
     for batch in (x, with_junk(x, junk, requires_grad=True)):
         model.zero_grad()
@@ -99,7 +118,7 @@ def test_junk_in_absent_slots_changes_no_prediction_and_no_gradient(study, kind,
 
 def test_junk_in_absent_scores_of_a_linear_model_changes_nothing(study):
     dls, model = study[0], network(study[0])
-    x, _ = dls.train.one_batch()
+    x, _ = with_gaps(dls)
     scores = torch.randn(len(x["row"]), 3, 1, generator=torch.Generator().manual_seed(0))
     dirty = torch.where(x["present"].unsqueeze(-1), scores, torch.nan)
     assert torch.equal(model({**x, "additive": scores}), model({**x, "additive": dirty}))
@@ -107,7 +126,7 @@ def test_junk_in_absent_scores_of_a_linear_model_changes_nothing(study):
 
 def test_values_of_a_present_modality_do_change_the_prediction(study):
     dls, model = study[0], network(study[0])
-    x, _ = dls.train.one_batch()
+    x, _ = with_gaps(dls)
     changed = {**x, "snps": -x["snps"]}
     have = x["present"][:, 2]
     moved = (model(changed) != model(x))[:, 0]
@@ -184,8 +203,17 @@ def test_parts_that_do_not_fit_are_refused(study):
     model = build_model(dls.blocks)
     with pytest.raises(ModelError, match="the modalities lifestyle, blood, snps"):
         model({"snps": x["snps"], "blood": x["blood"], "lifestyle": x["lifestyle"], "present": x["present"]})
-    with pytest.raises(ModelError, match="one for this kind of data, found locally_connected"):
+    with pytest.raises(ModelError, match="found locally_connected. Choose .*tabular_mlp"):
         build_model(dls.blocks, encoders={"blood": GenotypeSettings()})
+    with pytest.raises(ModelError, match="'snp'.*Did you mean 'snps'"):
+        build_model(dls.blocks, encoders={"snp": GenotypeSettings()})
+    for wrong, found in ((x["present"].float(), "float32"), (x["present"][:, :2], ", 2"), (x["present"][:, 0], r"bool \[128\]")):  # fmt: skip
+        with pytest.raises(
+            DataError, match=rf"bool \[batch, 3\], a column for each modality, found .*{found}"
+        ):
+            model({**x, "present": wrong})
+    with pytest.raises(DataError, match="expected 5 participants, found 128"):
+        model({**x, "present": x["present"][:5]})
     fewer = {name: dls.blocks[name] for name in ("blood", "snps")}
     with pytest.raises(ModelError, match="the linear model: expected the modalities blood, snps"):
         build_model(fewer).start_from(linear)

@@ -1,6 +1,7 @@
 """An event by its date: who had it before is not at risk, whatever the date says; hand-worked."""
 
 import datetime
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from ukbmm.cohort.outcomes import (
     read_outcome,
 )
 from ukbmm.cohort.splits import KFold, split_cohort
-from ukbmm.core import CohortError
+from ukbmm.core import CohortError, SplitError
 
 INFARCTION = 131298  # date of I21, coding 819
 # Twelve invented people: visit 2010-06-01, and the date of an infarction.
@@ -231,16 +232,33 @@ def test_a_label_that_somebody_had_before_is_unknown_and_the_others_stay(followe
     assert cohort.strata is None
 
 
-def test_several_outcomes_side_by_side_are_split_and_audited(followed):
+def test_several_outcomes_side_by_side_are_audited_and_split_where_each_can_be_scored(followed):
     parts = [SurvivalOutcome(field=INFARCTION, end_of_follow_up=END), RegressionOutcome(field=30750)]
     outcome = read_outcome(followed, SeveralOutcome(outcomes=parts))
     cohort = define_cohort(followed, outcome)
     assert cohort.target.shape[1] == 3 and outcome.columns == ("p131298", "p30750_i0")
     known = ~np.isnan(cohort.target)
     assert known.any(axis=1).all() and not known.all() and (known[:, 0] == known[:, 1]).all()
-    split = split_cohort(cohort, followed, KFold(folds=2, inner=2), 0)
+    with pytest.raises(SplitError, match="of Date I21 .*: expected cases and controls"):
+        split_cohort(cohort, followed, KFold(folds=2, inner=2), 0)  # fourteen people, too few events
+    split = split_cohort(
+        replace(cohort, outcome=cohort.outcome.parts[1]), followed, KFold(folds=2, inner=2), 0
+    )
     found = dict(audit(followed, cohort, split, ["p30750_i0"]).select("check", "status").iter_rows())
     assert found["outcome"] == "leak"
+
+
+def test_parts_that_are_called_the_same_are_refused(followed):
+    parts = [RegressionOutcome(field=30750), RegressionOutcome(field=30750)]
+    with pytest.raises(
+        CohortError, match="several outcomes: expected each of its own name, found two called"
+    ):
+        read_outcome(followed, SeveralOutcome(outcomes=parts))
+    parts[1] = RegressionOutcome(field=30750, name="the same again")
+    assert read_outcome(followed, SeveralOutcome(outcomes=parts)).matrix.shape[1] == 2
+    yes = BinaryOutcome(field=30750, above=36, name="high")
+    with pytest.raises(CohortError, match="a multilabel outcome: .*two called 'high'"):
+        read_outcome(followed, MultilabelOutcome(labels=[yes, yes]))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from ukbmm.evaluation.metrics import of_outcome
 from ukbmm.evaluation.uncertainty import evaluate
 from ukbmm.workflow.report import report_values, write_report
 from ukbmm.workflow.run import Run
@@ -144,6 +145,12 @@ def text_of(path) -> str:
     return re.sub('(?s)base64,[^"]*|<style>.*?</style>|<pre>.*?</pre>|<[^>]*>', " ", path.read_text())
 
 
+def only(run: Run) -> dict:
+    "What is said of the outcome of a run of one."
+    (outcome,) = report_values(run)["outcomes"]
+    return outcome
+
+
 KINDS = ("regression", "binary", "multiclass", "ordinal", "multilabel", "survival", "competing_risks")
 
 
@@ -159,7 +166,7 @@ def test_a_report_of_every_kind_has_its_figures_its_numbers_and_no_gap(kind, tmp
     assert "not defined" not in text and "None" not in text and "nan" not in text.split("Training")[0]
     assert "{" not in text and "the last horizon" not in text
     assert ("By " in text) == ("parts" in metrics)
-    assert list(metrics["models"]) == [row["name"] for row in report_values(run)["models"]]
+    assert list(metrics["models"]) == [row["name"] for row in only(run)["models"]]
 
 
 def test_a_title_names_the_fields_of_every_label_and_competing_event(tmp_path):
@@ -173,13 +180,13 @@ def test_a_title_names_the_fields_of_every_label_and_competing_event(tmp_path):
 
 
 def test_horizons_and_events_are_named_in_words(tmp_path):
-    values = report_values(made_run(tmp_path, "competing_risks"))
+    values = only(made_run(tmp_path, "competing_risks"))
     assert "the risk of diabetes within 5 and 10 years with concordance of diabetes" in values["verdict"][0]
     assert values["metric_titles"][2] == "Brier score of diabetes at 10 years"
     assert [row["names"] for row in values["parts"]["rows"]][::2] == [
         [f"{event}, {year} years", "fusion"] for event in ("diabetes", "death") for year in (5, 10)
     ]
-    alone = report_values(made_run(tmp_path, "survival"))
+    alone = only(made_run(tmp_path, "survival"))
     assert "the risk of type 2 diabetes within 5 and 10 years" in alone["verdict"][0]
     assert [row["names"][0] for row in alone["parts"]["rows"]][::2] == ["5 years", "10 years"]
 
@@ -188,18 +195,18 @@ def test_counts_are_of_the_table_and_small_ones_are_hidden_with_what_would_tell_
     run = made_run(tmp_path, "multiclass")
     classes = np.bincount(run.predictions()["target"].to_numpy().astype(int))
     assert classes[3] == 4 and run.metrics()["n"]["classes"] == classes.tolist()
-    said = report_values(run)["counts"]
+    said = only(run)["counts"]
     assert f"never {classes[0]}, previous {classes[1]}, current" in said and "answer <5" in said
     assert f"current {classes[2]}" not in said  # the rest of 1,200 would tell the four
     hidden = made_run(tmp_path, "ordinal", {"participants": "1,190-1,209 participants"})
-    percent = re.findall(r"(\d+)%", report_values(hidden)["counts"])
+    percent = re.findall(r"(\d+)%", only(hidden)["counts"])
     assert [int(p) for p in percent] == [*(round(100 * c / N) for c in classes[:3]), 1]  # <1% of the last
 
 
 def test_three_people_with_a_label_are_neither_counted_nor_scored(tmp_path):
     run = made_run(tmp_path, "multilabel")
     assert run.metrics()["n"]["cases"][3] == 3
-    rows = report_values(run)["parts"]["rows"]
+    rows = only(run)["parts"]["rows"]
     assert rows[3]["names"] == ["a rare syndrome of the eye", "100%", "<5"]
     assert [cell["text"] for cell in rows[3]["cells"]] == ["too few", "too few"]
     diabetes = run.predictions()["target"].to_numpy()[:, 1]
@@ -210,7 +217,7 @@ def test_events_that_compete_are_counted_by_cause(tmp_path):
     run = made_run(tmp_path, "competing_risks")
     events = run.predictions()["target"].to_numpy()[:, 1]
     first, second = ((events == cause).sum() for cause in (1, 2))
-    assert f"of them {first} with diabetes and {second} with death first" in report_values(run)["counts"]
+    assert f"of them {first} with diabetes and {second} with death first" in only(run)["counts"]
 
 
 def test_a_network_alone_has_a_report_and_no_section_of_differences(tmp_path):
@@ -236,3 +243,60 @@ def test_a_horizon_that_nobody_reached_is_said_to_be_not_defined(tmp_path):
     assert (
         run.metrics()["parts"][0]["models"]["fusion"]["brier_horizon"]["value"] is not None
     )  # at 5 years it is
+
+
+def several_run(folder, kinds: tuple[str, ...]) -> Run:
+    "A run of several outcomes, each as `made_run` makes it and unknown for a sixth of the people."
+    runs = [made_run(folder, kind) for kind in kinds]
+    table = runs[0].predictions().select("row", "family", "fold", "split")
+    metrics, noted, fields = [], [], []
+    for number, run in enumerate(runs, 1):
+        own = run.predictions()
+        target = own["target"].to_numpy().copy()
+        target[number::6] = np.nan
+        own = own.with_columns(target=target)
+        names = [name for name in own.columns if name.startswith(("target", "prediction_"))]
+        table = table.with_columns(own.select(pl.col(names).name.suffix(f"_{number}")))
+        known, about = of_outcome(table, number), run.about()
+        found = evaluate(known, run.metrics()["task"], "fusion", 60, horizons=about.get("horizons"))
+        metrics.append({"outcome": f"outcome {number}", **found})
+        noted.append({**about, "outcome": f"outcome {number}", "tested": f"{known.height} participants"})
+        fields.append((run.path / "plan.yaml").read_text().split("outcome:")[1].strip().strip("{}"))
+    run = runs[0]
+    outcomes = "".join(f"    - {{{text}}}\n" for text in fields)
+    (run.path / "plan.yaml").write_text(PLAN + "outcome:\n  outcomes:\n" + outcomes)
+    (run.path / "metrics.json").write_text(json.dumps({"task": "several", "outcomes": metrics}))
+    (run.path / "report.json").write_text(json.dumps({**ABOUT, "outcomes": noted}))
+    table.write_parquet(run.path / "predictions.parquet")
+    return run
+
+
+def test_a_report_of_several_outcomes_has_a_section_of_each_and_what_they_share_once(tmp_path):
+    kinds = ("regression", "binary", "multiclass", "multilabel", "survival", "competing_risks")
+    run = several_run(tmp_path, kinds)
+    html = write_report(run).read_text()
+    assert html.count("data:image/png") == 4 * len(kinds) + 2
+    assert html.count("<h3>Models on the same participants</h3>") == len(kinds)
+    assert [html.count(f"<h2>outcome {i + 1}</h2>") for i in range(len(kinds))] == [1] * len(kinds)
+    assert html.count("<h2>Training</h2>") == html.count("<h2>Participants</h2>") == 1
+    text = text_of(run.path / "report.html")
+    for found in run.metrics()["outcomes"]:
+        assert all(
+            f"{one['value']:.3f}" in text for model in found["models"].values() for one in model.values()
+        )
+    verdicts = [one["verdict"][0] for one in report_values(run)["outcomes"]]
+    assert (
+        "predicts outcome 1 with Pearson r" in verdicts[0]
+        and "outcome 5 within 5 and 10 years" in verdicts[4]
+    )
+    assert "nan" not in text.split("Training")[0] and "None" not in text
+    assert "(fields 30750, 2443, 20116, 6150, 131296 and 3 more)" in text
+
+
+def test_each_of_several_outcomes_is_counted_among_those_for_whom_it_is_known(tmp_path):
+    run = several_run(tmp_path, ("regression", "binary"))
+    target = run.predictions()["target_2"].to_numpy()
+    known, cases = int((~np.isnan(target)).sum()), int(np.nansum(target))
+    assert known == 1000 and run.metrics()["outcomes"][1]["n"]["participants"] == known
+    counts = report_values(run)["outcomes"][1]["counts"]
+    assert counts == f"Tested: 1000 participants, {cases} of them cases; 3 folds."

@@ -20,7 +20,7 @@ from ukbmm.cohort.splits import KFold, split_cohort
 from ukbmm.core import DataError, ModelError
 from ukbmm.data.blocks import OutcomeBlock, PhenotypeBlock, SNPBlock
 from ukbmm.models.losses import BinaryLoss, GaussianLoss, MulticlassLoss, MultilabelLoss, OrdinalLoss
-from ukbmm.models.ridge import calibrate, cross_fit, residuals, shifted_cg
+from ukbmm.models.ridge import calibrate, cross_fit, residuals, shifted_cg, side_by_side
 from ukbmm.models.survival import CoxLoss, HazardLoss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -277,6 +277,23 @@ def test_several_outcomes_at_once_have_no_linear_model_of_their_own(study, bioba
     target = OutcomeBlock(read_outcome(biobank, parts)).fit(biobank, study.rows)
     with pytest.raises(ModelError, match="a linear model: expected one outcome"):
         cross_fit(study.blocks, target, study.rows, study.inner)
+
+
+def test_models_side_by_side_show_nobody_a_score_of_a_model_that_saw_them(study):
+    known = np.sort(np.random.default_rng(2).choice(study.rows, len(study.rows) // 2, replace=False))
+    halves = [np.intersect1d(part, known) for part in study.inner]
+    first = cross_fit(study.blocks, study.target, study.rows, study.inner, (3.0,))
+    second = cross_fit(study.blocks, study.target, known, halves, (3.0,))
+    rows = np.random.default_rng(3).permutation(study.rows)
+    both = side_by_side([first, second], study.blocks, rows)
+    place = {row: i for i, row in enumerate(known.tolist())}
+    unseen = second.scores(study.blocks, rows)
+    for i, row in enumerate(rows.tolist()):
+        own = second.cross_fitted[place[row]] if row in place else unseen[i]
+        torch.testing.assert_close(both.cross_fitted[i, :, 1:], own, rtol=0, atol=0)
+    torch.testing.assert_close(both.cross_fitted[:, :, :1], first.cross_fitted[np.argsort(np.argsort(rows))])
+    alone = [model.predict(study.blocks, study.test) for model in (first, second)]
+    np.testing.assert_allclose(both.predict(study.blocks, study.test), np.hstack(alone), atol=1e-5)
 
 
 @pytest.mark.parametrize("folds", ["missing", "twice", "foreign", "another twice"])

@@ -2,13 +2,11 @@
 
 import json
 import re
-import typing
 
 import jsonschema
 import pytest
 
 from ukbmm.biobank.genotypes import GenotypeStore
-from ukbmm.cohort.outcomes import SINGLE
 from ukbmm.config import ConfigError, Document, to_yaml
 from ukbmm.core import UkbmmError
 from ukbmm.models.layers import FUSIONS
@@ -154,10 +152,6 @@ def test_a_planned_kind_hides_its_own_settings_and_nothing_else():
 
 def test_what_is_built_is_registered_and_what_is_planned_is_not():
     assert {"concat", "transformer", "cross_attention", "late"} <= set(FUSIONS.names())
-    kinds = [option.model_fields["kind"].default for option in typing.get_args(SINGLE)]
-    assert BUILT["outcome.kind"].split(", ") == kinds
-    found = problems(MINIMAL.replace("kind: regression, field: 30750", "kind: several, outcomes: []"))
-    assert "'several' is not built yet; built are regression" in found["outcome.kind"]
     for pattern, kinds in PLANNED.items():
         assert not set(kinds) & set(BUILT[pattern].split(", "))
 
@@ -204,6 +198,52 @@ def test_the_outcome_among_the_inputs_is_refused_at_the_input():
     found = problems(text)
     assert "field 31 is both an input and the outcome" in found["modalities.life.fields.0"]
     assert found["modalities.life.fields.0"].startswith(place(text, "31"))
+
+
+SEVERAL = MINIMAL.replace(
+    "outcome: {kind: regression, field: 30750}\n",
+    """outcome:
+  kind: several
+  outcomes:
+    - {kind: regression, field: 30750, name: HbA1c}
+    - {kind: binary, field: 20116, cases: [2], name: smoker}
+    - kind: multilabel
+      labels: [{field: 30690, above: 6, name: very high}, {field: 30690, above: 5, name: high}]
+""",
+)
+
+
+def test_several_outcomes_are_read_and_have_the_usual_losses(schema):
+    spec = Spec.parse(SEVERAL)
+    assert [part.kind for part in spec.outcome.parts] == ["regression", "binary", "multilabel"]
+    assert spec.outcome.field_ids == [30750, 20116, 30690, 30690] and spec.loss is None
+    assert Spec.parse(to_yaml(spec)) == spec
+    text = SEVERAL.replace("[31, ", "[")
+    assert [error.message for error in schema.iter_errors(Document(text).plain())] == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "path", "word"),
+    [
+        ("kind: regression", "kind: several, outcomes: []", "outcome.outcomes.0.kind", "expected one of"),
+        ("kind: binary", "kind: binry", "outcome.outcomes.1.kind", "Did you mean 'binary'?"),
+        ("cases: [2]", "case: [2]", "outcome.outcomes.1.case", "Did you mean 'cases'?"),
+        ("cases: [2], ", "", "outcome.outcomes.1", "expected either `cases`"),
+        ("[31, ", "[20116, ", "modalities.life.fields.0", "field 20116 is both an input and the outcome"),
+        ("outcome:", "loss: huber\noutcome:", "loss", "is for regression, not for several"),
+        ("outcome:", "loss: {kind: several, delta: 1}\noutcome:", "loss", "has no option 'delta'"),
+    ],
+)
+def test_a_mistake_in_one_of_several_outcomes_is_named_with_its_place(old, new, path, word):
+    found = problems(SEVERAL.replace(old, new, 1))
+    assert set(found) == {path} and word in found[path]
+
+
+def test_several_outcomes_are_at_least_two():
+    one = MINIMAL.replace(
+        "{kind: regression, field: 30750}", "{kind: several, outcomes: [{kind: regression, field: 30750}]}"
+    )
+    assert "at least 2" in problems(one)["outcome.outcomes"]
 
 
 @pytest.mark.parametrize("name", ["present", "row", "additive"])
@@ -308,6 +348,21 @@ def test_checking_a_study_reads_no_genotypes(biobank, monkeypatch):
 
     monkeypatch.setattr(GenotypeStore, "bytes", property(forbidden))
     assert check_study(Document(demo_spec(), "study.yaml"), biobank) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "path", "word"),
+    [
+        ("field: 30750", "field: 50", "outcome.outcomes.0.field", "no column of this field"),
+        ("field: 20116, cases: [2]", "field: 53, cases: [2]", "outcome.outcomes.1.field", "codes or numbers"),
+        ("field: 30690, above: 5", "field: 2443, above: 5", "outcome.outcomes.2.labels.1.field", "no column"),
+        ("name: smoker", "name: HbA1c", "outcome", "two called 'HbA1c'"),
+    ],
+)
+def test_which_of_several_outcomes_does_not_fit_the_biobank_is_said(biobank, old, new, path, word):
+    assert checked(SEVERAL, biobank) == {}
+    found = checked(SEVERAL.replace(old, new, 1), biobank)
+    assert set(found) == {path} and word in found[path] and found[path].startswith("study.yaml:")
 
 
 def test_an_outcome_that_cannot_be_one_is_found_before_anything_runs(biobank):

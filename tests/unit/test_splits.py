@@ -185,6 +185,22 @@ def test_a_fold_without_both_classes_is_an_error_that_says_what_to_do():
         split_cohort(cohort_of(values, np.arange(100), "binary"), unrelated, KFold(folds=5), 0)
 
 
+@pytest.mark.parametrize(
+    ("kind", "answers", "message"),
+    [("binary", [1.0] * 12 + [np.nan] * 27 + [0.0], "test of smoker: expected cases and controls, found one"),
+     ("regression", [5.0] + [np.nan] * 39, "of smoker: expected participants, found nobody")],
+)  # fmt: skip
+def test_a_fold_in_which_one_of_several_outcomes_cannot_be_scored_is_refused(kind, answers, message):
+    quantity = Outcome("regression", "q", "weight", "", "p", np.arange(40.0))
+    other = Outcome(kind, "o", "smoker", "", "p", np.array(answers))
+    whole = np.column_stack([quantity.values, other.values])
+    both = Outcome("several", "s", "both", "", "p", whole, parts=(quantity, other))
+    cohort = replace(cohort_of(quantity.values, np.arange(40)), outcome=both)
+    none = Relations(pl.DataFrame(schema={"row_a": pl.Int64, "row_b": pl.Int64, "kinship": pl.Float64}))
+    with pytest.raises(SplitError, match=message):
+        split_cohort(cohort, none, KFold(folds=5, inner=2))
+
+
 def test_too_few_families_for_the_folds_is_an_error_that_says_what_to_do():
     first = np.arange(19)
     chain = Relations(pl.DataFrame({"row_a": first, "row_b": first + 1, "kinship": np.full(19, 0.25)}))

@@ -263,6 +263,9 @@ def test_nothing_of_a_killed_attempt_stays_in_the_folder(tmp_path, monkeypatch):
         "tables/phenotypes-7.parquet",
     ):
         (folder / name).write_text("x")
+    (folder / ".abc.partial").mkdir()  # of records, say
+    for name in ("0", ".death.txt.plain"):
+        (folder / ".abc.partial" / name).write_text("x")
     (tmp_path / "in" / "t.csv").touch()  # the table is read again
     biobank = ingest(tmp_path / "in" / "t.csv", tmp_path / "b")  # and genotypes are no longer wanted
     assert sorted(path.relative_to(biobank.path).as_posix() for path in biobank.path.rglob("*")) == [

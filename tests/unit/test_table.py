@@ -19,6 +19,7 @@ from ukbmm.biobank import lines
 from ukbmm.biobank import table as table_module
 from ukbmm.biobank.dictionary import Dictionary, Field
 from ukbmm.biobank.lines import read_layout, read_lines
+from ukbmm.biobank.store import ingest
 from ukbmm.biobank.table import read_table
 from ukbmm.core import TableError
 
@@ -207,8 +208,17 @@ def test_times_are_read_with_a_space_or_a_t(tmp_path):
 
 def test_unknown_columns_are_left_out_and_listed(tmp_path):
     summary, _, found = read(tmp_path, "shoe,eid,999999-0.0,31-0.0,\na,1000001,3,1,\n")
-    assert summary.unknown == ["shoe", "999999-0.0", ""] and found.columns == ["p31"]
+    assert summary.unknown == ["shoe", "999999-0.0", "column 5 (no name)"] and found.columns == ["p31"]
     assert (summary.file, summary.spellings, summary.n_dropped) == ("a.csv", ["ukbconv"], 0)
+
+
+def test_a_column_without_a_name_is_called_by_its_number(tmp_path):
+    text = ",eid,31-0.0,shoe, \n0,1000001,1,a,b\n1,1000002,0,a,b\n"  # pandas' index, and a comma too many
+    summary, _, found = read(tmp_path, text)
+    assert summary.unknown == ["column 1 (no name)", "shoe", "column 5 (no name)"]
+    assert found.columns == ["p31"]
+    biobank = ingest(tmp_path / "a.csv", tmp_path / "a.biobank")
+    assert any("column 1 (no name), shoe, column 5 (no name)" in line for line in biobank.report())
 
 
 def test_two_unknown_columns_of_one_name_are_left_out_too(tmp_path):
@@ -699,6 +709,16 @@ def test_no_byte_of_a_windows_text_is_lost(tmp_path):
     _, _, found = read(tmp_path, f"eid,{TEXT}-0.0\n1,".encode() + every + b"\n")
     text = found[f"p{TEXT}_i0"].item()
     assert len(set(text)) == 128 and text[0] == "\u20ac" and text[1] == "\x81" and text[-1] == "\xff"
+
+
+@pytest.mark.parametrize(
+    "packed", [gzip.compress, lambda data: data.replace(b"\t9", b"")], ids=["gzip", "ragged"]
+)
+def test_an_older_basket_is_counted_where_the_file_was_unpacked_or_evened_out(tmp_path, packed):
+    lines = ["eid\t31-0.0_4\t31-0.0_12\t21003-0.0"] + [f"{eid}\t0\t{eid % 2}\t9" for eid in range(1001, 1021)]
+    summary, _, found = read(tmp_path, packed(("\n".join(lines) + "\n").encode()))
+    assert found["p31"].to_list() == [1, 0] * 10
+    assert summary.notes[-1] == "31-0.0_4 differs from its newer basket in 10 participants"
 
 
 def test_what_an_older_basket_of_the_same_file_has_otherwise_is_counted(tmp_path):

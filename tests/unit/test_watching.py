@@ -1,9 +1,12 @@
 """Watching: what is written is what fastai recorded, what is measured is what passed, and a planted NaN is found where it was planted."""
 
 import json
+import os
 import socket
 import sqlite3
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -140,33 +143,50 @@ def watched(make, name, tmp_path):
     return [list(values) for values in learn.recorder.values]
 
 
+@pytest.fixture
+def somebody(monkeypatch, tmp_path):
+    "Somebody's account, in whose home the study is; and a machine with a name."
+    for name in ("USER", "LOGNAME", "USERNAME", "LNAME"):
+        monkeypatch.setenv(name, "somebody-special")
+    monkeypatch.setattr(socket, "gethostname", lambda: "ward-seven")
+    monkeypatch.setattr("platform.node", lambda: "ward-seven")
+    monkeypatch.chdir(tmp_path)
+
+
 def machine_in(folder) -> list[str]:
-    "What of this machine stands in any file of a folder: its name, or the folder's own path."
-    words = [str(folder).encode(), b"/secret/place"] + (
-        [socket.gethostname().encode()] if len(socket.gethostname()) > 3 else []
-    )
-    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-    return [path.name for path in files for word in words if word in path.read_bytes()]
+    "What of this machine or its user stands in the name or the content of any file of a folder, or in where a link leads."
+    real = os.uname().nodename
+    words = ["somebody-special", "ward-seven", str(folder.parent), str(Path.home()) + os.sep, "/secret/place"]
+    words += [real] if len(real) > 3 else []
+    found = []
+    for path in folder.rglob("*"):
+        text = os.readlink(path) if path.is_symlink() else "" if path.is_dir() else path.read_bytes().decode("latin1")  # fmt: skip
+        found += [f"{word} in {path.name}" for word in words if word in path.name or word in text]
+    return found
 
 
-def test_tensorboard_holds_what_the_recorder_has(make, tmp_path):
-    pytest.importorskip("tensorboard", reason="tensorboard is not installed (ukbmm[tensorboard])")
+def test_tensorboard_holds_what_the_recorder_has(make, tmp_path, somebody):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     values = watched(make, "tensorboard", tmp_path)
+    (tracker,) = trackers(["tensorboard"], tmp_path, "study")
+    second = make(tracker)
+    fit(second, 5, start_epoch=2)  # as if the first had been interrupted in its third epoch
+    values = values[:2] + [list(row) for row in second.recorder.values[-3:]]
     events = EventAccumulator(str(tmp_path / "tensorboard" / "study")).Reload()
     for i, name in enumerate(["train_loss", "valid_loss", "pearson_r"]):
         scalars = events.Scalars(name)
-        assert [s.step for s in scalars] == [0, 1, 2]
+        assert [s.step for s in scalars] == [0, 1, 2, 3, 4]
         assert [s.value for s in scalars] == pytest.approx([row[i] for row in values], rel=1e-6)
+    (said,) = events.Tensors("settings/text_summary")[:1]
+    assert b"train.lr: 0.003" in said.tensor_proto.string_val[0]
     assert machine_in(tmp_path / "tensorboard") == []
 
 
-def test_mlflow_holds_what_the_recorder_has(make, tmp_path, monkeypatch):
-    pytest.importorskip("mlflow", reason="mlflow is not installed (ukbmm[mlflow])")
+def test_mlflow_holds_what_the_recorder_has(make, tmp_path, monkeypatch, somebody):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    values = watched(make, "mlflow", tmp_path)
-    with sqlite3.connect(tmp_path / "mlflow.db") as base:
+    values = watched(make, "mlflow", tmp_path / "run")
+    with sqlite3.connect(tmp_path / "run" / "mlflow.db") as base:
         for i, name in enumerate(["train_loss", "valid_loss", "pearson_r"]):
             found = base.execute(
                 "select step, value from metrics where key = ? order by step", [name]
@@ -177,18 +197,29 @@ def test_mlflow_holds_what_the_recorder_has(make, tmp_path, monkeypatch):
         assert params == {"train.lr": "0.003", "train.epochs": "3", "fusion": "gated"}
         assert base.execute("select status, name from runs").fetchall() == [("FINISHED", "study")]
         assert {key for (key,) in base.execute("select key from tags")} <= {"mlflow.runName"}
+    assert machine_in(tmp_path / "run") == []
 
 
-def test_wandb_holds_what_the_recorder_has_and_nothing_of_the_machine(make, tmp_path):
-    pytest.importorskip("wandb", reason="wandb is not installed (ukbmm[wandb])")
-    values = watched(make, "wandb", tmp_path)
-    (written,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+def test_wandb_holds_what_the_recorder_has_and_nothing_of_the_machine(make, tmp_path, somebody):
+    values = watched(make, "wandb", tmp_path / "run")
+    (written,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
     content = written.read_bytes()
     for row in values:
         for value in row:  # numbers are written as text, in full
             assert f"{value:.9g}"[:8].encode() in content
     assert b"fusion" in content and b"train.lr" in content
-    assert machine_in(written.parent) == []
+    assert machine_in(tmp_path / "run") == []
+
+
+def test_packages_of_trackers_are_told_to_send_nothing_before_they_are_imported(monkeypatch):
+    "MLflow and W&B report how they are used to their makers, unless the environment forbids it."
+    show = "import os, sys, ukbmm.training.watching as watching; assert 'mlflow' not in sys.modules; "
+    show += "watching.trackers(['mlflow', 'wandb'], '.'); from mlflow.telemetry import get_telemetry_client as client; "
+    show += "from wandb.env import error_reporting_enabled as reports; print(client(), reports())"
+    for name in ("PYTEST_CURRENT_TEST", "CI", "GITHUB_ACTIONS", *watching.QUIET):
+        monkeypatch.delenv(name, raising=False)
+    done = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["None", "False"]
 
 
 class Clock:

@@ -58,7 +58,7 @@ def _wrong_row(row: dict, seen: set[tuple[int, str]]) -> tuple[str, str] | None:
         return "each value of a coding once", "one a second time"
     return None
 
-
+# %% ../../nbs/biobank/13_cleaning.ipynb #7f2ab6df
 def _own_table(path: Path) -> pl.DataFrame:
     "Read a user's table as it stands."
     separator = "," if path.suffix == ".csv" else "\t"
@@ -124,7 +124,7 @@ def _rows_of(coding: int | None, table: pl.DataFrame | None) -> list[tuple]:
         return _shipped_rows().get(coding, [])
     return table.filter(pl.col("coding") == (coding or -1)).select("value", "kind", "number").rows()
 
-
+# %% ../../nbs/biobank/13_cleaning.ipynb #33287d5e
 def raw_value(
     text: str,  # A value of the table, or a code of a coding
     field: Field,  # The field it stands in
@@ -136,7 +136,7 @@ def raw_value(
         return text
     return float(text) if field.dtype == pl.Float64 else int(text)
 
-
+# %% ../../nbs/biobank/13_cleaning.ipynb #d486c0ad
 def rules_for(
     field: Field,  # A field of the dictionary
     table: pl.DataFrame | None = None,  # Special values; None takes the shipped ones
@@ -165,7 +165,7 @@ def _holds(field: Field, value: str) -> bool:
         return False
     return True
 
-
+# %% ../../nbs/biobank/13_cleaning.ipynb #f28eaab7
 def check_special_values(
     path: str | Path,  # A table for `read_special_values`
     dictionary: Dictionary,  # The fields it shall hold for
@@ -177,9 +177,8 @@ def check_special_values(
     for line, row in enumerate(_own_table(Path(path)).iter_rows(named=True), 2):
         of_coding = fields.get(row["coding"], [])
         if not any(_holds(field, row["value"]) for field in of_coding):
-            expected = (
-                "a value that a field of this coding can have" if of_coding else "a coding that a field has"
-            )
+            could = "a value that a field of this coding can have"
+            expected = could if of_coding else "a coding that a field has"
             found = "one that none can" if of_coding else f"coding {row['coding']}"
             raise DictionaryError(f"the special values {Path(path).name}, line {line}", expected, found)
 
@@ -198,7 +197,7 @@ def _clean_single(value: pl.Expr, dtype: pl.DataType, field: Field, rules: Rules
             value = pl.when(key == raw).then(pl.lit(number)).otherwise(value)
     return value, kinds
 
-
+# %% ../../nbs/biobank/13_cleaning.ipynb #b9f30d13
 def _clean_lists(lists: pl.Expr, rules: Rules) -> tuple[pl.Expr, pl.Expr]:
     "Values and kinds of a column of lists: a list is as known as the best known of its codes."
     one, choice, nothing = pl.element(), 255, 254  # both are answers, and more than any kind of missing
@@ -217,7 +216,7 @@ def _sort_of(dtype: pl.DataType) -> str:
     dtype = dtype.inner if isinstance(dtype, pl.List) else dtype
     return "numbers" if dtype.is_numeric() else "dates" if dtype.is_temporal() else "text"
 
-
+# %% ../../nbs/biobank/13_cleaning.ipynb #2712117a
 def _check_type(name: str, dtype: pl.DataType, field: Field) -> None:
     "Raise `DictionaryError` where a column is not of its field's type."
     if dtype != pl.Null and _sort_of(dtype) != _sort_of(field.dtype):
@@ -235,14 +234,11 @@ def clean_expressions(
 ) -> tuple[pl.Expr, pl.Expr]:  # Values, and kinds as UInt8
     "Say in polars' words how a column is cleaned, for whoever cleans or counts many columns in one pass; raises `DictionaryError`."
     _check_type(name, dtype, field)
-    value = pl.col(name)
-    return (
-        _clean_lists(value, rules)
-        if isinstance(dtype, pl.List)
-        else _clean_single(value, dtype, field, rules)
-    )
+    if isinstance(dtype, pl.List):
+        return _clean_lists(pl.col(name), rules)
+    return _clean_single(pl.col(name), dtype, field, rules)
 
-
+# %% ../../nbs/biobank/13_cleaning.ipynb #08d48826
 def clean_columns(
     raw: pl.DataFrame,  # Raw values, as the store holds them
     fields: Mapping[str, Field],  # Field of each column
@@ -260,7 +256,7 @@ def clean_columns(
     parts = {name: (done[f"{name} values"], done[f"{name} kinds"]) for name in raw.columns}
     return {name: Cleaned(*(part.rename(name) for part in both)) for name, both in parts.items()}
 
-
+# %% ../../nbs/biobank/13_cleaning.ipynb #25755243
 def clean_column(
     column: pl.Series,  # Raw values of one column, as the store holds them
     field: Field,  # The column's field
@@ -307,7 +303,7 @@ def _recode(values, keys, numbers, known):
             there += np.int32(row[j] == row[j])  # not a number is not itself
         known[i] = there > 0
 
-
+# %% ../../nbs/biobank/13_cleaning.ipynb #54ce30ff
 def recode(
     values: np.ndarray,  # float32 or float64 [participant, column]: raw quantities, NaN where missing; changed in place
     rules: Sequence[Rules],  # From `rules_for` the field of each column

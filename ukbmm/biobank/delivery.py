@@ -26,22 +26,25 @@ __all__ = ['HEAD_BYTES', 'RECORDS', 'first_words', 'kind_of_words', 'kind_of_fil
 # %% ../../nbs/biobank/17a_delivery.ipynb #0425b434
 HEAD_BYTES = 1 << 22
 
-
-def first_words(
-    path: str | Path,  # A text file, perhaps compressed with gzip
-) -> list[str]:  # Nothing where it is empty, or no text
-    "The words of a file's first line, divided by tabs, semicolons, commas or spaces."
-    path = Path(path)
+# %% ../../nbs/biobank/17a_delivery.ipynb #b27480c0
+def _first_line(path: Path) -> str:
+    "The text of a file's first line; nothing where it is empty, or no text."
     try:
         with gzip.open(path, "rb") if compression_of(path) == "gzip" else path.open("rb") as stream:
             line = stream.readline(HEAD_BYTES)
     except (EOFError, OSError, zlib.error):
-        return []
+        return ""
     if line.startswith((b"\xff\xfe", b"\xfe\xff")):
         line = (line + b"\0").decode("utf-16", errors="ignore").encode()
     text = line.decode("utf-8-sig", errors="replace").strip("\r\n\0")
-    if "\0" in text:
-        return []
+    return "" if "\0" in text else text
+
+# %% ../../nbs/biobank/17a_delivery.ipynb #244a64e6
+def first_words(
+    path: str | Path,  # A text file, perhaps compressed with gzip
+) -> list[str]:  # Nothing where it is empty, or no text
+    "The words of a file's first line, divided by tabs, semicolons, commas or spaces."
+    text = _first_line(Path(path))
     divider = next((letter for letter in "\t;, " if letter in text), ",")
     return [word.strip() for word in next(csv.reader([text], delimiter=divider), [])] if text else []
 
@@ -61,7 +64,7 @@ RECORDS = {
     "gp_registrations": {"eid", "data_provider", "reg_date"},
 }
 
-
+# %% ../../nbs/biobank/17a_delivery.ipynb #0a2b2452
 def kind_of_words(
     words: list[str],  # The first line of a file
 ) -> (
@@ -112,12 +115,10 @@ class Delivery:
     dictionary: list[Path] = field(default_factory=list)  # Data dictionaries and codings
     unknown: list[Path] = field(default_factory=list)  # Anything else
 
-
-def find_delivery(
-    folder: str | Path,  # A folder as UK Biobank fills it; what lies in folders within it is not looked at
-) -> Delivery:
-    "Say what the files of a folder are; raises `TableError` where no table is among them."
-    folder, found = Path(folder), Delivery()
+# %% ../../nbs/biobank/17a_delivery.ipynb #9250884e
+def _sort_files(folder: Path) -> Delivery:
+    "Put each file of a folder where it belongs, by what it is."
+    found = Delivery()
     for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
         kind = kind_of_file(path)
         if kind == "genotypes":
@@ -130,6 +131,14 @@ def find_delivery(
             places.get(kind, found.unknown).append(path)
     lists = {field_names_of(path) for path in found.tables}  # read with their tables
     found.unknown = [path for path in found.unknown if path not in lists]
+    return found
+
+# %% ../../nbs/biobank/17a_delivery.ipynb #2c03af6f
+def find_delivery(
+    folder: str | Path,  # A folder as UK Biobank fills it; what lies in folders within it is not looked at
+) -> Delivery:
+    "Say what the files of a folder are; raises `TableError` where no table is among them."
+    folder, found = Path(folder), _sort_files(Path(folder))
     if not found.tables:
         raise TableError(f"the folder {folder.name}", "a table with a column of participants", f"none among its {len(list(folder.iterdir())):,} files",
                          "Name the files of the extract one by one.")  # fmt: skip

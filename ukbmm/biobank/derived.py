@@ -32,7 +32,7 @@ class Formula:
     source: str  # Where the formula is published
     function: Callable[..., np.ndarray]  # Of one array a field, in their order
 
-
+# %% ../../nbs/biobank/13b_derived.ipynb #8fd75ddb
 DERIVED = Registry("derived field")
 
 
@@ -53,7 +53,7 @@ def derived(
 
     return add
 
-
+# %% ../../nbs/biobank/13b_derived.ipynb #5178b453
 def formula(
     name: str,  # Such as "egfr"
 ) -> Formula:
@@ -80,7 +80,7 @@ def input_columns(
         raise _incomplete(asked, f"the derived field {name!r} at visit {instance}", missing)
     return found
 
-
+# %% ../../nbs/biobank/13b_derived.ipynb #17057b31
 def _incomplete(asked: Formula, what: str, missing: list[str]) -> DictionaryError:
     "The error of a formula whose fields are not all there."
     fields = ", ".join(map(str, asked.fields))
@@ -97,7 +97,7 @@ def _as_array(cleaned: Cleaned) -> np.ndarray:
         return cleaned.values.cast(pl.Date).to_numpy().astype("datetime64[D]")
     return cleaned.values.cast(pl.Float64).fill_null(np.nan).to_numpy()
 
-
+# %% ../../nbs/biobank/13b_derived.ipynb #b1047762
 def _kinds(values: np.ndarray, inputs: list[np.ndarray]) -> np.ndarray:
     "Why there is no number: the first input's kind that says more than empty."
     kinds, left = np.zeros(len(values), np.uint8), ~np.isfinite(values)
@@ -107,7 +107,20 @@ def _kinds(values: np.ndarray, inputs: list[np.ndarray]) -> np.ndarray:
         kinds = np.where(left & (given > 1), given, kinds)
     return kinds
 
+# %% ../../nbs/biobank/13b_derived.ipynb #7af0da00
+def _computed(asked: Formula, arrays: list[np.ndarray]) -> np.ndarray:
+    "The formula of arrays; raises `DictionaryError` where numbers stand for dates, or dates for numbers."
+    try:
+        return np.asarray(asked.function(*arrays), dtype=np.float64)
+    except TypeError:
+        found = ", ".join(
+            f"{field_id}: {'dates' if one.dtype.kind == 'M' else 'numbers'}"
+            for field_id, one in zip(asked.fields, arrays, strict=True)
+        )
+        expected = "fields of the types that its formula takes"
+        raise DictionaryError(f"the derived field {asked.name!r}", expected, found) from None
 
+# %% ../../nbs/biobank/13b_derived.ipynb #8e143db3
 def derive(
     name: str,  # Name of a formula
     inputs: Mapping[int, Cleaned],  # Cleaned columns by field; optional ones may be left out
@@ -119,34 +132,15 @@ def derive(
         raise _incomplete(asked, f"the derived field {name!r}", missing)
     n = len(next(iter(inputs.values())).values)
     if any(len(one.values) != n for one in inputs.values()):
-        raise DictionaryError(
-            f"the derived field {name!r}", "columns of the same participants", "columns of several lengths"
-        )
+        expected, found = "columns of the same participants", "columns of several lengths"
+        raise DictionaryError(f"the derived field {name!r}", expected, found)
     absent = Cleaned(pl.Series([None] * n, dtype=pl.Float64), pl.Series(np.ones(n, np.uint8)))
     given = [inputs.get(field_id, absent) for field_id in asked.fields]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         values = _computed(asked, [_as_array(one) for one in given])
-    needed = [
-        one.kinds.to_numpy() for field_id, one in zip(asked.fields, given, strict=True) if field_id in inputs
-    ]
-    kinds = _kinds(values, needed)
-    return Cleaned(
-        pl.Series(name, np.where(kinds == 0, values, np.nan)).fill_nan(None), pl.Series(name, kinds)
-    )
-
-
-def _computed(asked: Formula, arrays: list[np.ndarray]) -> np.ndarray:
-    "The formula of arrays; raises `DictionaryError` where numbers stand for dates, or dates for numbers."
-    try:
-        return np.asarray(asked.function(*arrays), dtype=np.float64)
-    except TypeError:
-        found = ", ".join(
-            f"{field_id}: {'dates' if one.dtype.kind == 'M' else 'numbers'}"
-            for field_id, one in zip(asked.fields, arrays, strict=True)
-        )
-        raise DictionaryError(
-            f"the derived field {asked.name!r}", "fields of the types that its formula takes", found
-        ) from None
+    kinds = _kinds(values, [inputs[one].kinds.to_numpy() for one in asked.fields if one in inputs])
+    known = pl.Series(name, np.where(kinds == 0, values, np.nan)).fill_nan(None)
+    return Cleaned(known, pl.Series(name, kinds))
 
 # %% ../../nbs/biobank/13b_derived.ipynb #5fdbd82f
 def derived_table() -> pl.DataFrame:  # name, title, units, fields, source
@@ -178,15 +172,9 @@ def birth_date(
     days = np.where(np.isnan(month), 0, 14).astype("timedelta64[D]")
     return np.where(known, first + days, np.datetime64("NaT"))
 
-
-@derived(
-    "age",
-    "Age at the visit",
-    "years",
-    (34, 52, 53),
-    "fields 34, 52 and 53; day of birth taken as the 15th",
-    optional=(52,),
-)
+# %% ../../nbs/biobank/13b_derived.ipynb #2b2e2284
+@derived("age", "Age at the visit", "years", (34, 52, 53),
+         "fields 34, 52 and 53; day of birth taken as the 15th", optional=(52,))  # fmt: skip
 def age_at(
     year: np.ndarray,  # Year of birth, field 34
     month: np.ndarray,  # Month of birth, field 52
@@ -231,14 +219,13 @@ def _smoked(
     stopped_pipe, number_pipe = pipe
     to_pipe = (status == 2) & np.isnan(number_now) & ~np.isnan(number_pipe)
     per_day = np.where(status == 1, number, np.where(to_pipe, number_pipe, number_now))
-    end = np.where(
-        status == 1, np.where(np.isnan(stopped), stopped_pipe, stopped), np.where(to_pipe, stopped_pipe, age)
-    )
+    stopped = np.where(np.isnan(stopped), stopped_pipe, stopped)
+    end = np.where(status == 1, stopped, np.where(to_pipe, stopped_pipe, age))
     years = end - np.where(status == 1, started, started_now)
     gap = np.where(((status == 1) & (paused == 1)) | ((status == 2) & (paused_now == 2)), 0.5, 0.0)
     return per_day, years, gap
 
-
+# %% ../../nbs/biobank/13b_derived.ipynb #e45e4a89
 @derived("pack_years", "Pack-years of smoking", "pack-years", PACK_FIELDS,
          "UK Biobank, notes of field 20161", optional=(2907, 3486, 6194, 6183))  # fmt: skip
 def pack_years(

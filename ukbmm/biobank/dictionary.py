@@ -60,20 +60,23 @@ class Field:
     )
     main_category: int | None = None  # Number of its category in the showcase; None where unsaid
 
-    @property
-    def dtype(self) -> pl.DataType:
-        "The polars type of one value."
-        return pl.String if self.text_codes else DTYPES[self.value_type]
+# %% ../../nbs/biobank/10_dictionary.ipynb #7fb5fd1b
+@patch(as_prop=True)
+def dtype(self: Field) -> pl.DataType:
+    "The polars type of one value."
+    return pl.String if self.text_codes else DTYPES[self.value_type]
 
-    @property
-    def is_number(self) -> bool:
-        "Is it a quantity, so that a mean makes sense?"
-        return self.value_type in ("integer", "continuous")
 
-    @property
-    def is_category(self) -> bool:
-        "Is it one of a list of codes?"
-        return self.value_type in ("categorical_single", "categorical_multiple")
+@patch(as_prop=True)
+def is_number(self: Field) -> bool:
+    "Is it a quantity, so that a mean makes sense?"
+    return self.value_type in ("integer", "continuous")
+
+
+@patch(as_prop=True)
+def is_category(self: Field) -> bool:
+    "Is it one of a list of codes?"
+    return self.value_type in ("categorical_single", "categorical_multiple")
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #b8c46a92
 KINDS_OF_OCCASION = {
@@ -89,12 +92,11 @@ def _occasions(field: Field) -> str:
     "Say when and how often a field was measured."
     kind = KINDS_OF_OCCASION.get(field.instance_id, f"occasions of kind {field.instance_id},")
     when = f"{kind} 0 to {field.instance_max}" if field.instanced else "once"
-    when += (
-        ", of which kind the showcase's field.txt says" if field.instanced and field.instance_id < 0 else ""
-    )
+    unsaid = field.instanced and field.instance_id < 0
+    when += ", of which kind the showcase's field.txt says" if unsaid else ""
     return f"{when}, up to {field.array_max + 1} values each" if field.arrayed else when
 
-
+# %% ../../nbs/biobank/10_dictionary.ipynb #01dd21ba
 def describe_field(
     field: Field,  # A field of the dictionary
 ) -> dict[str, str]:  # What a reader wants to know, in order
@@ -310,22 +312,17 @@ def about(
     labels = [f"{code} {label}" for code, label in self.labels.get(coding, {}).items()]
     more = [f"... and {len(labels) - most:,} more"] if len(labels) > most else []
     said = {"codes": "; ".join(labels[:most] + more) or self._unlabelled(coding)} if field.coding else {}
-    tree = (
-        {"tree": repr(self.tree(coding)).partition(": ")[2].removeprefix("tree of ")}
-        if coding in self.nodes["coding"]
-        else {}
-    )
-    return describe_field(field) | said | tree
+    known = describe_field(field) | said
+    if coding not in self.nodes["coding"]:
+        return known
+    return known | {"tree": repr(self.tree(coding)).partition(": ")[2].removeprefix("tree of ")}
 
-
+# %% ../../nbs/biobank/10_dictionary.ipynb #29c9c332
 @patch
 def _unlabelled(self: Dictionary, coding: int) -> str:
     "Say that the labels of a coding are not known, and what to do."
-    whose = (
-        f"titles of {CLASSIFICATIONS[coding]} belong to others and do not ship"
-        if coding in CLASSIFICATIONS
-        else "labels are not known"
-    )
+    others = f"titles of {CLASSIFICATIONS.get(coding)} belong to others and do not ship"
+    whose = others if coding in CLASSIFICATIONS else "labels are not known"
     return f"{whose}; read the showcase's file of coding {coding} with `ukbmm dictionary update`"
 
 # %% ../../nbs/biobank/10_dictionary.ipynb #71f362b8
@@ -404,7 +401,7 @@ class Unexplained:
         used = f"field{plural} {', '.join(map(str, self.fields[:3]))}{more}"
         return f"coding {self.coding} of {used} ({', '.join(said) or 'its labels are not known'})"
 
-
+# %% ../../nbs/biobank/10_dictionary.ipynb #af5cd8bb
 def say_unexplained(
     found: Collection[Unexplained],  # From `Dictionary.unexplained`
     most: int = 5,  # Codings that are named
@@ -414,13 +411,11 @@ def say_unexplained(
         return ""
     named = [str(one) for one in list(found)[:most]]
     named += [f"and {len(found) - most:,} codings more"] if len(found) > most else []
-    remedy = "Say what they mean with --special-values"
-    remedy += (
-        "; read unknown labels with `ukbmm dictionary update`." * any(not one.codes for one in found) or "."
-    )
-    return f"{'; '.join(named)}. {remedy}"
+    unknown = any(not one.codes for one in found)
+    read = "; read unknown labels with `ukbmm dictionary update`" if unknown else ""
+    return f"{'; '.join(named)}. Say what they mean with --special-values{read}."
 
-# %% ../../nbs/biobank/10_dictionary.ipynb #af5cd8bb
+# %% ../../nbs/biobank/10_dictionary.ipynb #e916de2d
 def _as_in_table(code: str) -> str:
     "A code as the table of special values writes it: a date without its time, a whole number without decimals."
     return code[:10] if _IS_DATE.match(code) else re.sub(r"\.0+$", "", code)
@@ -439,7 +434,7 @@ def _without_rule(
     unknown = quantities and not labels and not ruled
     return Unexplained(coding, codes, [field.field_id for field in fields]) if codes or unknown else None
 
-
+# %% ../../nbs/biobank/10_dictionary.ipynb #22a9dad9
 @patch
 def unexplained(
     self: Dictionary,
@@ -533,12 +528,8 @@ def _field_tables(found: list[ShowcaseFile]) -> dict[int, tuple[Field, ShowcaseF
         own = file.form == "Data_Dictionary_Showcase" and "Path" not in file.columns
         for number, field in _fields_of(table, file.name if own else UK_BIOBANK).items():
             other = fields.get(number)
-            if (
-                other
-                and other[1].form == file.form
-                and field.version == other[0].version
-                and not _same(field, other[0])
-            ):
+            alike = other and other[1].form == file.form and field.version == other[0].version
+            if alike and not _same(field, other[0]):
                 raise _contradiction(f"field {number}", other[1].name, file.name)
             if other is None or field.version > other[0].version:
                 fields[number] = (field, file)
@@ -693,7 +684,7 @@ def save_dictionary(
     with atomic_file(path) as temporary:
         pl.concat(parts, how="diagonal_relaxed").write_parquet(temporary, compression="zstd")
 
-
+# %% ../../nbs/biobank/10_dictionary.ipynb #638f51f3
 def load_dictionary(
     path: str | Path,  # A file that save_dictionary wrote
 ) -> Dictionary:
@@ -715,7 +706,7 @@ def _no_dictionary(path: str | Path) -> DictionaryError:
     return DictionaryError(f"the dictionary {Path(path).name}", "a file that `ukbmm dictionary update` wrote", "another file, or none",
                            "Make it again from the showcase's files.")  # fmt: skip
 
-
+# %% ../../nbs/biobank/10_dictionary.ipynb #85ae9e74
 def load_fields(
     path: str | Path,  # A file that save_dictionary wrote
     field_ids: Collection[int],  # Numbers of the fields that are wanted

@@ -25,7 +25,7 @@ from .files import is_parquet, plain_text
 from .lines import MISSING, NO_NUMBER, Layout, line_of, read_layout, read_lines, stray_quote
 from .relatedness import of_one_application, rows_of
 from .table import DAY_FIRST, ISO, as_date, scan_text
-from ..core import TableError, atomic_file, did_you_mean, get_logger, progress
+from ..core import TableError, atomic_file, did_you_mean, get_logger, progress, scratch_folder
 from ..disclosure import show_about, show_count, show_share
 
 # %% auto #0
@@ -270,15 +270,16 @@ ROW_GROUP = 250_000  # Rows of a parquet file that are written, and later read, 
 
 def _write(layout: Layout, participants: np.ndarray, n_rows: int, out: Path) -> str:
     "Parse a table and write it in the file's own order; returns how its dates are written."
-    for date in WAYS:
+    for number, date in enumerate(WAYS):
         frame = _typed(layout, participants, date)
+        written = out.with_name(f"{out.name}-way{number}")  # its own: polars may write on after it has failed
         try:
-            with out.open("wb") as stream:  # not by its name: polars may make the file after it has failed
-                frame.sink_parquet(stream, compression="zstd", row_group_size=ROW_GROUP)
+            frame.sink_parquet(written, compression="zstd", row_group_size=ROW_GROUP)
         except pl.exceptions.PolarsError:
             continue
-        if pq.read_metadata(out).num_rows != n_rows:
+        if pq.read_metadata(written).num_rows != n_rows:
             raise stray_quote(layout)
+        written.replace(out)
         return date
     try:
         _refuse_values(layout)
@@ -446,16 +447,12 @@ def read_records(
     paths, out = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)], Path(out)
     if not paths:
         raise TableError(f"records {kind!r}", "at least one file", "none")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    raws = [out.with_name(f".{out.name}-{i}") for i in range(len(paths))]
-    try:
+    with scratch_folder(out.parent) as scratch:
+        raws = [scratch / str(i) for i in range(len(paths))]
         parts = [
             _read_any(path, kind, participants, raw, encoding) for path, raw in zip(paths, raws, strict=True)
         ]
         summary = _summary(paths, parts, _put_in_order(raws, parts, out))
-    finally:
-        for left in out.parent.glob(f".{out.name}-*"):
-            left.unlink()
     get_logger().info("%s: %s rows", kind, show_about(summary.n_rows))
     return summary
 

@@ -22,7 +22,7 @@ from ..core import TableError, atomic_file, get_logger, progress
 from ..disclosure import show_share
 
 # %% auto #0
-__all__ = ['basket_of', 'from_old_to_new', 'read_bridge', 'Extract', 'read_extract']
+__all__ = ['basket_of', 'from_old_to_new', 'whose_values', 'read_bridge', 'Extract', 'read_extract']
 
 # %% ../../nbs/biobank/17_extract.ipynb #41b550bc
 def basket_of(
@@ -32,7 +32,7 @@ def basket_of(
     match = re.search(r"ukb(\d{3,})", name.lower())
     return int(match[1]) if match else -1
 
-
+# %% ../../nbs/biobank/17_extract.ipynb #7d8e93ee
 def from_old_to_new(
     names: Sequence[str],  # Names of files, in the order in which they were given
 ) -> list[int]:  # Their positions, the newest last
@@ -40,6 +40,18 @@ def from_old_to_new(
     baskets = [basket_of(name) for name in names]
     known = all(basket >= 0 for basket in baskets)
     return sorted(range(len(names)), key=lambda i: (baskets[i] if known else 0, i))
+
+# %% ../../nbs/biobank/17_extract.ipynb #8a8c7b32
+def whose_values(
+    files: Sequence[
+        tuple[str, Collection[str]]
+    ],  # Name and columns of each, in the order in which they were given
+) -> tuple[str, dict[str, str]]:  # Which file is the newest, in words; the newest that has each column
+    "Say whose values hold where files differ in a column."
+    names = [name for name, _ in files]
+    known = all(basket_of(name) >= 0 for name in names)
+    word = "the newest basket" if known else "the last file, since not all names have a basket's number,"
+    return word, {column: names[i] for i in from_old_to_new(names) for column in files[i][1]}
 
 # %% ../../nbs/biobank/17_extract.ipynb #8cb3e483
 def read_bridge(
@@ -62,13 +74,13 @@ def read_bridge(
         raise TableError(path.name, "each participant once", "some of them several times")
     return bridge
 
-# %% ../../nbs/biobank/17_extract.ipynb #3d8fae3a
+# %% ../../nbs/biobank/17_extract.ipynb #aadcd203
 def _fit(eids: np.ndarray, others: np.ndarray) -> bool:
     "Do two files have participants in common, and more than chance gives?"
     n_shared = int(np.isin(eids, others).sum())
     return n_shared > 0 and of_one_application(n_shared, len(eids), len(others))
 
-
+# %% ../../nbs/biobank/17_extract.ipynb #14ef8c9a
 def _bridged(eids: np.ndarray, others: np.ndarray, bridge: np.ndarray | None) -> np.ndarray | None:
     "Identifiers in the other files' application, -1 where the bridge has none; None where it does not help."
     for here, there in [] if bridge is None else [(0, 1), (1, 0)]:
@@ -79,7 +91,7 @@ def _bridged(eids: np.ndarray, others: np.ndarray, bridge: np.ndarray | None) ->
             return translated
     return None
 
-
+# %% ../../nbs/biobank/17_extract.ipynb #cc94f038
 def _in_one_application(
     name: str, eids: np.ndarray, others: np.ndarray, bridge: np.ndarray | None
 ) -> tuple[np.ndarray, bool]:
@@ -95,23 +107,7 @@ def _in_one_application(
         "Identifiers differ between applications: export this file from the same one, or give a --bridge file.",
     )  # fmt: skip
 
-# %% ../../nbs/biobank/17_extract.ipynb #a7dca53b
-@dataclass
-class Extract:
-    "Several files of one cohort, joined."
-
-    eids: np.ndarray  # Participants in order
-    tables: list[TableSummary]  # What became of each file
-    columns: dict[str, str]  # Parquet file by column, in the order of the files
-    absent: list[int]  # Participants who are not in a file, by file
-    bridged: dict[str, int] = field(
-        default_factory=dict
-    )  # Files whose identifiers a bridge translated: rows that it does not know, which are left out
-    repeated: dict[str, int] = field(
-        default_factory=dict
-    )  # Columns in several files: participants who differ
-
-
+# %% ../../nbs/biobank/17_extract.ipynb #255c12da
 @dataclass
 class _File:
     "A file that was read, and where its rows go."
@@ -121,7 +117,7 @@ class _File:
     parts: dict[str, str]  # Parquet file by column
     rows: np.ndarray | None = None  # Its row of each participant of the extract, -1 where there is none
 
-
+# %% ../../nbs/biobank/17_extract.ipynb #22c58245
 def _place(files: list[_File]) -> np.ndarray:
     "Say where each participant of the extract stands in each file; returns the participants in order."
     participants = np.unique(np.concatenate([file.eids[file.eids > 0] for file in files]))
@@ -144,17 +140,7 @@ def _keep_own(folder: Path, file: _File, shared: set[str]) -> dict[str, str]:
             gather_rows(folder / part, own, file.rows, folder / part)
     return {name: part for name, part in file.parts.items() if name not in shared}
 
-# %% ../../nbs/biobank/17_extract.ipynb #5759e275
-def _columns_of(folder: Path, file: _File, names: list[str]) -> pl.DataFrame:
-    "Those of some columns that a file has, read part by part."
-    parts: dict[str, list[str]] = {}
-    for name in names:
-        if name in file.parts:
-            parts.setdefault(file.parts[name], []).append(name)
-    frames = [pl.read_parquet(folder / part, columns=of) for part, of in parts.items()]
-    return pl.concat(frames, how="horizontal") if frames else pl.DataFrame()
-
-
+# %% ../../nbs/biobank/17_extract.ipynb #a7dca53b
 def _newest(files: list[_File], columns: list[pl.Series]) -> tuple[pl.Series, int]:
     "A column's values by the newest file that has the participant, and how many participants differ between files."
     n = len(files[0].rows)
@@ -169,12 +155,23 @@ def _newest(files: list[_File], columns: list[pl.Series]) -> tuple[pl.Series, in
         known |= here
     return values, int(differ.sum())
 
+# %% ../../nbs/biobank/17_extract.ipynb #2572c233
+def _columns_of(folder: Path, file: _File, names: list[str]) -> pl.DataFrame:
+    "Those of some columns that a file has, read part by part."
+    parts: dict[str, list[str]] = {}
+    for name in names:
+        if name in file.parts:
+            parts.setdefault(file.parts[name], []).append(name)
+    frames = [pl.read_parquet(folder / part, columns=of) for part, of in parts.items()]
+    return pl.concat(frames, how="horizontal") if frames else pl.DataFrame()
 
+# %% ../../nbs/biobank/17_extract.ipynb #99c653e2
 def _write_shared(
     folder: Path, files: list[_File], shared: list[str]
 ) -> tuple[dict[str, str], dict[str, int]]:
     "Write the columns that stand in several files; returns the part of each, and how many participants differ."
     parts, counts = {}, {}
+    files = [files[i] for i in from_old_to_new([file.summary.file for file in files])]
     groups = groups_of(shared, len(files) * len(files[0].rows)) if shared else []
     for number, names in enumerate(progress(groups, "columns in several files")):
         frames = [_columns_of(folder, file, names) for file in files]
@@ -190,34 +187,56 @@ def _write_shared(
         parts |= dict.fromkeys(names, part)
     return parts, counts
 
-# %% ../../nbs/biobank/17_extract.ipynb #dbad322a
-def _read_files(
+# %% ../../nbs/biobank/17_extract.ipynb #7170078c
+@dataclass
+class Extract:
+    "Several files of one cohort, joined."
+
+    eids: np.ndarray  # Participants in order
+    tables: list[TableSummary]  # What became of each file
+    columns: dict[str, str]  # Parquet file by column, in the order of the files
+    absent: list[int]  # Participants who are not in a file, by file
+    bridged: dict[str, int] = field(
+        default_factory=dict
+    )  # Files whose identifiers a bridge translated: rows that it does not know, which are left out
+    repeated: dict[str, int] = field(
+        default_factory=dict
+    )  # Columns in several files: participants who differ
+
+# %% ../../nbs/biobank/17_extract.ipynb #60d78688
+def _parts_of(folder: Path, summary: TableSummary) -> dict[str, str]:
+    "The parquet file of each column that was read from a table."
+    parts = {}
+    for part in summary.parts:
+        parts |= dict.fromkeys(pl.read_parquet_schema(folder / part), part)
+    return {column: parts[column] for column in summary.columns}
+
+# %% ../../nbs/biobank/17_extract.ipynb #71634b60
+def _read_all(
     paths: list[Path],
     dictionary: Dictionary,
     folder: Path,
     drop_negative: bool,
     encoding: str | None,
     coding: str,
-    bridge: np.ndarray | None,
+    bridge: str | Path | None,
     leave_out: Collection[str],
 ) -> tuple[list[_File], dict[str, int]]:
     "Read each file by itself; returns them, and of those whose identifiers were translated how many rows were not."
+    pairs = None if bridge is None else read_bridge(bridge)
     files, bridged, everybody = [], {}, np.array([], dtype=np.int64)
     for number, path in enumerate(paths):
         name = "phenotypes" if len(paths) == 1 else f"phenotypes{number + 1}"
         summary, eids = read_table(
             path, dictionary, folder / name, drop_negative, encoding, coding, leave_out
         )
-        own, translated = _in_one_application(path.name, eids, everybody, bridge)
+        own, translated = _in_one_application(path.name, eids, everybody, pairs)
         bridged |= {path.name: int((own <= 0).sum())} if translated else {}
-        parts = {}
-        for part in summary.parts:
-            parts |= dict.fromkeys(pl.read_parquet_schema(folder / part), part)
-        files.append(_File(summary, own, {column: parts[column] for column in summary.columns}))
+        files.append(_File(summary, own, _parts_of(folder, summary)))
         everybody = np.union1d(everybody, own[own > 0])
     return files, bridged
 
-
+# %% ../../nbs/biobank/17_extract.ipynb #55cea60d
 def _check_names(leave_out: Collection[str], dictionary: Dictionary) -> None:
     "Raise `TableError` for a name to be left out that no column can have."
     index = titles(dictionary)
@@ -227,7 +246,7 @@ def _check_names(leave_out: Collection[str], dictionary: Dictionary) -> None:
             expected = "a column such as p31_i0, a field such as p31, or a name in the table"
             raise TableError(f"leaving out {name!r}", expected, "no such field")
 
-
+# %% ../../nbs/biobank/17_extract.ipynb #7791406c
 def read_extract(
     paths: Sequence[str | Path],  # Files of one cohort
     dictionary: Dictionary,  # Where names and types come from
@@ -236,20 +255,16 @@ def read_extract(
     encoding: str | None = None,  # Encoding of the files; None finds each one's
     coding: str = "auto",  # Do the files hold "codes" or "labels"? "auto" finds each one's
     bridge: str | Path | None = None,  # Bridge file to another application's identifiers; None for none
-    leave_out: Collection[
-        str
-    ] = (),  # Names in a file, columns such as p31_i0 or fields such as p31 to pass over
+    leave_out: Collection[str] = (),  # Header names, columns (as p31_i0) or fields (as p31) to pass over
 ) -> Extract:
     "Read the files of a cohort into parquet files in one order of participants; raises `TableError`."
     _check_names(leave_out, dictionary)
     paths, folder = [Path(path) for path in paths], Path(folder)
-    pairs = None if bridge is None else read_bridge(bridge)
-    files, bridged = _read_files(paths, dictionary, folder, drop_negative, encoding, coding, pairs, leave_out)
+    files, bridged = _read_all(paths, dictionary, folder, drop_negative, encoding, coding, bridge, leave_out)
     participants = _place(files)
     everything = [name for file in files for name in file.parts]
     shared = [name for name, count in Counter(everything).items() if count > 1]
-    in_time = [files[i] for i in from_old_to_new([path.name for path in paths])]
-    parts, differ = _write_shared(folder, in_time, shared)
+    parts, differ = _write_shared(folder, files, shared)
     for file in files:
         parts |= _keep_own(folder, file, set(shared))
     absent = [int((file.rows < 0).sum()) for file in files]

@@ -26,13 +26,13 @@ from ukbmm.biobank.formats import (
     FORMATS,
     SPELLED,
     Format,
-    field_names_path,
     write_field_names,
     write_header,
     write_rows,
 )
 from .lines import read_layout
 from .names import Column, Header, is_eid, read_header
+from .table import field_names_of
 from ..core import UkbmmError, atomic_file, did_you_mean, rng_for, write_text
 
 # %% auto #0
@@ -165,7 +165,7 @@ def _open_table(path: Path, dictionary: Dictionary) -> _Table:
     layout = read_layout(path)
     if not is_eid(layout.names[0]):
         raise UkbmmError(path.name, "a table whose first column is the identifier", "another first column")
-    form, beside = _form_of(path, layout.names, layout.delimiter), field_names_path(path)
+    form, beside = _form_of(path, layout.names, layout.delimiter), field_names_of(path)
     names = beside.read_text().split() if beside.is_file() else layout.names
     titled = dict(zip(names, layout.names, strict=True)) if beside.is_file() else {}
     return _Table(path, names, form, read_header(names, dictionary), titled)
@@ -449,7 +449,7 @@ def split(path: Path, dictionary: Dictionary, rng: np.random.Generator) -> dict:
             {"file": piece.name, "columns": group.tolist(), "first": first + number if number else None}
         )
     path.unlink()
-    field_names_path(path).unlink(missing_ok=True)
+    field_names_of(path).unlink(missing_ok=True)
     return {"table": [piece["file"] for piece in pieces], "pieces": pieces, "every": EVERY}
 
 # %% ../../nbs/biobank/18c_faults.ipynb #7148cf4e

@@ -39,7 +39,7 @@ def _merge_small(found: list[tuple[Any, int]], most: int) -> tuple[list[tuple[An
         rest += kept.pop()[1]
     return kept, rest
 
-
+# %% ../../nbs/biobank/17c_figures.ipynb #e88c9813
 def patterns_of(
     has: dict[str, np.ndarray],  # Who has anything, by group of fields, bool [participant]
 ) -> tuple[pl.DataFrame, int]:  # participants, and has it? by group; people with other patterns
@@ -94,7 +94,7 @@ class Distribution(NamedTuple):
     counts: list[int]  # Participants
     rest: int = 0  # Times that a category was given which is not listed
 
-
+# %% ../../nbs/biobank/17c_figures.ipynb #626cb452
 def _merge_bins(edges: np.ndarray, counts: np.ndarray) -> tuple[list[float], list[int]]:
     "Join neighbouring bins until each holds nobody or at least five people."
     kept_edges, kept, waiting = [float(edges[0])], [], 0
@@ -126,7 +126,7 @@ def _edges(values: np.ndarray) -> np.ndarray:
     start, stop = math.floor(low / step), math.floor(high / step) + 1
     return (np.arange(start, stop + 1) - (0.5 if whole == 1 and step == 1 else 0)) * step
 
-
+# %% ../../nbs/biobank/17c_figures.ipynb #82a39f94
 YEAR = 365.2425  # Days
 
 
@@ -139,7 +139,7 @@ def _date_edges(days: np.ndarray) -> np.ndarray:
     starts = (np.floor(years).astype(np.int64) - 1970).astype("datetime64[Y]").astype("datetime64[D]")
     return np.round(starts.astype(np.float64) + (years - np.floor(years)) * YEAR)
 
-
+# %% ../../nbs/biobank/17c_figures.ipynb #9dbb7e3b
 def histogram(
     values: pl.Series,  # Values of a column; nulls are left out
     kind: str = "number",  # "number" or "date"
@@ -190,7 +190,7 @@ def distribution(
         return histogram(values)
     return histogram(values, "date") if field.value_type in ("date", "time") else None
 
-
+# %% ../../nbs/biobank/17c_figures.ipynb #af1d5bed
 def plot_distribution(
     axis: Any,  # A matplotlib axis
     found: Distribution,  # What to draw
@@ -236,7 +236,7 @@ def shorten(
     "Cut a text where it is too long for its place."
     return text if len(text) <= most else text[: most - 3].rstrip() + "..."
 
-
+# %% ../../nbs/biobank/17c_figures.ipynb #030dda4a
 def _bars(axis: Any, found: Distribution) -> None:
     "Draw categories as bars with their labels on them, in percent of all answers."
     total = sum(found.counts) + found.rest
@@ -244,13 +244,7 @@ def _bars(axis: Any, found: Distribution) -> None:
     shares = [100 * count / total for count in (*found.counts, *([found.rest] if found.rest else []))]
     axis.barh(range(len(labels)), shares, color=["#9CCBE8"] * len(found.counts) + ["#D9D9D9"], height=0.8)
     for place, (label, share) in enumerate(zip(labels, shares, strict=True)):
-        axis.text(
-            0.01,
-            place,
-            f"{shorten(label, 40)}  {share:.0f}%",
-            va="center",
-            fontsize=7.5,
-            transform=axis.get_yaxis_transform(),
-        )
+        text, inside = f"{shorten(label, 40)}  {share:.0f}%", axis.get_yaxis_transform()
+        axis.text(0.01, place, text, va="center", fontsize=7.5, transform=inside)
     axis.set(yticks=[], xticks=[], ylim=(max(4, len(labels)) - 0.5, -0.5), xlim=(0, max([1, *shares])))
     axis.spines["bottom"].set_visible(False)

@@ -23,7 +23,7 @@ __all__ = ['CHUNK', 'COMPRESSED', 'MARKS', 'compression_of', 'is_parquet', 'Plai
 CHUNK = 1 << 24  # Bytes held in memory at a time
 COMPRESSED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2"}
 
-
+# %% ../../nbs/biobank/12_files.ipynb #7a5384c9
 def compression_of(
     path: str | Path,
 ) -> str | None:  # "gzip", "zip", ...; None where the file is not compressed
@@ -34,7 +34,7 @@ def compression_of(
         start = stream.read(4)
     return next((kind for magic, kind in COMPRESSED.items() if start.startswith(magic)), None)
 
-
+# %% ../../nbs/biobank/12_files.ipynb #5310581c
 def is_parquet(
     path: str | Path,
 ) -> bool:
@@ -42,7 +42,7 @@ def is_parquet(
     with Path(path).open("rb") as stream:
         return stream.read(4) == b"PAR1"
 
-
+# %% ../../nbs/biobank/12_files.ipynb #59380458
 def _open(path: Path) -> BinaryIO:
     "Open a file for reading bytes, decompressed; raises `TableError` where that is not possible."
     kind = compression_of(path)
@@ -115,7 +115,7 @@ class PlainText:
     name: str  # Name of the file as delivered, for messages
     notes: tuple[str, ...] = ()  # What had to be done
 
-
+# %% ../../nbs/biobank/12_files.ipynb #d82eb584
 @contextmanager
 def plain_text(
     path: str | Path,  # A text file as delivered
@@ -147,7 +147,7 @@ def _fill_line(line: bytes, n_fields: int) -> bytes | None:
     kept = cells.rstrip(b"\t")
     return _fill_line(kept, n_fields) if kept.count(b"\t") < n_fields else None
 
-
+# %% ../../nbs/biobank/12_files.ipynb #7ce73c04
 def fill_lines(
     path: Path,  # Tab-separated text without quotes
     out: Path,  # Where to write the same with lines of equal length
@@ -163,9 +163,8 @@ def fill_lines(
             filled = _fill_line(line, n_fields)
             whole = line.endswith(b"\n") or filled is not None and filled[:-1] == line
             if filled is None or not whole:
-                found = f"{line.count(bytes([9])) + 1:,}" + (
-                    "" if filled is None else " in a line that is cut off"
-                )
+                cut = "" if filled is None else " in a line that is cut off"
+                found = f"{line.count(bytes([9])) + 1:,}{cut}"
                 raise TableError(f"{name}, line {number:,}", f"{n_fields:,} fields, as in the header", found,
                                  "The file may be damaged; export it again, as csv if possible.")  # fmt: skip
             changed += filled.rstrip(b"\n") != line.rstrip(b"\r\n")

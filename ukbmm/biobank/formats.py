@@ -20,11 +20,12 @@ from fastcore.basics import patch
 
 from .dictionary import Dictionary, Field
 from .names import Column, parse_name
+from .table import field_names_of
 from ..core import TableError, UkbmmError, atomic_file, did_you_mean, write_text
 
 # %% auto #0
-__all__ = ['FORMATS', 'SPELLED', 'MISSING', 'AT_THE_END', 'CELLS', 'Format', 'format_of', 'header_names', 'field_names_path',
-           'write_field_names', 'unreadable_labels', 'write_rows', 'write_header', 'r_program', 'TableWriter']
+__all__ = ['FORMATS', 'SPELLED', 'MISSING', 'AT_THE_END', 'CELLS', 'Format', 'format_of', 'header_names', 'write_field_names',
+           'unreadable_labels', 'write_rows', 'write_header', 'r_program', 'TableWriter']
 
 # %% ../../nbs/biobank/18b_formats.ipynb #7ea295b2
 @dataclass(frozen=True)
@@ -162,19 +163,12 @@ def _cells(name: str, field: Field, form: Format, size: int, labels: dict[str, s
     return [value.list.get(i, null_on_oob=True).cast(pl.String) for i in range(size)]
 
 # %% ../../nbs/biobank/18b_formats.ipynb #e462f1e1
-def field_names_path(
-    path: str | Path,  # A table, compressed or not
-) -> Path:
-    "Say where the list of field names beside a table with titles is."
-    return Path(path).with_name(Path(path).name.split(".")[0] + ".field_names.txt")
-
-
 def write_field_names(
     path: str | Path,  # The table with titles
     names: list[str],  # Canonical names in the order of its columns, without the identifier
 ) -> None:
     "Write the list of field names beside a table with titles."
-    write_text(field_names_path(path), "".join(f"{name}\n" for name in ["eid", *names]))
+    write_text(field_names_of(path), "".join(f"{name}\n" for name in ["eid", *names]))
 
 # %% ../../nbs/biobank/18b_formats.ipynb #5b568d68
 MISSING = ("", "NA")  # What a reader takes as no value

@@ -60,13 +60,13 @@ def _read_columns(path: Path, names: tuple[str, ...]) -> pl.DataFrame:
         raise GenotypeError(f"{path.name}, line {bad[0] + 1:,}", "six columns", "another number of them")
     return table
 
-
+# %% ../../nbs/biobank/15_genotypes.ipynb #924a34b9
 def normal_chromosome(names: pl.Expr) -> pl.Expr:
     "Write chromosomes one way: 1 to 22, X, Y, XY, MT, without `chr` and leading zeros."
     plain = names.str.to_uppercase().str.strip_prefix("CHR").str.strip_chars_start("0")
     return plain.replace(list(CHROMOSOMES), list(CHROMOSOMES.values()))
 
-# %% ../../nbs/biobank/15_genotypes.ipynb #924a34b9
+# %% ../../nbs/biobank/15_genotypes.ipynb #b0ec3cbb
 def read_bim(
     path: str | Path,  # A .bim file
 ) -> pl.DataFrame:  # chromosome, id, position, a1, a2; one row a variant, in file order
@@ -79,7 +79,7 @@ def read_bim(
     columns = [normal_chromosome(pl.col("chromosome")), pl.col("id"), position.alias("position"), "a1", "a2"]
     return table.select(columns)
 
-
+# %% ../../nbs/biobank/15_genotypes.ipynb #3a71687c
 def read_fam(
     path: str | Path,  # A .fam file
 ) -> pl.DataFrame:  # eid (int64; negative where withdrawn), sex (1 male, 2 female, 0 unknown)
@@ -126,7 +126,7 @@ def _companion(prefix: str | Path, suffix: str) -> Path:
     text = str(prefix)
     return Path((text[:-4] if text.endswith(".bed") else text) + suffix)
 
-
+# %% ../../nbs/biobank/15_genotypes.ipynb #89c4e1d8
 def open_bed(
     prefix: str | Path,  # Path of the three files without .bed, .bim and .fam
 ) -> BedFile:
@@ -145,9 +145,8 @@ def open_bed(
     expected, found = 3 + bed.record_bytes * bed.variants.height, path.stat().st_size
     if expected != found:
         counts = f"{bed.samples.height:,} people and {bed.variants.height:,} variants"
-        what = (
-            "fewer: it is cut off, or belongs to others" if found < expected else "more: it belongs to others"
-        )
+        fewer, more = "fewer: it is cut off, or belongs to others", "more: it belongs to others"
+        what = fewer if found < expected else more
         raise GenotypeError(path.name, f"{expected:,} bytes for {counts}", f"{found:,}, {what}")
     return bed
 
@@ -176,10 +175,8 @@ def write_bed(
     with atomic_file(_companion(prefix, ".bed")) as path:
         path.write_bytes(MAGIC + np.bitwise_or.reduce(packed, axis=2).tobytes())
     fam = [f"{eid} {eid} 0 0 {sex} -9\n" for eid, sex in samples.select("eid", "sex").iter_rows()]
-    bim = [
-        f"{c} {i} 0 {p} {a} {b}\n"
-        for c, i, p, a, b in variants.select("chromosome", "id", "position", "a1", "a2").iter_rows()
-    ]
+    rows = variants.select("chromosome", "id", "position", "a1", "a2").iter_rows()
+    bim = [f"{c} {i} 0 {p} {a} {b}\n" for c, i, p, a, b in rows]
     write_text(_companion(prefix, ".fam"), "".join(fam))
     write_text(_companion(prefix, ".bim"), "".join(bim))
 
@@ -310,6 +307,14 @@ def open_beds(
     return beds
 
 # %% ../../nbs/biobank/15_genotypes.ipynb #bb31e4e5
+def _write_tables(out: Path, tables: dict[str, pl.DataFrame]) -> dict[str, str]:
+    "Write the tables of a store; returns their checksums by name."
+    for name, table in tables.items():
+        with atomic_file(out / f"{name}.parquet") as path:
+            table.write_parquet(path, compression="zstd")
+    return {name: file_sha256(out / f"{name}.parquet") for name in tables}
+
+# %% ../../nbs/biobank/15_genotypes.ipynb #ef255591
 def build_genotypes(
     prefixes: list[str | Path],  # PLINK files without their suffix; one set or one a chromosome
     out: str | Path,  # Folder of the store
@@ -327,16 +332,20 @@ def build_genotypes(
     mark = _fingerprint(beds, rows, row_bytes, size)
     slabs = _write_slabs(beds, placed, out / "geno.u8", shape, size, mark)
     samples = pl.DataFrame({"row": rows, "sex": beds[0].samples["sex"]})
-    for name, table in (("variants", placed), ("samples", samples)):
-        with atomic_file(out / f"{name}.parquet") as path:
-            table.write_parquet(path, compression="zstd")
+    sums = _write_tables(out, {"variants": placed, "samples": samples})
     meta = {"version": 1, "shape": shape, "n_variants": placed.height, "build": build, "codes": "copies of a1, 3 missing",
-            "sources": [bed.path.name for bed in beds], "slab_samples": size, "slabs": slabs,
-            "tables": {name: file_sha256(out / f"{name}.parquet") for name in ("variants", "samples")}}  # fmt: skip
+            "sources": [bed.path.name for bed in beds], "slab_samples": size, "slabs": slabs, "tables": sums}  # fmt: skip
     write_text(out / "meta.json", json.dumps(meta, indent=1))
     return GenotypeStore(out)
 
 # %% ../../nbs/biobank/15_genotypes.ipynb #1516db98
+def _places_of(rows: np.ndarray) -> np.ndarray:
+    "The place in the store by row of the Biobank, -1 where there is none; from the row of each place."
+    places = np.full(rows.max(initial=-1) + 1, -1, dtype=np.int64)
+    places[rows[rows >= 0]] = np.flatnonzero(rows >= 0)
+    return places
+
+# %% ../../nbs/biobank/15_genotypes.ipynb #3e49f9bc
 class GenotypeStore:
     "A sample-major two-bit store of genotypes, opened for reading."
 
@@ -349,9 +358,7 @@ class GenotypeStore:
             raise GenotypeError(f"genotypes/{self.path.name}", "a finished store", "no meta.json")
         self.meta = json.loads((self.path / "meta.json").read_text())
         self.variants = pl.read_parquet(self.path / "variants.parquet")
-        rows = pl.read_parquet(self.path / "samples.parquet")["row"].to_numpy()
-        self.sample_of = np.full(rows.max(initial=-1) + 1, -1, dtype=np.int64)
-        self.sample_of[rows[rows >= 0]] = np.flatnonzero(rows >= 0)
+        self.sample_of = _places_of(pl.read_parquet(self.path / "samples.parquet")["row"].to_numpy())
         self._bytes: np.memmap | None = None
 
     def __repr__(self) -> str:
@@ -421,7 +428,7 @@ def _count_table() -> np.ndarray:
     weights = 256 ** np.arange(4)
     return np.stack([((codes == code) * weights).sum(1) for code in (1, 2, 3)]).astype(np.uint32)
 
-
+# %% ../../nbs/biobank/15_genotypes.ipynb #7a6fafb2
 @compiled
 def _count_codes(packed, table, counts):
     "Add the counts of codes 1, 2 and 3 in `packed` [batch, byte] to `counts` [3, 4 * byte]."
@@ -455,7 +462,7 @@ def count_codes(
     het, hom, missing = counts[:, place]
     return np.stack([len(samples) - het - hom - missing, het, hom, missing], axis=1)
 
-# %% ../../nbs/biobank/15_genotypes.ipynb #00fc154d
+# %% ../../nbs/biobank/15_genotypes.ipynb #47f2c28c
 @patch
 def code_counts(
     self: GenotypeStore,
@@ -467,7 +474,7 @@ def code_counts(
     place = 4 * self.variants["byte"].to_numpy() + self.variants["shift"].to_numpy() // 2
     return count_codes(self.bytes, np.sort(samples[samples >= 0]), place, chunk)
 
-
+# %% ../../nbs/biobank/15_genotypes.ipynb #9476e736
 def a1_frequency(
     counts: np.ndarray,  # int64 [variant, 4] from code_counts
 ) -> np.ndarray:  # float64 [variant], 0 to 1; NaN where nobody was genotyped

@@ -109,6 +109,16 @@ def _lookup(nodes: Collection[Node]) -> dict[str, int]:
     return labels | blocks | {node.name: node.node for node in nodes}
 
 # %% ../../nbs/biobank/09a_hierarchies.ipynb #1b031c1c
+def _nodes_of(rows: dict[int, dict], coding: int, labels: dict[str, str]) -> dict[int, Node]:
+    "The nodes of a tree by number, each with its name, label and level."
+    said = {node: row["label"] or labels.get(row["code"]) or row["code"] for node, row in rows.items()}
+    levels, names = _levels(rows, coding), _names(rows, said)
+    return {
+        node: Node(node, row["parent"], row["code"], names[node], said[node], row["selectable"], levels[node])
+        for node, row in rows.items()
+    }
+
+# %% ../../nbs/biobank/09a_hierarchies.ipynb #1177fae5
 class Tree:
     "A coding whose codes stand above and below one another."
 
@@ -119,17 +129,7 @@ class Tree:
         labels: dict[str, str] | None = None,  # Labels by code; None for none
     ):
         self.coding, self.table, self.labels = coding, table, labels or {}
-        rows = _rows(table, coding)
-        said = {
-            node: row["label"] or self.labels.get(row["code"]) or row["code"] for node, row in rows.items()
-        }
-        levels, names = _levels(rows, coding), _names(rows, said)
-        self.nodes = {
-            node: Node(
-                node, row["parent"], row["code"], names[node], said[node], row["selectable"], levels[node]
-            )
-            for node, row in rows.items()
-        }  # by number
+        self.nodes = _nodes_of(_rows(table, coding), coding, self.labels)  # by number
         self._below: dict[int, list[int]] = {}
         for node in self.nodes.values():
             self._below.setdefault(node.parent, []).append(node.node)
@@ -385,6 +385,16 @@ def below(
     return answer.list.any() if isinstance(codes.dtype, pl.List) else answer
 
 # %% ../../nbs/biobank/09a_hierarchies.ipynb #946534c4
+def _lines_below(tree: Tree, code: str | None, at: int, left: int, most: int) -> list[tuple[int, str]]:
+    "The lines below a node, each with its indentation, so many levels down."
+    children, lines = tree.children(code), []
+    for child in children[:most]:
+        more = len(tree.descendants(child.name))
+        lines.append((at, f"{child}{f' ({more:,} below)' if more and left == 1 else ''}"))
+        lines += _lines_below(tree, child.name, at + 1, left - 1, most) if left > 1 else []
+    return lines + ([(at, f"... and {len(children) - most:,} more")] if len(children) > most else [])
+
+# %% ../../nbs/biobank/09a_hierarchies.ipynb #d2ddcaf0
 @dataclass(frozen=True)
 class Branch:
     "A part of a tree, to look at."
@@ -398,29 +408,17 @@ class Branch:
         "Each line with its indentation."
         above = [] if self.code is None else [*reversed(self.tree.ancestors(self.code)), self.tree[self.code]]
         lines = [(at, str(node)) for at, node in enumerate(above)]
-
-        def add(code: str | None, at: int, left: int) -> None:
-            children = self.tree.children(code)
-            for child in children[: self.most]:
-                more = len(self.tree.descendants(child.name))
-                lines.append((at, f"{child}{f' ({more:,} below)' if more and left == 1 else ''}"))
-                if left > 1:
-                    add(child.name, at + 1, left - 1)
-            lines.extend(
-                [(at, f"... and {len(children) - self.most:,} more")] if len(children) > self.most else []
-            )
-
         if self.depth:
-            add(None if self.code is None else self.tree[self.code].name, len(above), self.depth)
+            begin = None if self.code is None else self.tree[self.code].name
+            lines += _lines_below(self.tree, begin, len(above), self.depth, self.most)
         return lines
 
     def __str__(self) -> str:
         return "\n".join("  " * at + text for at, text in self._lines())
 
     def _repr_html_(self) -> str:
-        rows = (
-            f'<div style="margin-left:{1.5 * at}em">{html.escape(text)}</div>' for at, text in self._lines()
-        )
+        style = '<div style="margin-left:{}em">{}</div>'
+        rows = (style.format(1.5 * at, html.escape(text)) for at, text in self._lines())
         return f"<p>{html.escape(repr(self.tree))}</p>{''.join(rows)}"
 
 # %% ../../nbs/biobank/09a_hierarchies.ipynb #247726e5

@@ -21,8 +21,8 @@ import polars as pl
 from ..core import TableError, compiled, progress
 
 # %% auto #0
-__all__ = ['MISSING_TEXTS', 'STATE', 'DIGITS', 'MISSING', 'NO_NUMBER', 'CHUNK', 'Layout', 'read_layout', 'scan_text', 'Lines',
-           'read_lines', 'line_of', 'is_cut', 'stray_quote']
+__all__ = ['MISSING_TEXTS', 'STATE', 'DIGITS', 'MISSING', 'NO_NUMBER', 'CHUNK', 'Layout', 'read_layout', 'scan_text',
+           'stray_quote', 'Lines', 'read_lines', 'line_of', 'is_cut']
 
 # %% ../../nbs/biobank/12a_lines.ipynb #22b0fc31
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def read_layout(
 # %% ../../nbs/biobank/12a_lines.ipynb #b1858000
 MISSING_TEXTS = ["", "NA"]
 
-
+# %% ../../nbs/biobank/12a_lines.ipynb #db5709c6
 def scan_text(
     layout: Layout,  # A table of text
     types: dict[str, pl.DataType],  # How to read each column
@@ -95,23 +95,19 @@ def _go_over(chunk, delimiter, mark, expected, state):
     for byte in chunk:
         quote = byte == mark
         opens = quote & (1 - quoted) & (at_start | closed)
-        closes = quote & quoted
-        quoted = (quoted | opens) & (1 - closes)
+        closed = quote & quoted
+        quoted = (quoted | opens) & (1 - closed)
         at_start = (byte == delimiter) & (1 - quoted)
         cells += at_start
         length += byte != 13
-        closed = closes
-        if byte == 10:
-            line += 1
-            if quoted:
-                continue
+        line += byte == 10
+        if byte == 10 and not quoted:
             if length == 1:
-                blank = start if blank == 0 else blank
+                blank = blank or start
             elif blank or cells != expected:
                 bad_line, bad_cells = (blank, 0) if blank else (start, cells)
                 break
-            else:
-                rows += 1
+            rows += length > 1
             start, cells, length, at_start = line, 1, 0, 1
             if rows == wanted:
                 break
@@ -173,7 +169,7 @@ def _chunks(layout: Layout) -> Iterator[bytes]:
             yield chunk
     decoder.decode(b"", final=True)
 
-
+# %% ../../nbs/biobank/12a_lines.ipynb #9316ef62
 def _over_lines(layout: Layout, wanted: int = 0) -> dict[str, int]:
     "Go over a file until it ends, until a bad line, or until row `wanted`; returns the state there."
     arguments, state = (ord(layout.delimiter), _mark(layout), len(layout.names)), _start_state(wanted)
@@ -186,44 +182,7 @@ def _over_lines(layout: Layout, wanted: int = 0) -> dict[str, int]:
         _go_over(np.frombuffer(b"\n", np.uint8), *arguments, state)
     return dict(zip(STATE, state.tolist(), strict=True))
 
-# %% ../../nbs/biobank/12a_lines.ipynb #9316ef62
-class Lines(NamedTuple):
-    "What the lines of a table hold."
-
-    n_rows: int  # Rows below the header
-    eids: (
-        np.ndarray
-    )  # int64 [row]: identifiers; MISSING where there is none, NO_NUMBER where it is not a whole number
-
-
-def read_lines(
-    layout: Layout,  # The table to go over
-    eid: str | None = None,  # Name of the column of identifiers; None leaves them all MISSING
-) -> Lines:
-    "Go over a table's lines; raises `TableError` at the first that is not whole, `UnicodeDecodeError` if it is not UTF-8."
-    cell = layout.names.index(eid) + 1 if eid else 0
-    found = _quickly(layout, cell)
-    if found is not None:
-        eids = np.concatenate(found)
-        return Lines(len(eids), eids)
-    state = _over_lines(layout)
-    _refuse_ragged(layout, state)
-    n_rows = state["rows"] - 1  # one is the header
-    return Lines(n_rows, _eids_as_text(layout, eid, n_rows) if eid else np.full(n_rows, MISSING))
-
-
-def _eids_as_text(layout: Layout, eid: str, n_rows: int) -> np.ndarray:
-    "Identifiers that may be anything; raises `TableError` where polars finds another number of rows."
-    try:
-        text = scan_text(layout, dict.fromkeys(layout.names, pl.String), n_rows).select(eid).collect()[eid]
-    except pl.exceptions.PolarsError:
-        raise stray_quote(layout) from None
-    if len(text) != n_rows:
-        raise stray_quote(layout)
-    number = text.str.strip_chars().str.extract(r"^(-?\d{1,17})(?:\.0+)?$").cast(pl.Int64)
-    return number.fill_null(NO_NUMBER).set(text.is_null(), MISSING).to_numpy()
-
-
+# %% ../../nbs/biobank/12a_lines.ipynb #16fb7988
 def _quickly(layout: Layout, eid_cell: int) -> list[np.ndarray] | None:
     "Identifiers of a well-formed file; None where it may be another."
     found, rest = [], b""
@@ -245,26 +204,7 @@ def _quickly(layout: Layout, eid_cell: int) -> list[np.ndarray] | None:
             return None
     return None if rest else found
 
-# %% ../../nbs/biobank/12a_lines.ipynb #a6155d90
-def line_of(
-    layout: Layout,  # A table
-    row: int,  # A row; 0 is the first below the header
-) -> int:  # From 1
-    "Find the line on which a row starts."
-    if not layout.delimiter:  # a parquet file has rows only
-        return row + 1
-    return _over_lines(layout, wanted=row + 1)["start"]
-
-# %% ../../nbs/biobank/12a_lines.ipynb #2b8fc61c
-def is_cut(
-    layout: Layout,  # A table of text
-) -> bool:
-    "Is there no line break at the end of a file, so that its last value may be cut off?"
-    with layout.path.open("rb") as stream:
-        stream.seek(-1, os.SEEK_END)
-        return stream.read(1) not in (b"\n", b"\r")
-
-
+# %% ../../nbs/biobank/12a_lines.ipynb #a752c2f6
 def stray_quote(
     layout: Layout,  # A table that has as many cells in each line as its header, and still can't be parsed
 ) -> TableError:
@@ -277,6 +217,18 @@ def stray_quote(
         number = next(lines, None) if end else None
     where = layout.name if number is None else f"{layout.name}, line {number:,}"
     return TableError(where, "quotes around whole cells", "a quote within a cell", remedy)
+
+# %% ../../nbs/biobank/12a_lines.ipynb #350366ef
+def _eids_as_text(layout: Layout, eid: str, n_rows: int) -> np.ndarray:
+    "Identifiers that may be anything; raises `TableError` where polars finds another number of rows."
+    try:
+        text = scan_text(layout, dict.fromkeys(layout.names, pl.String), n_rows).select(eid).collect()[eid]
+    except pl.exceptions.PolarsError:
+        raise stray_quote(layout) from None
+    if len(text) != n_rows:
+        raise stray_quote(layout)
+    number = text.str.strip_chars().str.extract(r"^(-?\d{1,17})(?:\.0+)?$").cast(pl.Int64)
+    return number.fill_null(NO_NUMBER).set(text.is_null(), MISSING).to_numpy()
 
 # %% ../../nbs/biobank/12a_lines.ipynb #7ff19bf5
 def _refuse_ragged(layout: Layout, state: dict[str, int]) -> None:
@@ -295,3 +247,47 @@ def _refuse_ragged(layout: Layout, state: dict[str, int]) -> None:
         raise TableError(
             where, "a closing quote", "the end of the file", "The file is cut off; export it again."
         )
+
+# %% ../../nbs/biobank/12a_lines.ipynb #4fc6591c
+class Lines(NamedTuple):
+    "What the lines of a table hold."
+
+    n_rows: int  # Rows below the header
+    eids: (
+        np.ndarray
+    )  # int64 [row]: identifiers, MISSING where there is none, NO_NUMBER where it is no whole number
+
+# %% ../../nbs/biobank/12a_lines.ipynb #420f4438
+def read_lines(
+    layout: Layout,  # The table to go over
+    eid: str | None = None,  # Name of the column of identifiers; None leaves them all MISSING
+) -> Lines:
+    "Go over a table's lines; raises `TableError` at the first that is not whole, `UnicodeDecodeError` if it is not UTF-8."
+    cell = layout.names.index(eid) + 1 if eid else 0
+    found = _quickly(layout, cell)
+    if found is not None:
+        eids = np.concatenate(found)
+        return Lines(len(eids), eids)
+    state = _over_lines(layout)
+    _refuse_ragged(layout, state)
+    n_rows = state["rows"] - 1  # one is the header
+    return Lines(n_rows, _eids_as_text(layout, eid, n_rows) if eid else np.full(n_rows, MISSING))
+
+# %% ../../nbs/biobank/12a_lines.ipynb #a6155d90
+def line_of(
+    layout: Layout,  # A table
+    row: int,  # A row; 0 is the first below the header
+) -> int:  # From 1
+    "Find the line on which a row starts."
+    if not layout.delimiter:  # a parquet file has rows only
+        return row + 1
+    return _over_lines(layout, wanted=row + 1)["start"]
+
+# %% ../../nbs/biobank/12a_lines.ipynb #d7294e79
+def is_cut(
+    layout: Layout,  # A table of text
+) -> bool:
+    "Is there no line break at the end of a file, so that its last value may be cut off?"
+    with layout.path.open("rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read(1) not in (b"\n", b"\r")

@@ -41,7 +41,7 @@ EID_NAMES = {
     "encoded anonymised participant id",
 }  # fmt: skip
 
-
+# %% ../../nbs/biobank/11_names.ipynb #7b010cc2
 def is_eid(
     name: str,  # A column name
 ) -> bool:
@@ -78,7 +78,7 @@ def titles(
             index.setdefault(spelled, []).append(field_id)
     return index
 
-
+# %% ../../nbs/biobank/11_names.ipynb #3eee04ef
 def _may_be(column: Column, field: Field) -> bool:
     "Does the dictionary say that this occasion and position of a field exist?"
     arrayed = field.arrayed and field.value_type != "categorical_multiple"
@@ -86,7 +86,7 @@ def _may_be(column: Column, field: Field) -> bool:
         return False
     return (column.instance or 0) <= field.instance_max and (column.array or 0) <= field.array_max
 
-
+# %% ../../nbs/biobank/11_names.ipynb #13dc37ea
 def parse_title(
     name: str,  # A header such as "Sex" or "Pulse rate | Instance 0 | Array 1"
     dictionary: Dictionary,  # What fields there are
@@ -141,6 +141,14 @@ def _find_eid(names: list[str]) -> str:
         )
     return found[0]
 
+# %% ../../nbs/biobank/11_names.ipynb #33fdfb32
+def _identify(name: str, dictionary: Dictionary, index: dict[str, list[int]]) -> tuple[list[Column], str]:
+    "Read a name in any spelling, titles included: what it may be."
+    parsed = parse_name(name)
+    if parsed is None:
+        return parse_title(name, dictionary, index), "titles"
+    return [parsed[0]] if parsed[0].field_id in dictionary else [], parsed[1]
+
 # %% ../../nbs/biobank/11_names.ipynb #1ed65006
 def named(
     names: Sequence[str],  # Header of a file
@@ -160,15 +168,7 @@ def named(
         plain.append(wanted)
     return plain
 
-# %% ../../nbs/biobank/11_names.ipynb #33fdfb32
-def _identify(name: str, dictionary: Dictionary, index: dict[str, list[int]]) -> tuple[list[Column], str]:
-    "Read a name in any spelling, titles included: what it may be."
-    parsed = parse_name(name)
-    if parsed is None:
-        return parse_title(name, dictionary, index), "titles"
-    return [parsed[0]] if parsed[0].field_id in dictionary else [], parsed[1]
-
-# %% ../../nbs/biobank/11_names.ipynb #a5dfde8e
+# %% ../../nbs/biobank/11_names.ipynb #afde3cab
 def _is_one_of(name: str, may_be: list[Column], dictionary: Dictionary, wanted: Collection[str]) -> bool:
     "Is the column that a name is, or that column's field, among those wanted?"
     said = {f"p{column.field_id}" for column in may_be}
@@ -181,7 +181,7 @@ def _to_leave_out(found: dict[str, tuple], dictionary: Dictionary, wanted: Colle
     others = set(wanted) - set(found)
     return [name for name in found if name in wanted or _is_one_of(name, found[name][0], dictionary, others)]
 
-
+# %% ../../nbs/biobank/11_names.ipynb #060d8b2c
 def _older_baskets(names: Iterable[str]) -> dict[str, str]:
     "Of columns that a file has from several baskets, all but the newest, which has the highest number; and that one's name."
     baskets: dict[str, list[tuple[int, str]]] = {}
@@ -191,13 +191,37 @@ def _older_baskets(names: Iterable[str]) -> dict[str, str]:
             baskets.setdefault(plain, []).append((int(basket), name))
     return {name: max(several)[1] for several in baskets.values() for _, name in sorted(several)[:-1]}
 
+# %% ../../nbs/biobank/11_names.ipynb #f8d2d480
+def _by_column(
+    names: list[str], found: dict[str, tuple[list[Column], str]], dictionary: Dictionary
+) -> dict[str, list[tuple[str, Column]]]:
+    "The names that are one column each, and what they say, by canonical name."
+    columns: dict[str, list[tuple[str, Column]]] = {}
+    for name in (name for name in names if len(found[name][0]) == 1):
+        (column,) = found[name][0]
+        written = str(canonical(column, dictionary[column.field_id]))
+        columns.setdefault(written, []).append((name, column))
+    return columns
 
+# %% ../../nbs/biobank/11_names.ipynb #7c67883d
+def _refuse_duplicates(columns: dict[str, list[tuple[str, Column]]], multiple: set[str]) -> None:
+    "Raise `TableError` where two names of a file are the same column."
+    for written, several in columns.items():
+        positions = [column.array for _, column in several]
+        pieces = written in multiple and None not in positions and len(set(positions)) == len(positions)
+        if len(several) > 1 and not pieces:
+            raise TableError(
+                f"column {written}",
+                expected="one column of this field, occasion and position",
+                found=f"{len(several)}: {', '.join(name for name, _ in several[:4])}",
+                remedy="Leave all but one of them out, with --leave-out and its name; of two equal names, rename one.",
+            )
+
+# %% ../../nbs/biobank/11_names.ipynb #1e724430
 def read_header(
     names: Iterable[str],  # Column names of a file
     dictionary: Dictionary,  # What fields there are
-    leave_out: Collection[
-        str
-    ] = (),  # Names in the file, columns such as p31_i0 or fields such as p31 to pass over
+    leave_out: Collection[str] = (),  # Names, columns such as p31_i0 or fields such as p31 to pass over
 ) -> Header:
     "Say what each column of a file is; raises `TableError` where two are the same."
     names, index = list(names), titles(dictionary)
@@ -205,36 +229,15 @@ def read_header(
     found = {name: _identify(name, dictionary, index) for name in names if name != eid}
     left_out = _to_leave_out(found, dictionary, leave_out)
     older = _older_baskets(name for name in found if name not in left_out)
-    names = [name for name in names if name not in {*left_out, *older}]
-    found = {name: found[name] for name in names if name != eid}
-    columns, fields, arrays, spellings = {}, {}, {}, set()
-    for name in (name for name in names if name != eid and len(found[name][0]) == 1):
-        (column,), spelling = found[name]
-        field = dictionary[column.field_id]
-        written = str(canonical(column, field))
-        columns.setdefault(written, []).append(name)
-        arrays.setdefault(written, []).append(column.array)
-        fields[written] = field
-        spellings.add(spelling)
-    unknown = [name for name in names if name != eid and not found[name][0]]
-    ambiguous = {name: [c.field_id for c in may_be] for name, (may_be, _) in found.items() if len(may_be) > 1}
-    multiple = {name for name, field in fields.items() if field.value_type == "categorical_multiple"}
-    _refuse_duplicates(columns, arrays, multiple)
-    lists = frozenset(name for name in multiple if len(arrays[name]) == 1)
-    return Header(eid, columns, fields, unknown, sorted(spellings), lists, ambiguous, left_out, older)
-
-# %% ../../nbs/biobank/11_names.ipynb #22667a37
-def _refuse_duplicates(
-    columns: dict[str, list[str]], arrays: dict[str, list[int | None]], multiple: set[str]
-) -> None:
-    "Raise `TableError` where two names of a file are the same column."
-    for column, names in columns.items():
-        positions = arrays[column]
-        pieces = column in multiple and None not in positions and len(set(positions)) == len(positions)
-        if len(names) > 1 and not pieces:
-            raise TableError(
-                f"column {column}",
-                expected="one column of this field, occasion and position",
-                found=f"{len(names)}: {', '.join(names[:4])}",
-                remedy="Leave all but one of them out, with --leave-out and its name; of two equal names, rename one.",
-            )
+    names = [name for name in names if name not in {eid, *left_out, *older}]
+    said = _by_column(names, found, dictionary)
+    columns = {written: [name for name, _ in several] for written, several in said.items()}
+    fields = {written: dictionary[several[0][1].field_id] for written, several in said.items()}
+    multiple = {written for written, field in fields.items() if field.value_type == "categorical_multiple"}
+    _refuse_duplicates(said, multiple)
+    unknown = [name for name in names if not found[name][0]]
+    spellings = sorted({found[name][1] for several in columns.values() for name in several})
+    lists = frozenset(written for written in multiple if len(columns[written]) == 1)
+    several = {name: found[name][0] for name in names if len(found[name][0]) > 1}
+    ambiguous = {name: [column.field_id for column in may_be] for name, may_be in several.items()}
+    return Header(eid, columns, fields, unknown, spellings, lists, ambiguous, left_out, older)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
+from fastcore.basics import patch
 
 from .cleaning import MISSING_KINDS, Cleaned
 from .names import Column, parse_name
@@ -49,7 +50,7 @@ class Clause(NamedTuple):
     sign: str  # ==, !=, <, <=, >, >=, has or lacks
     number: float | str  # What it is compared with
 
-
+# %% ../../nbs/biobank/13a_processing.ipynb #2b36f201
 SIGNS = {
     "==": operator.eq,
     "!=": operator.ne,
@@ -85,12 +86,8 @@ def read_parents(
     path = Path(path)
     try:
         table = pl.read_csv(path, separator="\t", infer_schema=False, quote_char=None)
-        own = table.select(
-            pl.col("child").cast(pl.Int32, strict=False),
-            "condition",
-            "value",
-            pl.lit(path.name).alias("source"),
-        )
+        child, source = pl.col("child").cast(pl.Int32, strict=False), pl.lit(path.name).alias("source")
+        own = table.select(child, "condition", "value", source)
     except (OSError, pl.exceptions.PolarsError):
         expected = "a tab-separated table with the columns child, condition, value"
         raise DictionaryError(f"the parents {path.name}", expected, "something else or no file") from None
@@ -108,7 +105,7 @@ def _parent_column(field_id: int, child: Column, columns: Iterable[str]) -> str 
     names = (str(Column(field_id, child.instance)), str(Column(field_id)))
     return next((name for name in names if name in columns), None)
 
-
+# %% ../../nbs/biobank/13a_processing.ipynb #ec1f5a86
 @functools.lru_cache(maxsize=4096)
 def _clauses(condition: str) -> tuple[Clause, ...]:
     return tuple(parse_condition(condition))
@@ -141,24 +138,22 @@ def _holds(condition: str, child: Column, columns: Mapping[str, Cleaned]) -> pl.
         holds = one if holds is None else holds & one
     return holds
 
-
+# %% ../../nbs/biobank/13a_processing.ipynb #ec685ff9
 def _compared(name: str, values: pl.Series, sign: str, number: float | str) -> pl.Series:
     "Where a comparison holds; raises `DictionaryError` where a column has no such values."
     several, text = isinstance(values.dtype, pl.List), isinstance(number, str)
-    fits = (
-        values.dtype == pl.String if text else (values.dtype.inner if several else values.dtype).is_numeric()
-    )
+    one = values.dtype.inner if several else values.dtype
+    fits = values.dtype == pl.String if text else one.is_numeric()
     if several != (sign in ("has", "lacks")) or not fits:
         expected = f"a {'text' if text else 'number'}, and {'has or lacks for several answers' if several else 'a sign such as =='}"
-        raise DictionaryError(
-            f"the condition on {name}: {sign} {number}", expected, f"values of type {values.dtype}"
-        )
+        found = f"values of type {values.dtype}"
+        raise DictionaryError(f"the condition on {name}: {sign} {number}", expected, found)
     if several:
         has = values.list.contains(int(number))
         return has if sign == "has" else ~has
     return SIGNS[sign](values, number)
 
-
+# %% ../../nbs/biobank/13a_processing.ipynb #053ced33
 def _fill(cleaned: Cleaned, mask: pl.Series, value: str | None) -> Cleaned:
     "Fill empty cells where `mask` holds; without a value they get a kind, that of the row or not_asked."
     mask = mask & (cleaned.kinds == MISSING_KINDS.index("empty"))
@@ -217,7 +212,7 @@ def _joined_kinds(columns: list[Cleaned]) -> pl.Series:
     kinds = pl.when(known).then(pl.lit(0, pl.UInt8)).otherwise(says.fill_null(1))
     return table.select(kinds.cast(pl.UInt8)).to_series()
 
-
+# %% ../../nbs/biobank/13a_processing.ipynb #317333fc
 def _side_by_side(columns: list[Cleaned], what: str) -> pl.DataFrame:
     "The values of several columns; raises `TableError` where there are none, or they do not go together."
     if not columns:
@@ -286,7 +281,7 @@ def _codes_in(lists: pl.Series) -> pl.DataType:
         )
     return lists.dtype.inner
 
-
+# %% ../../nbs/biobank/13a_processing.ipynb #becec4f6
 def roll_up(
     lists: pl.Series,  # A multiple choice
     prefix: int | None = None,  # Keep so many first characters of codes that are text; None keeps all
@@ -318,7 +313,7 @@ def _set_bits(rows, places, out):
             bit = places[i] + 1
             out[rows[i], bit >> 3] |= np.uint8(1 << (bit & 7))
 
-
+# %% ../../nbs/biobank/13a_processing.ipynb #3ed581bc
 @compiled
 def _count_once(rows, places, counts):
     "Count each place once a row; the same row's places stand together."
@@ -328,7 +323,7 @@ def _count_once(rows, places, counts):
             counts[places[i]] += 1
             last[places[i]] = rows[i]
 
-
+# %% ../../nbs/biobank/13a_processing.ipynb #711a49b2
 def _places(codes: pl.Series, known: pl.Series) -> np.ndarray:
     "The place of each code among the known ones, -1 where it is none of them."
     numbers = pl.Series(range(len(known)), dtype=pl.Int32)
@@ -341,7 +336,7 @@ def _exploded(lists: pl.Series) -> tuple[np.ndarray, pl.Series]:
     rows = np.repeat(np.arange(len(lists), dtype=np.int32), lengths)
     return rows, lists.filter(pl.Series(lengths > 0)).explode()
 
-# %% ../../nbs/biobank/13a_processing.ipynb #3ed581bc
+# %% ../../nbs/biobank/13a_processing.ipynb #a56c4f1b
 def _training_rows(rows: np.ndarray, n: int) -> np.ndarray:
     "Training rows as an array; raises `TableError` where there are none, or others than those of `n` participants."
     if len(rows) == 0:
@@ -351,7 +346,7 @@ def _training_rows(rows: np.ndarray, n: int) -> np.ndarray:
         raise TableError("codes of a multiple choice", f"training rows from 0 to {n - 1:,}", "others")
     return rows
 
-
+# %% ../../nbs/biobank/13a_processing.ipynb #1452a188
 class MultiHot:
     "Turn a multiple choice into bits, one for each code that enough training rows hold."
 
@@ -364,41 +359,45 @@ class MultiHot:
         self.codes: list = []  # Code of each bit, without the first
         self.counts: list[int] = []  # Training rows that hold each code
 
-    def fit(
-        self,
-        lists: pl.Series,  # Codes of each participant, null where there is no answer
-        rows: np.ndarray,  # Training rows
-    ) -> MultiHot:
-        "Find the codes that occur often enough in `rows`; raises `TableError` where there are no rows, or others."
-        _codes_in(lists)
-        self.rows = _training_rows(rows, len(lists))
-        some, codes = _exploded(lists[self.rows])
-        every = codes.drop_nulls().unique().sort()
-        counts = np.zeros(len(every), np.int64)
-        _count_once(some, _places(codes, every), counts)
-        kept = counts >= self.min_count
-        self.codes, self.counts = every.filter(pl.Series(kept)).to_list(), counts[kept].tolist()
-        return self
-
     @property
     def width(self) -> int:
         "Bytes of a participant."
         return (len(self.codes) + 8) // 8
 
-    def __call__(
-        self,
-        lists: pl.Series,  # Codes of each participant, null where there is no answer
-    ) -> np.ndarray:  # uint8 [participant, byte]; the first bit says that there is an answer
-        "Pack the codes of everybody into bits; raises `TableError` before it was fitted."
-        _codes_in(lists)
-        if self.rows is None:
-            raise TableError("codes of a multiple choice", "a `MultiHot` that was fitted", "one that was not")
-        out = np.zeros((len(lists), self.width), np.uint8)
-        out[:, 0] = lists.is_not_null().to_numpy()
-        if self.codes:
-            rows, codes = _exploded(lists)
-            _set_bits(rows, _places(codes, pl.Series(self.codes, dtype=codes.dtype)), out)
-        return out
+# %% ../../nbs/biobank/13a_processing.ipynb #4b3f6019
+@patch
+def fit(
+    self: MultiHot,
+    lists: pl.Series,  # Codes of each participant, null where there is no answer
+    rows: np.ndarray,  # Training rows
+) -> MultiHot:
+    "Find the codes that occur often enough in `rows`; raises `TableError` where there are no rows, or others."
+    _codes_in(lists)
+    self.rows = _training_rows(rows, len(lists))
+    some, codes = _exploded(lists[self.rows])
+    every = codes.drop_nulls().unique().sort()
+    counts = np.zeros(len(every), np.int64)
+    _count_once(some, _places(codes, every), counts)
+    kept = counts >= self.min_count
+    self.codes, self.counts = every.filter(pl.Series(kept)).to_list(), counts[kept].tolist()
+    return self
+
+# %% ../../nbs/biobank/13a_processing.ipynb #3a950dba
+@patch
+def __call__(
+    self: MultiHot,
+    lists: pl.Series,  # Codes of each participant, null where there is no answer
+) -> np.ndarray:  # uint8 [participant, byte]; the first bit says that there is an answer
+    "Pack the codes of everybody into bits; raises `TableError` before it was fitted."
+    _codes_in(lists)
+    if self.rows is None:
+        raise TableError("codes of a multiple choice", "a `MultiHot` that was fitted", "one that was not")
+    out = np.zeros((len(lists), self.width), np.uint8)
+    out[:, 0] = lists.is_not_null().to_numpy()
+    if self.codes:
+        rows, codes = _exploded(lists)
+        _set_bits(rows, _places(codes, pl.Series(self.codes, dtype=codes.dtype)), out)
+    return out
 
 # %% ../../nbs/biobank/13a_processing.ipynb #85895ad0
 def unpack_bits(

@@ -37,7 +37,7 @@ def rows_of(
 IDENTIFIERS = 5_000_000  # Numbers that identifiers are drawn from: 1,000,000 to about 6,100,000
 FEW = 20  # People of whom too few are shared to tell a part from chance
 
-
+# %% ../../nbs/biobank/14_relatedness.ipynb #ecace596
 def of_one_application(
     n_shared: int,  # Identifiers that both have
     n_first: int,  # People of the one
@@ -55,7 +55,7 @@ DEGREE_LIMITS = {  # lowest kinship of each degree; Manichaikul et al. 2010, the
     "third degree": 2**-4.5,  # 0.0442
 }
 
-
+# %% ../../nbs/biobank/14_relatedness.ipynb #5c9c0013
 def degree_of(
     kinship: float,  # Kinship coefficient, 0 to 0.5
 ) -> str:  # A degree, or "unrelated"
@@ -69,7 +69,7 @@ class Relatives(NamedTuple):
     pairs: pl.DataFrame  # row_a < row_b (int64) and kinship (float64), sorted
     n_outside: int  # Pairs left out because one of them is no participant of this Biobank
 
-
+# %% ../../nbs/biobank/14_relatedness.ipynb #64045710
 def _read_lines(path: Path, what: str) -> list[str]:
     "The lines of a small text file, without blank ones at the end."
     if not path.is_file():
@@ -113,7 +113,20 @@ def related_eids(
         raise TableError(where, "two identifiers and a kinship", "something else")
     return numbers
 
-# %% ../../nbs/biobank/14_relatedness.ipynb #5e6407d1
+# %% ../../nbs/biobank/14_relatedness.ipynb #675fe294
+def _refuse_strangers(name: str, numbers: pl.DataFrame, participants: np.ndarray) -> None:
+    "Raise `TableError` where the people of the pairs are another application's."
+    people = np.unique(numbers.select("ID1", "ID2").to_numpy())
+    people = people[people > 0]
+    n_shared = int((rows_of(people, participants) >= 0).sum())
+    if not of_one_application(n_shared, len(people), len(participants)):
+        shared = show_share(n_shared, min(len(people), len(participants)))
+        raise TableError(
+            name, "relatives among the participants of the table", f"{shared} of them in common, no more than chance gives",
+            "Identifiers differ between applications: take the file of the same one. Leave it out if the table holds nobody who has a relative.",
+        )  # fmt: skip
+
+# %% ../../nbs/biobank/14_relatedness.ipynb #40b268fd
 def read_relatedness(
     path: str | Path,  # A relatedness file of UK Biobank
     participants: np.ndarray,  # The Biobank's identifiers, sorted
@@ -132,23 +145,10 @@ def read_relatedness(
     )
     return Relatives(pairs.unique(["row_a", "row_b"]).sort("row_a", "row_b"), int((~inside).sum()))
 
-
-def _refuse_strangers(name: str, numbers: pl.DataFrame, participants: np.ndarray) -> None:
-    "Raise `TableError` where the people of the pairs are another application's."
-    people = np.unique(numbers.select("ID1", "ID2").to_numpy())
-    people = people[people > 0]
-    n_shared = int((rows_of(people, participants) >= 0).sum())
-    if not of_one_application(n_shared, len(people), len(participants)):
-        shared = show_share(n_shared, min(len(people), len(participants)))
-        raise TableError(
-            name, "relatives among the participants of the table", f"{shared} of them in common, no more than chance gives",
-            "Identifiers differ between applications: take the file of the same one. Leave it out if the table holds nobody who has a relative.",
-        )  # fmt: skip
-
 # %% ../../nbs/biobank/14_relatedness.ipynb #58333077
 EID_LINE = re.compile(r"-?[0-9]{1,18}")  # an identifier as text; withdrawn people may be numbered -1, -2, ...
 
-
+# %% ../../nbs/biobank/14_relatedness.ipynb #ec505f12
 def read_withdrawals(
     paths: str | Path | Iterable[str | Path],  # Withdrawal lists; none means that nobody has withdrawn
 ) -> np.ndarray:  # Sorted identifiers

@@ -115,32 +115,34 @@ def _lines(text: str) -> list[tuple[int, list[str]]]:
     return [(line, cells) for line, cells in rows if any(cells)]
 
 # %% ../../nbs/biobank/09_showcase.ipynb #adf1cba0
+def _whole(name: str, header: list[str], lines: list[tuple[int, list[str]]]) -> list[tuple]:
+    "Lines of as many cells as the header, their number first; raises `DictionaryError` where one can't be put right."
+    rows = []
+    for line, cells in lines:
+        whole = cells if len(cells) == len(header) else _rejoined(header, cells)
+        if whole is None:
+            raise DictionaryError(f"{name}, line {line:,}", f"{len(header):,} cells", f"{len(cells):,} cells",
+                                  "Download it again if it was cut off.")  # fmt: skip
+        rows.append((line, *whole))
+    return rows
+
+# %% ../../nbs/biobank/09_showcase.ipynb #c345ddb1
 def read_cells(
     path: str | Path,  # A file of any form
 ) -> tuple[
     str, pl.DataFrame
-]:  # Its form, and its cells as text with the number of their line; empty cells are null
+]:  # Its form, and its cells as text, null where empty, with the number of their line
     "Read a file of the showcase or of RAP as text; raises `DictionaryError` with the line that does not fit."
     path = Path(path)
     lines = _lines(_text_of(path))
     header = [cell.strip() for cell in lines[0][1]] if lines else [""]
-    form, rows = recognise(header, path.name), []
-    for line, cells in lines[1:]:
-        if len(cells) != len(header):
-            found = f"{len(cells):,} cells"
-            cells = _rejoined(header, cells)
-            if cells is None:
-                raise DictionaryError(f"{path.name}, line {line:,}", f"{len(header):,} cells", found,
-                                      "Download it again if it was cut off.")  # fmt: skip
-        rows.append((line, *cells))
-    columns = list(zip(*rows, strict=True)) or [()] * (len(header) + 1)
+    form = recognise(header, path.name)
+    columns = list(zip(*_whole(path.name, header, lines[1:]), strict=True)) or [()] * (len(header) + 1)
     numbers = pl.Series("line", columns[0], dtype=pl.Int64)
-    texts = [
-        pl.Series(name, column, dtype=pl.String) for name, column in zip(header, columns[1:], strict=True)
-    ]
-    return form, pl.DataFrame([numbers, *texts]).with_columns(
-        pl.col(pl.String).str.strip_chars().replace("", None)
-    )
+    named = zip(header, columns[1:], strict=True)
+    texts = [pl.Series(name, column, dtype=pl.String) for name, column in named]
+    cells = pl.DataFrame([numbers, *texts])
+    return form, cells.with_columns(pl.col(pl.String).str.strip_chars().replace("", None))
 
 # %% ../../nbs/biobank/09_showcase.ipynb #8707099e
 def _whole_numbers(table: pl.DataFrame, name: str, columns: Sequence[str]) -> pl.DataFrame:
@@ -192,7 +194,7 @@ CODING_OF_NOTES = {
     20240: 100696,  # digits remembered, online: -1 where abandoned, as in field 4282 at the assessment centre
 }  # codings of fields whose encoding_id is 0
 
-
+# %% ../../nbs/biobank/09_showcase.ipynb #996c7829
 def normal_fields(
     table: pl.DataFrame,  # Rows of a field.txt, its numbers as numbers, value_type as a word
 ) -> pl.DataFrame:  # One row for each field, in the words of this package

@@ -19,6 +19,11 @@ import polars as pl
 from fastcore.basics import patch
 
 from .. import __version__
+
+# %% auto #0
+__all__ = ['Biobank', 'ingest']
+
+# %% ../../nbs/biobank/18_store.ipynb #c8b5dccd
 from .cleaning import Cleaned, check_special_values, clean_columns, read_special_values
 from .delivery import RECORDS, find_delivery
 from ukbmm.biobank.dictionary import (
@@ -33,15 +38,7 @@ from ukbmm.biobank.dictionary import (
     say_unexplained,
 )
 from .events import EVENTS, events_of, read_records, records_by_kind
-from .extract import read_extract
-from ukbmm.biobank.genotypes import (
-    GenotypeStore,
-    build_genotypes,
-    open_beds,
-    read_fam,
-    verify_file,
-    verify_genotypes,
-)
+from .extract import read_extract, whose_values
 from .names import Column, parse_name
 from ukbmm.biobank.relatedness import (
     of_one_application,
@@ -49,6 +46,16 @@ from ukbmm.biobank.relatedness import (
     read_withdrawals,
     related_eids,
     rows_of,
+)
+
+# %% ../../nbs/biobank/18_store.ipynb #10a2a88c
+from ukbmm.biobank.genotypes import (
+    GenotypeStore,
+    build_genotypes,
+    open_beds,
+    read_fam,
+    verify_file,
+    verify_genotypes,
 )
 from ukbmm.core import (
     GenotypeError,
@@ -62,9 +69,6 @@ from ukbmm.core import (
 )
 from ..disclosure import show_about, show_count, show_parts, show_share
 
-# %% auto #0
-__all__ = ['Biobank', 'ingest']
-
 # %% ../../nbs/biobank/18_store.ipynb #15febc18
 class Biobank:
     "A cohort's data in one folder: typed columns, genotypes and relatives, by row."
@@ -74,64 +78,7 @@ class Biobank:
         path: str | Path,  # Folder of the Biobank
     ):
         self.path = Path(path)
-        if not (self.path / "manifest.json").is_file():
-            unfinished = self.path.with_name(self.path.name + ".partial").is_dir()
-            raise StoreError(
-                f"the Biobank {self.path.name}",
-                expected="a folder that `ukbmm ingest` has finished",
-                found="an unfinished one" if unfinished else "no manifest.json there",
-                remedy="Run the same `ukbmm ingest` again; it goes on where it stopped."
-                if unfinished
-                else None,
-            )
-        try:
-            self.manifest = json.loads((self.path / "manifest.json").read_text())
-        except ValueError:
-            raise self._damaged("manifest.json") from None
-
-    def _damaged(self, name: str) -> StoreError:
-        "The error of a file that is not as it was written."
-        remedy = "`ukbmm verify` compares every file; restore the Biobank, or ingest again."
-        return StoreError(
-            f"{name} of the Biobank {self.path.name}",
-            "the file that `ukbmm ingest` wrote",
-            "a damaged one, or none",
-            remedy,
-        )
-
-    def _stored(self, name: str, columns: list[str] | None = None) -> pl.DataFrame:
-        "Read a file of the folder; raises `StoreError` where it is damaged or missing."
-        try:
-            return pl.read_parquet(self.path / name, columns=columns)
-        except (OSError, pl.exceptions.PolarsError):
-            raise self._damaged(name) from None
-
-    @classmethod
-    def open(
-        cls,
-        path: str | Path,  # Folder of the Biobank
-    ) -> Biobank:
-        "Open a Biobank; raises `StoreError` where there is no finished one."
-        return cls(path)
-
-    def __len__(self) -> int:
-        return self.manifest["n_participants"]
-
-    def __repr__(self) -> str:
-        genotypes = [
-            f"genotypes at {g['n_variants']:,} variants" for g in self.manifest["genotypes"].values()
-        ]
-        parts = [
-            f"{len(self) - self.manifest['table']['n_withdrawn']:,} participants",
-            f"{len(self.columns):,} columns",
-            *genotypes,
-        ]
-        return f"Biobank {self.path.name}: {', '.join(parts)}"
-
-    @property
-    def columns(self) -> list[str]:
-        "Canonical names of all columns."
-        return list(self.manifest["columns"])
+        self.manifest = self._read_manifest()
 
     @functools.cached_property
     def by_field(self) -> dict[int, dict[str, Column]]:
@@ -147,7 +94,74 @@ class Biobank:
         "The fields of its columns, by number."
         return load_fields(self.path / "dictionary.parquet", self.by_field)
 
-# %% ../../nbs/biobank/18_store.ipynb #e7ca34b8
+# %% ../../nbs/biobank/18_store.ipynb #29d6191e
+@patch
+def _read_manifest(self: Biobank) -> dict:
+    "What the folder holds; raises `StoreError` where there is no finished one, or a damaged one."
+    if not (self.path / "manifest.json").is_file():
+        unfinished = self.path.with_name(self.path.name + ".partial").is_dir()
+        again = "Run the same `ukbmm ingest` again; it goes on where it stopped."
+        raise StoreError(
+            f"the Biobank {self.path.name}",
+            expected="a folder that `ukbmm ingest` has finished",
+            found="an unfinished one" if unfinished else "no manifest.json there",
+            remedy=again if unfinished else None,
+        )
+    try:
+        return json.loads((self.path / "manifest.json").read_text())
+    except ValueError:
+        raise self._damaged("manifest.json") from None
+
+
+@patch
+def _damaged(self: Biobank, name: str) -> StoreError:
+    "The error of a file that is not as it was written."
+    remedy = "`ukbmm verify` compares every file; restore the Biobank, or ingest again."
+    thing, expected = f"{name} of the Biobank {self.path.name}", "the file that `ukbmm ingest` wrote"
+    return StoreError(thing, expected, "a damaged one, or none", remedy)
+
+# %% ../../nbs/biobank/18_store.ipynb #ec61b0e9
+@patch(cls_method=True)
+def open(
+    cls: Biobank,
+    path: str | Path,  # Folder of the Biobank
+) -> Biobank:
+    "Open a Biobank; raises `StoreError` where there is no finished one."
+    return cls(path)
+
+
+@patch
+def __len__(self: Biobank) -> int:
+    return self.manifest["n_participants"]
+
+
+@patch(as_prop=True)
+def columns(self: Biobank) -> list[str]:
+    "Canonical names of all columns."
+    return list(self.manifest["columns"])
+
+# %% ../../nbs/biobank/18_store.ipynb #44addcf0
+@patch
+def __repr__(self: Biobank) -> str:
+    stores = self.manifest["genotypes"].values()
+    genotypes = [f"genotypes at {store['n_variants']:,} variants" for store in stores]
+    parts = [
+        f"{len(self) - self.manifest['table']['n_withdrawn']:,} participants",
+        f"{len(self.columns):,} columns",
+        *genotypes,
+    ]
+    return f"Biobank {self.path.name}: {', '.join(parts)}"
+
+# %% ../../nbs/biobank/18_store.ipynb #59d2ac71
+@patch
+def _stored(self: Biobank, name: str, columns: list[str] | None = None) -> pl.DataFrame:
+    "Read a file of the folder; raises `StoreError` where it is damaged or missing."
+    try:
+        return pl.read_parquet(self.path / name, columns=columns)
+    except (OSError, pl.exceptions.PolarsError):
+        raise self._damaged(name) from None
+
+
 @patch(as_prop=True)
 def dictionary(self: Biobank) -> Dictionary:
     "The data dictionary the Biobank was read with."
@@ -166,6 +180,13 @@ def special_values(self: Biobank) -> pl.DataFrame | None:
     given = "special_values.parquet" in self.manifest["files"]
     return self._stored("special_values.parquet") if given else None
 
+# %% ../../nbs/biobank/18_store.ipynb #5b170040
+@patch
+def _known(self: Biobank, field_id: int) -> Field | None:
+    "A field of the dictionary, whether the Biobank has its columns or not; None for an unknown one."
+    shown = self.fields.get(field_id)
+    return shown or load_fields(self.path / "dictionary.parquet", [field_id]).get(field_id)
+
 
 @patch
 def field(
@@ -176,11 +197,7 @@ def field(
     parsed = parse_name(column) if isinstance(column, str) else None
     if parsed is None:
         raise StoreError(f"column {column}", "a canonical name such as p50_i0", "something else")
-    field_id = parsed[0].field_id
-    if field_id in self.fields:
-        return self.fields[field_id]
-    known = load_fields(self.path / "dictionary.parquet", [field_id])  # of a column that it has not
-    return known.get(field_id) or self.dictionary[field_id]
+    return self._known(parsed[0].field_id) or self.dictionary[parsed[0].field_id]
 
 # %% ../../nbs/biobank/18_store.ipynb #4b9a9309
 @patch
@@ -199,20 +216,22 @@ def column(
             if all(given is None or (getattr(column, part) or 0) == given for given, part in wanted)]  # fmt: skip
     if len(fits) == 1:
         return fits[0]
-    known = self.fields.get(field_id) or load_fields(self.path / "dictionary.parquet", [field_id]).get(
-        field_id
-    )
-    title = f" ({known.title})" if known else ""
-    if not of_field:
-        found, remedy = (
-            "no column of this field",
-            "Add it to the extract and ingest that." if known else self._similar(field_id),
-        )
-    else:
-        found = f"{len(fits)} columns that fit, of {', '.join(list(of_field)[:8])}"
+    raise self._not_one_column(field_id, len(fits))
+
+# %% ../../nbs/biobank/18_store.ipynb #4167052d
+@patch
+def _not_one_column(self: Biobank, field_id: int, n_fits: int) -> StoreError:
+    "The error of a field of which no column fits, or more than one."
+    known, of_field = self._known(field_id), list(self.by_field.get(field_id, {}))
+    if of_field:
+        found = f"{n_fits} columns that fit, of {', '.join(of_field[:8])}"
         remedy = "Say which instance and which array position."
+    else:
+        found = "no column of this field"
+        remedy = "Add it to the extract and ingest that." if known else self._similar(field_id)
     expected = "one column of the Biobank" if known or of_field else "a field of the data dictionary"
-    raise StoreError(f"field {field_id}{title}", expected, found, remedy)
+    title = f" ({known.title})" if known else ""
+    return StoreError(f"field {field_id}{title}", expected, found, remedy)
 
 
 @patch
@@ -249,7 +268,7 @@ def read(
         table = table.with_columns(pl.when(keep).then(pl.all()))
     return table if rows is None or not columns else table[rows]
 
-
+# %% ../../nbs/biobank/18_store.ipynb #30ac7635
 @patch
 def _checked(self: Biobank, rows: np.ndarray) -> np.ndarray:
     "Row numbers as an array; raises `StoreError` where they are none of this Biobank's."
@@ -382,16 +401,16 @@ def _table_stage(
             "n_withdrawn": int(gone.sum()), "n_listed": len(withdrawn)}  # fmt: skip
 
 # %% ../../nbs/biobank/18_store.ipynb #2c742ed3
-def _relatedness_stage(path: Path | None, folder: Path, eids: np.ndarray) -> dict:
+def _relatedness_stage(paths: list[Path], folder: Path, eids: np.ndarray) -> dict:
     "Read related pairs; without a file, write none."
-    if path is None:
+    if paths:
+        pairs, outside = read_relatedness(paths[0], eids)
+    else:
         schema = {"row_a": pl.Int64, "row_b": pl.Int64, "kinship": pl.Float64}
         pairs, outside = pl.DataFrame(schema=schema), 0
-    else:
-        pairs, outside = read_relatedness(path, eids)
     with atomic_file(folder / "relatedness.parquet") as out:
         pairs.write_parquet(out, compression="zstd")
-    return {"given": path is not None, "n_pairs": pairs.height, "n_outside": outside}
+    return {"given": bool(paths), "n_pairs": pairs.height, "n_outside": outside}
 
 # %% ../../nbs/biobank/18_store.ipynb #7e4a8878
 def _refuse_strangers(fam: Path, eids: np.ndarray) -> None:
@@ -428,9 +447,8 @@ def _sexes(folder: Path, columns: dict[str, str], n: int) -> np.ndarray:
     "Field 31 of everybody, -1 where it is not known."
     if "p31" not in columns:
         return np.full(n, -1)
-    return (
-        pl.read_parquet(folder / "tables" / columns["p31"], columns=["p31"])["p31"].fill_null(-1).to_numpy()
-    )
+    stored = pl.read_parquet(folder / "tables" / columns["p31"], columns=["p31"])
+    return stored["p31"].fill_null(-1).to_numpy()
 
 # %% ../../nbs/biobank/18_store.ipynb #77ddc1b3
 def _source(path: Path, kind: str) -> dict:
@@ -439,8 +457,8 @@ def _source(path: Path, kind: str) -> dict:
 
 def _finish(folder: Path, out: Path, manifest: dict) -> None:
     "Write the manifest and give the folder its name."
-    for left in list(folder.rglob(".*")):
-        left.unlink()  # temporary files of an attempt that was killed
+    for left in list(folder.rglob(".*")):  # temporary files and folders of an attempt that was killed
+        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
     names = sorted(_names(folder) - {"manifest.json", "journal.json"})
     names = [name for name in names if not name.endswith(".u8")]
     manifest["files"] = {name: file_sha256(folder / name) for name in names}
@@ -453,7 +471,7 @@ def _names(folder: Path) -> set[str]:
     "Every file of a folder, by its path in it."
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
-# %% ../../nbs/biobank/18_store.ipynb #effc3375
+# %% ../../nbs/biobank/18_store.ipynb #559bbae3
 def _claim(out: Path) -> tuple[Path, bool]:
     "Check that `out` is free, and make or find the folder to build it in; was it found?"
     if out.exists():
@@ -467,7 +485,7 @@ def _claim(out: Path) -> tuple[Path, bool]:
     folder.mkdir(parents=True, exist_ok=True)
     return folder, was_there
 
-# %% ../../nbs/biobank/18_store.ipynb #bdb6ea64
+
 def _paths(given: str | Path | Iterable | None) -> list[Path]:
     return (
         []
@@ -484,9 +502,7 @@ def _plink_files(prefixes: list[Path]) -> list[Path]:
 
 # %% ../../nbs/biobank/18_store.ipynb #d80b29ff
 def ingest(
-    table: str
-    | Path
-    | Iterable,  # The files of an extract, text or parquet, one or several; or a folder with all there is
+    table: str | Path | Iterable,  # Files of an extract, text or parquet; or a folder with all there is
     out: str | Path,  # Folder of the new Biobank; must not exist
     fields: str | Path | None = None,  # Table of your own fields; None for UK Biobank's only
     codings: str | Path | None = None,  # Table of your own codings; None for none
@@ -502,25 +518,27 @@ def ingest(
     dictionary: str | Path | None = None,  # What `ukbmm dictionary update` made; None takes the shipped one
     special_values: str | Path | None = None,  # Your own special values, over the shipped; None for none
     records: str | Path | Iterable | None = None,  # Files of hospital, death and primary care records
-    leave_out: Iterable[
-        str
-    ] = (),  # Names in the tables, columns such as p31_i0 or fields such as p31 to pass over
+    leave_out: Iterable[str] = (),  # Names in the tables, columns (p31_i0) or fields (p31) to pass over
 ) -> Biobank:
     "Read an extract into a new Biobank folder, whole or not at all; goes on where an earlier attempt stopped."
-    out = Path(out)
+    given = {"table": table, "dictionary": dictionary, "showcase": None, "fields": fields, "codings": codings, "special_values": special_values,
+             "withdrawals": withdrawals, "bridge": bridge, "relatedness": relatedness, "genotypes": genotypes, "records": records}  # fmt: skip
+    options, paths = (drop_negative, encoding, coding, tuple(leave_out)), {name: _paths(path) for name, path in given.items()}  # fmt: skip
+    return _ingested(paths, Path(out), options, build, memory_gib)
+
+# %% ../../nbs/biobank/18_store.ipynb #eac591cd
+def _ingested(
+    given: dict[str, list[Path]], out: Path, options: tuple, build: str, memory_gib: float
+) -> Biobank:
+    "Build the folder under another name, and rename it."
     folder, was_there = _claim(out)
     try:
-        given = {"table": _paths(table), "dictionary": _paths(dictionary), "showcase": [], "fields": _paths(fields), "codings": _paths(codings),
-                 "special_values": _paths(special_values), "withdrawals": _paths(withdrawals), "bridge": _paths(bridge), "relatedness": _paths(relatedness), "genotypes": _paths(genotypes), "records": _paths(records)}  # fmt: skip
         given, not_read = _with_folders(given)
         if not given["table"]:
             raise TableError("the extract", "at least one table", "none")
         prefixes, given["genotypes"] = given["genotypes"], _plink_files(given["genotypes"])
         _look_at(given, prefixes)
-        manifest = _stages(
-            folder, given, prefixes, (drop_negative, encoding, coding, tuple(leave_out)), build, memory_gib
-        )
-        manifest["not_read"] = not_read
+        manifest = _stages(folder, given, options, (prefixes, build, memory_gib)) | {"not_read": not_read}
     except Exception as error:
         in_input = isinstance(error, UkbmmError) and not was_there
         if in_input or not (folder / "journal.json").is_file():
@@ -582,59 +600,69 @@ def _record_stages(
     return found
 
 # %% ../../nbs/biobank/18_store.ipynb #d08fc263
-def _stages(
-    folder: Path,
-    given: dict[str, list[Path]],
-    prefixes: list[Path],
-    options: tuple,
-    build: str,
-    memory_gib: float,
-) -> dict:
-    "Do every stage that is not done; `options` say how to read tables; returns the manifest."
-    journal = _Journal(folder)
+def _genotype_stages(
+    journal: _Journal, given: dict[str, list[Path]], folder: Path, eids: np.ndarray, sexes: np.ndarray, turning: tuple, mark: str
+) -> dict:  # fmt: skip
+    "Turn genotypes round that were not before, or forget those of an earlier attempt; returns what became of them."
+    prefixes, build, memory_gib = turning
+    if not prefixes:
+        journal.forget("genotypes")
+        shutil.rmtree(folder / "genotypes", ignore_errors=True)
+        return {}
+    work = functools.partial(_genotype_stage, prefixes, folder, eids, sexes, build, memory_gib)
+    return {"array": journal.stage("genotypes", _mark(given["genotypes"], build, mark), work)}
+
+# %% ../../nbs/biobank/18_store.ipynb #daca5d83
+def _dictionaries(given: dict[str, list[Path]]) -> tuple[Dictionary, Dictionary]:
+    "UK Biobank's dictionary, and the one to read with; raises a `UkbmmError` where special values do not fit it."
     shipped = load_dictionary(given["dictionary"][0]) if given["dictionary"] else Dictionary.builtin()
     dictionary = shipped.overlay(*given["showcase"], *given["fields"], *given["codings"])
     for path in given["special_values"]:
         check_special_values(path, dictionary)
+    return shipped, dictionary
+
+
+def _keep_special_values(paths: list[Path], folder: Path) -> pl.DataFrame | None:
+    "Keep the special values that were given, and no earlier attempt's; None where none were."
+    (folder / "special_values.parquet").unlink(missing_ok=True)
+    if not paths:
+        return None
+    special = read_special_values(paths[0])
+    with atomic_file(folder / "special_values.parquet") as out:
+        special.write_parquet(out, compression="zstd")
+    return special
+
+# %% ../../nbs/biobank/18_store.ipynb #bf2929ec
+def _about_dictionary(
+    dictionary: Dictionary, shipped: Dictionary, columns: Iterable[str], special: pl.DataFrame | None
+) -> dict:
+    "Own and replaced fields, and the codings of the columns of which codes read like no value and have no rule."
+    fields = dict.fromkeys(dictionary.fields[parse_name(name)[0].field_id] for name in columns)
+    return {"own_fields": [field.field_id for field in dictionary.fields.values() if field.source != UK_BIOBANK],
+            "replaced_fields": [field.field_id for field in replaced(dictionary, shipped)],
+            "unexplained": [vars(one) for one in dictionary.unexplained(fields, special)]}  # fmt: skip
+
+# %% ../../nbs/biobank/18_store.ipynb #ba6a59aa
+def _stages(folder: Path, given: dict[str, list[Path]], options: tuple, turning: tuple) -> dict:
+    "Do every stage that is not done; `options` say how to read tables, `turning` how genotypes; returns the manifest."
+    journal, (shipped, dictionary) = _Journal(folder), _dictionaries(given)
     kinds = ("table", "dictionary", "showcase", "fields", "codings", "withdrawals", "bridge")
-    described = [path for kind in kinds for path in given[kind]]
-    mark = _mark(described, *options, __version__)
+    mark = _mark([path for kind in kinds for path in given[kind]], *options, __version__)
     work = functools.partial(_table_stage, given, folder, dictionary, options)
     table = journal.stage("table", mark, work)
     save_dictionary(dictionary, folder / "dictionary.parquet")
-    (folder / "special_values.parquet").unlink(missing_ok=True)  # an earlier attempt may have had some
-    special = read_special_values(given["special_values"][0]) if given["special_values"] else None
-    if special is not None:
-        with atomic_file(folder / "special_values.parquet") as out:
-            special.write_parquet(out, compression="zstd")
+    special = _keep_special_values(given["special_values"], folder)
     eids = pl.read_parquet(folder / "participants.parquet")["eid"].to_numpy()
-    file = given["relatedness"][0] if given["relatedness"] else None
-    related = journal.stage(
-        "relatedness", _mark(given["relatedness"], mark), lambda: _relatedness_stage(file, folder, eids)
-    )
+    work = functools.partial(_relatedness_stage, given["relatedness"], folder, eids)
+    related = journal.stage("relatedness", _mark(given["relatedness"], mark), work)
     records = _record_stages(journal, given, folder, eids, options[1], mark)
+    sexes = _sexes(folder, table["columns"], len(eids))
+    genotypes = _genotype_stages(journal, given, folder, eids, sexes, turning, mark)
     about = {name: value for name, value in table.items() if name != "columns"}
-    manifest = {"version": 1, "package": __version__, "ingested": datetime.date.today().isoformat(), "n_participants": len(eids), "columns": table["columns"],
-                "table": about, "relatedness": related, "genotypes": {}, "records": records,
-                "own_fields": [f.field_id for f in dictionary.fields.values() if f.source != UK_BIOBANK],
-                "replaced_fields": [f.field_id for f in replaced(dictionary, shipped)],
-                "unexplained": _unexplained(dictionary, table["columns"], special)}  # fmt: skip
-    if prefixes:
-        sexes = _sexes(folder, manifest["columns"], len(eids))
-        work = functools.partial(_genotype_stage, prefixes, folder, eids, sexes, build, memory_gib)
-        marked = _mark(given["genotypes"], build, mark)
-        manifest["genotypes"]["array"] = journal.stage("genotypes", marked, work)
-    else:  # an earlier attempt may have had some
-        journal.forget("genotypes")
-        shutil.rmtree(folder / "genotypes", ignore_errors=True)
-    manifest["sources"] = [_source(path, kind) for kind, paths in given.items() for path in paths]
-    return manifest
-
-
-def _unexplained(dictionary: Dictionary, columns: Iterable[str], special: pl.DataFrame | None) -> list[dict]:
-    "The codings of the columns of which codes read like no value and have no rule."
-    fields = dict.fromkeys(dictionary.fields[parse_name(name)[0].field_id] for name in columns)
-    return [vars(one) for one in dictionary.unexplained(fields, special)]
+    sources = [_source(path, kind) for kind, paths in given.items() for path in paths]
+    return {"version": 1, "package": __version__, "ingested": datetime.date.today().isoformat(), "n_participants": len(eids),
+            "columns": table["columns"], "table": about, "relatedness": related, "genotypes": genotypes, "records": records,
+            **_about_dictionary(dictionary, shipped, table["columns"], special), "sources": sources}  # fmt: skip
 
 # %% ../../nbs/biobank/18_store.ipynb #275c3e3d
 def _left_out(table: dict) -> list[str]:
@@ -654,7 +682,7 @@ def _left_out(table: dict) -> list[str]:
         lines.append(f"left out, rows with a negative identifier: {show_count(table['n_dropped'])}")
     return lines
 
-
+# %% ../../nbs/biobank/18_store.ipynb #c303d8e9
 def _file_lines(table: dict, n: int) -> list[str]:
     "What to say about a file."
     lines = [f"{len(table['columns']):,} columns", *table["notes"]]
@@ -669,6 +697,25 @@ def _file_lines(table: dict, n: int) -> list[str]:
     return [f"{table['file']}: {line}" for line in lines + _left_out(table)]
 
 # %% ../../nbs/biobank/18_store.ipynb #ea0e282f
+def _differing(tables: list[dict], differ: dict[str, int]) -> str:
+    "Say whose values hold of columns in which files differ."
+    whose, newest = whose_values([(table["file"], table["columns"]) for table in tables])
+    shown = [
+        f"{name} of {newest[name]} in {show_count(count)} participants"
+        for name, count in list(differ.items())[:5]
+    ]
+    more = ", ..." if len(differ) > len(shown) else ""
+    return f"where they differ the values of {whose} hold: {', '.join(shown)}{more}"
+
+
+def _withdrawn_lines(about: dict) -> list[str]:
+    "What to say about those who have withdrawn."
+    if about["n_withdrawn"]:
+        return [f"withdrawn, their values are left out: {show_count(about['n_withdrawn'])}"]
+    nobody = "WITHDRAWN: nobody on the withdrawal lists is in the tables: these people were taken out before, or the lists are of another application"
+    return [nobody] if about["n_listed"] else []
+
+# %% ../../nbs/biobank/18_store.ipynb #9809aea0
 def _table_lines(manifest: dict) -> list[str]:
     "What to say about the tables."
     about, n = manifest["table"], manifest["n_participants"]
@@ -682,17 +729,9 @@ def _table_lines(manifest: dict) -> list[str]:
         lines.append(
             f"columns in several files: {len(about['repeated']):,}, {len(about['repeated']) - len(differ):,} of them the same"
         )
-    shown = [f"{name} in {show_count(count)} participants" for name, count in list(differ.items())[:5]]
-    if shown:
-        lines.append(
-            f"where they differ the newest file's values hold: {', '.join(shown)}{', ...' if len(differ) > 5 else ''}"
-        )
-    if about["n_listed"] and not about["n_withdrawn"]:
-        lines.append(
-            "WITHDRAWN: nobody on the withdrawal lists is in the tables: these people were taken out before, or the lists are of another application"
-        )
-    if about["n_withdrawn"]:
-        lines.append(f"withdrawn, their values are left out: {show_count(about['n_withdrawn'])}")
+    if differ:
+        lines.append(_differing(about["tables"], differ))
+    lines += _withdrawn_lines(about)
     if manifest["replaced_fields"]:
         ids = ", ".join(map(str, manifest["replaced_fields"]))
         lines.append(f"your own dictionary takes the place of UK Biobank's for the fields {ids}")

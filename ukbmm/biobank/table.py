@@ -14,7 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
+from fastcore.basics import patch
 
+# %% auto #0
+__all__ = ['ISO', 'DAY_FIRST', 'CODE', 'UNDOTTED', 'DISEASES', 'SPELLED', 'ITEM', 'LISTED', 'EXACT', 'GROUP_CELLS', 'LOOK_ROWS',
+           'TEXT_CELLS', 'WHAT', 'MOST_PARTS', 'CODINGS', 'Labels', 'Ways', 'as_date', 'Wanted', 'groups_of',
+           'TableSummary', 'gather_rows', 'field_names_of', 'read_table']
+
+# %% ../../nbs/biobank/16_table.ipynb #a65f5828
 from .dictionary import Dictionary, Field
 from .files import fill_lines, is_parquet, plain_text
 from ukbmm.biobank.lines import (
@@ -32,11 +39,6 @@ from ukbmm.biobank.lines import (
 from .names import SPELLINGS, Header, named, read_header
 from ..core import TableError, atomic_file, get_logger, progress, scratch_folder
 from ..disclosure import show_count
-
-# %% auto #0
-__all__ = ['ISO', 'DAY_FIRST', 'CODE', 'UNDOTTED', 'DISEASES', 'SPELLED', 'ITEM', 'LISTED', 'EXACT', 'GROUP_CELLS', 'LOOK_ROWS',
-           'TEXT_CELLS', 'WHAT', 'MOST_PARTS', 'CODINGS', 'Labels', 'Ways', 'as_date', 'Wanted', 'groups_of',
-           'TableSummary', 'gather_rows', 'field_names_of', 'read_table']
 
 # %% ../../nbs/biobank/16_table.ipynb #3a70a827
 ISO, DAY_FIRST = "%Y-%m-%d", "%d/%m/%Y"
@@ -90,7 +92,7 @@ def _texts(cell: pl.Expr) -> pl.Expr:
     each = each.list.eval(pl.element().str.strip_chars())
     return each.list.eval(pl.element().filter(pl.element() != ""))
 
-
+# %% ../../nbs/biobank/16_table.ipynb #fbed3634
 def _list_of(
     cell: pl.Expr,
     dtype: pl.List,
@@ -101,17 +103,14 @@ def _list_of(
 ) -> pl.Expr:
     "Read a multiple choice in one cell as a list; one of nothing is missing."
     if dtype.inner != pl.String and not labels:
-        cell = (
-            pl.when(cell.str.starts_with("["))
-            .then(cell)
-            .otherwise(cell.str.replace_all(",", "|", literal=True))
-        )
+        divided = cell.str.replace_all(",", "|", literal=True)
+        cell = pl.when(cell.str.starts_with("[")).then(cell).otherwise(divided)
     code = _codes_of(pl.element(), labels, spelled)
     code = code.str.replace(r"\.0+$", "") if floats else code
     each = _texts(cell).list.eval(code).list.drop_nulls()
     return pl.when(each.list.len() > 0).then(each).cast(dtype, strict=strict)
 
-# %% ../../nbs/biobank/16_table.ipynb #b5562ff8
+# %% ../../nbs/biobank/16_table.ipynb #05f33059
 def as_date(
     text: pl.Expr,  # Days as text
     date: str = ISO,  # How a day is written
@@ -122,7 +121,7 @@ def as_date(
     day = pl.when(whole).then(text).when(text.str.ends_with(" 00:00:00")).then(text.str.head(10))
     return day.otherwise(pl.lit("?")).str.to_date(date, strict=strict)
 
-
+# %% ../../nbs/biobank/16_table.ipynb #093d97e7
 def _parsed(text: pl.Expr, dtype: pl.DataType, date: str = ISO, strict: bool = True) -> pl.Expr:
     "Parse dates and times written in one way only; other types are parsed while the file is read."
     if dtype == pl.Date:
@@ -135,7 +134,7 @@ def _parsed(text: pl.Expr, dtype: pl.DataType, date: str = ISO, strict: bool = T
         )
     return text
 
-
+# %% ../../nbs/biobank/16_table.ipynb #08e8d3e8
 def _value(source: str, dtype: pl.DataType, ways: Ways) -> pl.Expr:
     "The expression that makes a value of its field's type from one column of the file."
     text = _codes_of(pl.col(source), ways.labels.get(source), source in ways.spelled)
@@ -149,14 +148,13 @@ def _column(name: str, header: Header, ways: Ways) -> pl.Expr:
     "The expression that makes a canonical column from the columns of the file."
     sources, field_of = header.columns[name], header.fields[name]
     if name in header.lists:
-        labels, spelled = ways.labels.get(sources[0]), sources[0] in ways.spelled
-        floats = sources[0] in ways.floats
-        return _list_of(pl.col(sources[0]), pl.List(field_of.dtype), labels, spelled, floats).alias(name)
+        (source,) = sources
+        how = ways.labels.get(source), source in ways.spelled, source in ways.floats
+        return _list_of(pl.col(source), pl.List(field_of.dtype), *how).alias(name)
     if field_of.value_type == "categorical_multiple":
         values = [_value(source, field_of.dtype, ways) for source in sources]
-        every = pl.concat_arr(
-            values
-        ).arr.to_list()  # a tenth of the time of `concat_list` and `list.drop_nulls`
+        # in a tenth of the time of `concat_list` and `list.drop_nulls`
+        every = pl.concat_arr(values).arr.to_list()
         listed = every.list.eval(pl.element().drop_nulls())
         return pl.when(listed.list.len() > 0).then(listed).alias(name)
     return _value(sources[0], field_of.dtype, ways).alias(name)
@@ -190,7 +188,7 @@ def _as_text(name: str, dtype: pl.DataType) -> pl.Expr:
     text = column.cast(pl.String)
     return pl.when(~text.is_in(MISSING_TEXTS)).then(text)
 
-
+# %% ../../nbs/biobank/16_table.ipynb #7ff79b67
 def _scan(layout: Layout, types: dict[str, pl.DataType], n_rows: int | None = None) -> pl.LazyFrame:
     "Scan a table lazily with the given types."
     return scan_text(layout, types, n_rows) if layout.delimiter else _scan_parquet(layout, types)
@@ -201,12 +199,8 @@ def _scan_parquet(layout: Layout, types: dict[str, pl.DataType]) -> pl.LazyFrame
     frame = pl.scan_parquet(layout.path)
     has, columns = frame.collect_schema(), []
     for name in layout.names:
-        direct = (
-            has[name] == types[name]
-            and types[name] != pl.String
-            or has[name].is_integer()
-            and types[name].is_numeric()
-        )
+        same = has[name] == types[name] and types[name] != pl.String
+        direct = same or has[name].is_integer() and types[name].is_numeric()
         text = pl.col(name) if direct else _as_text(name, has[name])
         columns.append(text.cast(types[name]).alias(name))
     return frame.select(columns)
@@ -257,28 +251,40 @@ class _Task:
 
     @cached_property
     def labels(self) -> dict[str, Labels]:
-        "The labels of each column of the file; those of a coding are held once."
-        made, found = {}, {}
-        for name, one in self.header.fields.items() if self.coding != "codes" else ():
-            key = (one.coding, one.value_type == "time")
-            made[key] = made[key] if key in made else _labels_of(one, self.dictionary)
-            found |= dict.fromkeys(self.header.columns[name], made[key])
-        return {source: labels for source, labels in found.items() if labels}
+        "The labels of each column of the file."
+        return _labels_by_column(self.header, self.dictionary) if self.coding != "codes" else {}
 
     @cached_property
     def wanted(self) -> dict[str, Wanted]:
         "What each column of the file shall hold, but those of texts that may be anything."
-        codes = {source: code for name, code in self.patterns.items() for source in self.header.columns[name]}
-        return {
-            name: Wanted(dtype, codes.get(name, CODE), self.labels.get(name))
-            for name, dtype in _target_types(self.header, self.layout.names).items()
-            if name != self.header.eid and (dtype != pl.String or name in codes)
-        }
+        return _wanted_of(self)
 
-    def texts(self, n_rows: int | None = None) -> pl.LazyFrame:
-        "Scan all columns as text."
-        as_text = dict.fromkeys(self.layout.names, pl.String)
-        return _scan(self.layout, as_text, len(self.eids) if n_rows is None else n_rows)
+# %% ../../nbs/biobank/16_table.ipynb #d3a9befd
+@patch
+def texts(self: _Task, n_rows: int | None = None) -> pl.LazyFrame:
+    "Scan all columns as text."
+    as_text = dict.fromkeys(self.layout.names, pl.String)
+    return _scan(self.layout, as_text, len(self.eids) if n_rows is None else n_rows)
+
+
+def _labels_by_column(header: Header, dictionary: Dictionary) -> dict[str, Labels]:
+    "The labels of each column of a file; those of a coding are held once."
+    made, found = {}, {}
+    for name, one in header.fields.items():
+        key = (one.coding, one.value_type == "time")
+        made[key] = made[key] if key in made else _labels_of(one, dictionary)
+        found |= dict.fromkeys(header.columns[name], made[key])
+    return {source: labels for source, labels in found.items() if labels}
+
+
+def _wanted_of(task: _Task) -> dict[str, Wanted]:
+    "What each column of a table shall hold, but those of texts that may be anything."
+    codes = {source: code for name, code in task.patterns.items() for source in task.header.columns[name]}
+    return {
+        name: Wanted(dtype, codes.get(name, CODE), task.labels.get(name))
+        for name, dtype in _target_types(task.header, task.layout.names).items()
+        if name != task.header.eid and (dtype != pl.String or name in codes)
+    }
 
 # %% ../../nbs/biobank/16_table.ipynb #4a706fc9
 def _fits(text: pl.Expr, wanted: Wanted, ways: Ways = Ways(), source: str = "") -> pl.Expr:
@@ -298,11 +304,10 @@ def _fits(text: pl.Expr, wanted: Wanted, ways: Ways = Ways(), source: str = "") 
     if dtype.is_temporal():
         return text.is_null() | _parsed(text, dtype, ways.date, strict=False).is_not_null()
     value = text.cast(dtype, strict=False)
-    return text.is_null() | (~value.is_infinite() if dtype == pl.Float64 else value.is_not_null()).fill_null(
-        False
-    )
+    good = ~value.is_infinite() if dtype == pl.Float64 else value.is_not_null()
+    return text.is_null() | good.fill_null(False)
 
-
+# %% ../../nbs/biobank/16_table.ipynb #d3c3d969
 EXACT = {pl.Int32: 2**31 - 1, pl.Int64: 2**53 - 1}  # up to here a float is the same whole number
 
 
@@ -312,7 +317,7 @@ def _whole(text: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     fits = (number == number.round()) & (number.abs() <= EXACT[dtype])
     return fits.fill_null(False) & ~text.str.contains("[eE]")
 
-# %% ../../nbs/biobank/16_table.ipynb #d3c3d969
+# %% ../../nbs/biobank/16_table.ipynb #0f369961
 def _trials(name: str, wanted: Wanted) -> dict[str, Ways]:
     "The ways in which a column might be written, by what they are called."
     dtype, trials = wanted.dtype, {"plain": Ways()}
@@ -333,9 +338,8 @@ def _misfits(texts: pl.Series, wanted: Wanted) -> dict[str, int]:
     name = texts.name
     table = texts.drop_nulls().value_counts(name="\n")
     fits = {way: _fits(pl.col(name), wanted, ways, name) for way, ways in _trials(name, wanted).items()}
-    return table.select((~one * pl.col("\n")).sum().alias(way) for way, one in fits.items()).row(
-        0, named=True
-    )
+    counts = table.select((~one * pl.col("\n")).sum().alias(way) for way, one in fits.items())
+    return counts.row(0, named=True)
 
 # %% ../../nbs/biobank/16_table.ipynb #ef25e72b
 GROUP_CELLS = 40_000_000  # Values held in memory at a time: about 320 MB
@@ -464,7 +468,7 @@ def _why_odd(layout: Layout, eid: str, row: int) -> str:
         return "A spreadsheet may have written it as 1.2E+06, and lost digits: export the table again."
     return "Correct the file, or export it again."
 
-
+# %% ../../nbs/biobank/16_table.ipynb #3a7d257e
 def _check_eids(eids: np.ndarray, layout: Layout, eid: str, drop_negative: bool) -> None:
     "Raise `TableError` where identifiers are missing, repeated or negative, or nobody's."
     odd = eids == NO_NUMBER
@@ -498,9 +502,7 @@ class TableSummary:
     notes: list[str] = field(default_factory=list)  # What had to be done to read the file
     decimals: list[str] = field(default_factory=list)  # Whole numbers that were written with decimals
     labelled: list[str] = field(default_factory=list)  # Columns whose labels were turned into codes
-    undecided: dict[str, int] = field(
-        default_factory=dict
-    )  # Participants with a label of several codes, by column
+    undecided: dict[str, int] = field(default_factory=dict)  # Participants with a label of several codes
     n_dropped: int = 0  # Rows dropped for a negative identifier
 
 
@@ -519,8 +521,7 @@ def gather_rows(
     columns: Sequence[str],  # Which of its columns
     rows: np.ndarray,  # Which of its rows, in order; -1 is a row of nothing
     out: Path,  # Where to write
-    n_columns: int
-    | None = None,  # Columns of the whole table, for the size of row groups; None takes `columns`
+    n_columns: int | None = None,  # Columns of the whole table, for the row groups; None takes `columns`
 ) -> None:
     "Write some columns of a parquet file with its rows in another order, a group of columns at a time."
     index = pl.Series(np.where(rows < 0, 0, rows)).set(pl.Series(rows < 0), None).cast(pl.UInt32)
@@ -620,7 +621,7 @@ def _parse_to(task: _Task) -> tuple[list[str], Ways]:
     except pl.exceptions.PolarsError:
         raise stray_quote(task.layout) from None
 
-
+# %% ../../nbs/biobank/16_table.ipynb #21c133e2
 def _parse_other(task: _Task) -> tuple[list[str], Ways]:
     "Parse a table that is not written as it should be."
     counts = _count_misfits(task, task.wanted, min(len(task.eids), LOOK_ROWS))
@@ -637,20 +638,15 @@ def _parse_other(task: _Task) -> tuple[list[str], Ways]:
         raise stray_quote(task.layout)
     return parts, ways
 
-
+# %% ../../nbs/biobank/16_table.ipynb #83aca149
 def _undecided(task: _Task, ways: Ways) -> dict[str, int]:
     "Count participants with a label that stands for several codes, by column."
     checks = []
     for name, labels in ways.labels.items():
         several = labels.texts.categories.filter(labels.codes.is_null()).implode()
-        cell = pl.col(name)
         if len(several.item()) and name in task.wanted:
-            nested = task.wanted[name].dtype.is_nested()
-            found = (
-                _texts(cell).list.eval(pl.element().is_in(several)).list.any()
-                if nested
-                else cell.is_in(several)
-            )
+            answers = _texts(pl.col(name)).list.eval(pl.element().is_in(several)).list.any()
+            found = answers if task.wanted[name].dtype.is_nested() else pl.col(name).is_in(several)
             checks.append(found.sum().alias(name))
     row = task.texts().select(checks).collect(engine="streaming").row(0, named=True) if checks else {}
     return {name: count for name, count in row.items() if count}
@@ -671,7 +667,7 @@ def field_names_of(
     "Say where the list of names lies by which RAP's exporter wrote a table, if there is one."
     return Path(path).with_name(f"{Path(path).name.split('.')[0]}.field_names.txt")
 
-
+# %% ../../nbs/biobank/16_table.ipynb #e0a5faa2
 def _named_beside(layout: Layout, path: Path, dictionary: Dictionary) -> tuple[Layout, list[str]]:
     "Name the columns of a text table by the list beside it, where there is one; and say so."
     beside = field_names_of(path)
@@ -679,15 +675,11 @@ def _named_beside(layout: Layout, path: Path, dictionary: Dictionary) -> tuple[L
         return layout, []
     given = beside.read_text(encoding="utf-8", errors="replace").split()
     try:
-        return replace(layout, names=named(layout.names, given, dictionary)), [
-            f"columns named by {beside.name}"
-        ]
+        names = named(layout.names, given, dictionary)
     except TableError as error:
-        thing, remedy = (
-            f"{beside.name}, {error.thing}",
-            "It has to be the list that this table was exported by.",
-        )
-        raise TableError(thing, error.expected, error.found, remedy) from None
+        remedy = "It has to be the list that this table was exported by."
+        raise TableError(f"{beside.name}, {error.thing}", error.expected, error.found, remedy) from None
+    return replace(layout, names=names), [f"columns named by {beside.name}"]
 
 # %% ../../nbs/biobank/16_table.ipynb #481fa881
 CODINGS = ("auto", "codes", "labels")
@@ -700,9 +692,7 @@ def read_table(
     drop_negative: bool = False,  # Drop rows with a negative identifier instead of refusing them?
     encoding: str | None = None,  # Encoding of the text, such as "cp1252"; None finds it
     coding: str = "auto",  # Does the file hold "codes" or "labels"? "auto" finds it by columns of numbered codes
-    leave_out: Collection[
-        str
-    ] = (),  # Names in the file, columns such as p31_i0 or fields such as p31 to pass over
+    leave_out: Collection[str] = (),  # Header names, columns (as p31_i0) or fields (as p31) to pass over
 ) -> tuple[TableSummary, np.ndarray]:  # What became of it; the participants in order
     "Read a table into typed parquet files in order of the participants; raises `TableError`."
     if coding not in CODINGS:
@@ -738,12 +728,11 @@ def _read_file(
             _check_eids(eids, layout, header.eid, drop_negative)
             task = _Task(layout, header, dictionary, eids, coding, out)
             parts, ways = _parse_to(task)
-            undecided = _undecided(task, ways)
+            return _summary(task, [*plain.notes, *listed, *notes], parts, ways), np.sort(eids[eids > 0])
     finally:
         filled.unlink(missing_ok=True)
-    return _summary(task, [*plain.notes, *listed, *notes], parts, ways, undecided), np.sort(eids[eids > 0])
 
-
+# %% ../../nbs/biobank/16_table.ipynb #996c5301
 def _older_that_differ(task: _Task) -> dict[str, int]:
     "Count participants whose values in an older basket are others than in the newest; columns without any are left out."
     older = task.header.older.items()
@@ -752,10 +741,14 @@ def _older_that_differ(task: _Task) -> dict[str, int]:
     return {name: count for name, count in row.items() if count}
 
 
-def _summary(
-    task: _Task, notes: list[str], parts: list[str], ways: Ways, undecided: dict[str, int]
-) -> TableSummary:
-    "Say what became of a file."
+def _unknown(task: _Task) -> list[str]:
+    "Names that are no field's; a column without a name is called by its number."
+    blank = (f"column {i:,} (no name)" for i, name in enumerate(task.layout.names, 1) if not name.strip())
+    return [name if name.strip() else next(blank) for name in task.header.unknown]
+
+
+def _summary(task: _Task, notes: list[str], parts: list[str], ways: Ways) -> TableSummary:
+    "Say what became of a file, which is looked at once more for that."
     header = task.header
     notes += ["dates are written day/month/year"] if ways.date == DAY_FIRST else []
     notes += [f"left out as asked: {', '.join(header.left_out)}"] if header.left_out else []
@@ -764,9 +757,9 @@ def _summary(
     notes += [
         f"{name} differs from its newer basket in {count} participants" for name, count in differ.items()
     ]
-    n_rows = int((task.eids > 0).sum())
+    undecided, n_rows = _undecided(task, ways), int((task.eids > 0).sum())
     return TableSummary(
-        task.layout.name, n_rows, list(header.columns), parts, header.unknown, header.spellings, header.ambiguous,
+        task.layout.name, n_rows, list(header.columns), parts, _unknown(task), header.spellings, header.ambiguous,
         notes, sorted(ways.floats), sorted({*ways.labels, *ways.spelled}), undecided, len(task.eids) - n_rows,
     )  # fmt: skip
 
@@ -815,11 +808,7 @@ def _text_lines(layout: Layout, eid: str, filled: Path) -> tuple[Layout, np.ndar
             raise
     fill_lines(layout.path, filled, layout.name)
     layout = replace(layout, path=filled, quoted=False)
-    return (
-        layout,
-        read_lines(layout, eid).eids,
-        ["some lines were shorter or longer than the header"],
-    )
+    return layout, read_lines(layout, eid).eids, ["some lines were shorter or longer than the header"]
 
 # %% ../../nbs/biobank/16_table.ipynb #b603b0f7
 def _eids_of(layout: Layout, header: Header, filled: Path) -> tuple[Layout, np.ndarray, list[str]]:

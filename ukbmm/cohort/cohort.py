@@ -5,9 +5,11 @@
 # %% ../../nbs/cohort/21_cohort.ipynb #fd7603ed
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from fastcore.basics import patch
 from pydantic import Field, model_validator
 
 from ..biobank.cleaning import OCCURRED
@@ -38,7 +40,7 @@ class Condition(Settings):
         parts += [f"at most {self.max:g}"] if self.max is not None else []
         return f"{title} {' and '.join(parts) or 'known'}"
 
-
+# %% ../../nbs/cohort/21_cohort.ipynb #16c03f01
 def fulfilled(
     biobank: Biobank,
     condition: Condition,
@@ -82,7 +84,7 @@ class CohortSettings(Settings):
             raise ValueError("the same condition is both included and excluded")
         return self
 
-# %% ../../nbs/cohort/21_cohort.ipynb #b32c2ac8
+# %% ../../nbs/cohort/21_cohort.ipynb #0c926984
 @dataclass(frozen=True, repr=False)
 class Cohort:
     "The participants of a study: rows, index dates, outcome, and how they were chosen."
@@ -100,38 +102,49 @@ class Cohort:
     def __repr__(self) -> str:
         return f"Cohort of {len(self):,} participants, {self.outcome.title!r} known for all"
 
-    @property
-    def target(self) -> np.ndarray:  # float64 [batch] or [batch, k]
-        "The outcome of the cohort's participants."
-        return self.outcome.values[self.rows]
+# %% ../../nbs/cohort/21_cohort.ipynb #77e4bf0a
+@patch
+def flow(self: Cohort) -> list[tuple[str, str, str]]:  # (what, excluded, remaining), publishable
+    "How the cohort came about, as a report may show it."
+    return show_flow(self.n_start, self.steps)
 
-    @property
-    def strata(self) -> np.ndarray | None:  # float64 [batch]
-        "What folds balance; None where there is no one thing to balance."
-        return None if self.outcome.strata is None else self.outcome.strata[self.rows]
 
-    def flow(self) -> list[tuple[str, str, str]]:  # (what, excluded, remaining), publishable
-        "How the cohort came about, as a report may show it."
-        return show_flow(self.n_start, self.steps)
+@patch
+def _repr_html_(self: Cohort) -> str:
+    cells = "".join(f"<tr><td>{a}</td><td>{b}</td><td>{c}</td></tr>" for a, b, c in self.flow())
+    return f"<table><tr><th></th><th>excluded</th><th>remaining</th></tr>{cells}</table>"
 
-    def _repr_html_(self) -> str:
-        cells = "".join(f"<tr><td>{a}</td><td>{b}</td><td>{c}</td></tr>" for a, b, c in self.flow())
-        return f"<table><tr><th></th><th>excluded</th><th>remaining</th></tr>{cells}</table>"
+# %% ../../nbs/cohort/21_cohort.ipynb #0b569eb8
+@patch(as_prop=True)
+def target(self: Cohort) -> np.ndarray:  # float64 [batch] or [batch, k]
+    "The outcome of the cohort's participants."
+    return self.outcome.values[self.rows]
 
-# %% ../../nbs/cohort/21_cohort.ipynb #0c926984
-def _visit_dates(biobank: Biobank, visit: int) -> np.ndarray | None:
-    "Dates of an assessment visit, NaT where there was none; None where the Biobank has no such column."
+
+@patch(as_prop=True)
+def strata(self: Cohort) -> np.ndarray | None:  # float64 [batch]
+    "What folds balance; None where there is no one thing to balance."
+    return None if self.outcome.strata is None else self.outcome.strata[self.rows]
+
+# %% ../../nbs/cohort/21_cohort.ipynb #388b55b0
+def _index_dates(biobank: Biobank, outcome: Outcome, visit: int) -> np.ndarray | None:
+    "Dates of an assessment visit, NaT where there was none; None where no such column is there, or needed."
     name = f"p53_i{visit}"
-    if name not in biobank.columns:
-        return None
-    return biobank.read([name])[name].to_numpy().astype("datetime64[D]")
+    if name in biobank.columns:
+        return biobank.read([name])[name].to_numpy().astype("datetime64[D]")
+    if outcome.dated:
+        thing = f"the cohort of {outcome.title!r}"
+        raise CohortError(thing, "an index date", f"no column {name}", "Add field 53 to the extract.")
+    return None
 
-
+# %% ../../nbs/cohort/21_cohort.ipynb #34d7da21
 def _title(biobank: Biobank, condition: Condition) -> str:
     return biobank.field(biobank.column(condition.field, condition.instance, condition.array)).title
 
 
-def _conditions(biobank: Biobank, outcome: Outcome, settings: CohortSettings, dates: np.ndarray | None):
+def _conditions(
+    biobank: Biobank, outcome: Outcome, settings: CohortSettings, dates: np.ndarray | None
+) -> Iterator[tuple[str, np.ndarray]]:
     "Each reason to leave somebody out, with those whom it lets stay."
     yield "withdrawn", ~biobank.withdrawn
     if dates is not None:
@@ -151,7 +164,19 @@ def _conditions(biobank: Biobank, outcome: Outcome, settings: CohortSettings, da
         yield f"not followed after visit {settings.baseline.visit} ({outcome.title})", outcome.ends > dates
     yield f"outcome unknown ({outcome.title})", outcome.known
 
+# %% ../../nbs/cohort/21_cohort.ipynb #c6ee0147
+def _refuse_empty(stays: np.ndarray, steps: list[Step]) -> None:
+    "Raise `CohortError` where nobody is left, with the reason that left most people out."
+    if not stays.any():
+        last = max(steps, key=lambda step: step.excluded)
+        raise CohortError(
+            "the cohort",
+            expected="participants",
+            found=f"nobody left of {len(stays):,}; most were left out by: {last.reason}",
+            remedy="Loosen the conditions under `cohort`, or choose an outcome that was measured.",
+        )
 
+# %% ../../nbs/cohort/21_cohort.ipynb #d300469a
 def define_cohort(
     biobank: Biobank,
     outcome: Outcome,  # From read_outcome
@@ -159,28 +184,13 @@ def define_cohort(
 ) -> Cohort:
     "Choose a study's participants; raises `CohortError` where nobody is left."
     settings = settings or CohortSettings()
-    dates = _visit_dates(biobank, settings.baseline.visit)
-    if dates is None and outcome.dated:
-        thing = f"the cohort of {outcome.title!r}"
-        raise CohortError(
-            thing,
-            "an index date",
-            f"no column p53_i{settings.baseline.visit}",
-            "Add field 53 to the extract.",
-        )
+    dates = _index_dates(biobank, outcome, settings.baseline.visit)
     outcome = outcome.at(dates) if outcome.dated else outcome
     stays, steps = np.ones(len(biobank), dtype=bool), []
     for reason, holds in _conditions(biobank, outcome, settings, dates):
         steps.append(Step(reason, int((stays & ~holds).sum())))
         stays &= holds
+    _refuse_empty(stays, steps)
     rows = np.flatnonzero(stays)
-    if not len(rows):
-        last = max(steps, key=lambda step: step.excluded)
-        raise CohortError(
-            "the cohort",
-            expected="participants",
-            found=f"nobody left of {len(biobank):,}; most were left out by: {last.reason}",
-            remedy="Loosen the conditions under `cohort`, or choose an outcome that was measured.",
-        )
     index_date = None if dates is None else dates[rows]
     return Cohort(rows, outcome, index_date, settings.baseline.visit, len(biobank), tuple(steps))

@@ -22,7 +22,7 @@ from ..disclosure import show_count
 # %% auto #0
 __all__ = ['ALWAYS_KNOWN', 'AT_RECRUITMENT', 'VISIT_DATE', 'COPY_CORRELATION', 'COPY_ROWS', 'Finding', 'audit', 'refuse_leaks']
 
-# %% ../../nbs/cohort/23_leakage.ipynb #a159e64a
+# %% ../../nbs/cohort/23_leakage.ipynb #6cec54b3
 class Finding(NamedTuple):
     "One thing the audit looked at."
 
@@ -30,7 +30,7 @@ class Finding(NamedTuple):
     status: str  # "ok", "look" or "leak"
     detail: str  # What was found
 
-
+# %% ../../nbs/cohort/23_leakage.ipynb #63b031ca
 def _families_cut(biobank: Biobank, split: Split, kinship: float) -> int:
     "Count families, by pairs of `kinship` or more, that stand on both sides of a fold."
     family = find_families(len(biobank), biobank.relatives, kinship)
@@ -43,7 +43,7 @@ def _families_cut(biobank: Biobank, split: Split, kinship: float) -> int:
             crossing |= set(valid[np.isin(valid, family[split.train(fold, inner)])].tolist())
     return len(crossing)
 
-
+# %% ../../nbs/cohort/23_leakage.ipynb #54601b61
 def _families(biobank: Biobank, split: Split) -> Finding:
     "Does the split cut families, by its own limit of kinship or, where that is looser, by the third degree?"
     cut = _families_cut(biobank, split, split.kinship)
@@ -56,7 +56,7 @@ def _families(biobank: Biobank, split: Split) -> Finding:
         note += distant if cut else ""
     return Finding("families", "look" if note else "ok", f"no family is cut by the split{note}")
 
-
+# %% ../../nbs/cohort/23_leakage.ipynb #ccbcaea8
 def _withdrawn(biobank: Biobank, cohort: Cohort) -> Finding:
     "Has somebody in the cohort withdrawn?"
     gone = int(biobank.withdrawn[cohort.rows].sum())
@@ -65,44 +65,24 @@ def _withdrawn(biobank: Biobank, cohort: Cohort) -> Finding:
     return Finding("withdrawn", "ok", "nobody in the cohort has withdrawn")
 
 # %% ../../nbs/cohort/23_leakage.ipynb #1334e95d
-ALWAYS_KNOWN = {
-    31,
-    34,
-    52,
-    21000,
-    22000,
-    22001,
-    22003,
-    22005,
-    22006,
-    22009,
-    22019,
-    22020,
-    22021,
-    22027,
-}  # sex, birth, genes
-AT_RECRUITMENT = {
-    189,
-    21022,
-    22189,
-}  # age and deprivation "at recruitment"; no visit number, but known by visit 0
-VISIT_DATE = (
-    53  # Modalities that look back from a visit, such as health records, name its date among their columns
-)
+# Sex, birth and genes
+ALWAYS_KNOWN = {31, 34, 52, 21000, 22000, 22001, 22003, 22005, 22006, 22009, 22019, 22020, 22021, 22027}
+# Age and deprivation "at recruitment": no visit number, but known by visit 0
+AT_RECRUITMENT = {189, 21022, 22189}
+# Modalities that look back from a visit, such as health records, name its date among their columns
+VISIT_DATE = 53
 
 
 def _outcome(cohort: Cohort, inputs: list[str]) -> Finding:
     "Is a field of the outcome among the inputs?"
     fields = {parse_name(name)[0].field_id for name in cohort.outcome.columns}
-    same, words = (
-        [name for name in inputs if parse_name(name)[0].field_id in fields],
-        ", ".join(map(str, sorted(fields))),
-    )
+    same = [name for name in inputs if parse_name(name)[0].field_id in fields]
+    words = ", ".join(map(str, sorted(fields)))
     if same:
         return Finding("outcome", "leak", f"{', '.join(same)} is of the outcome's field {words}")
     return Finding("outcome", "ok", f"the outcome's field {words} is not among the {len(inputs)} inputs")
 
-
+# %% ../../nbs/cohort/23_leakage.ipynb #3800feb1
 def _when(biobank: Biobank, name: str, visit: int) -> str:
     "When an input was known: ok, later, or look."
     column, field = parse_name(name)[0], biobank.field(name)
@@ -113,7 +93,7 @@ def _when(biobank: Biobank, name: str, visit: int) -> str:
     own = field.source != "UK Biobank"
     return "ok" if column.field_id in ALWAYS_KNOWN | AT_RECRUITMENT or own else "look"
 
-
+# %% ../../nbs/cohort/23_leakage.ipynb #47d4c31b
 def _last_visit(biobank: Biobank, cohort: Cohort) -> tuple[int, str]:
     "The last visit at which an input may be measured, and what happens there."
     column = cohort.outcome.column
@@ -122,7 +102,7 @@ def _last_visit(biobank: Biobank, cohort: Cohort) -> tuple[int, str]:
         return instance, "the outcome's"
     return cohort.visit, "the index date"
 
-
+# %% ../../nbs/cohort/23_leakage.ipynb #79839253
 def _time(biobank: Biobank, cohort: Cohort, inputs: list[str]) -> Finding:
     "Were the inputs measured by the index date, and before the outcome?"
     visit, what = _last_visit(biobank, cohort)
@@ -149,7 +129,7 @@ def _copy(values: np.ndarray, target: np.ndarray) -> bool:
         return False
     return abs(np.corrcoef(values[known], target[known])[0, 1]) > COPY_CORRELATION
 
-
+# %% ../../nbs/cohort/23_leakage.ipynb #992c9431
 def _copies(biobank: Biobank, cohort: Cohort, split: Split, inputs: list[str]) -> Finding:
     "Is a number among the inputs the outcome under another field?"
     rows = split.development(split.folds[0])
@@ -176,7 +156,7 @@ def _fitting(split: Split, fitted: Mapping[int, Mapping[str, np.ndarray]]) -> Fi
     count = sum(len(parts) for parts in fitted.values())
     return Finding("fitting", "ok", f"none of {count} fitted parts saw a row of its test fold")
 
-
+# %% ../../nbs/cohort/23_leakage.ipynb #981ee479
 def audit(
     biobank: Biobank,
     cohort: Cohort,
@@ -196,7 +176,7 @@ def audit(
     findings += [_fitting(split, fitted)] if fitted else [_copies(biobank, cohort, split, inputs)]
     return pl.DataFrame(findings, schema=["check", "status", "detail"], orient="row")
 
-
+# %% ../../nbs/cohort/23_leakage.ipynb #d66ecc7b
 def refuse_leaks(
     findings: pl.DataFrame,  # From audit
 ) -> pl.DataFrame:  # The same

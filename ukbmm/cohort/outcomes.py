@@ -427,6 +427,10 @@ def _of_parts(biobank: Biobank, settings: _PartsOutcome) -> Outcome:
     parts = tuple(read_outcome(biobank, part) for part in settings.parts)
     columns = list(dict.fromkeys(name for part in parts for name in part.columns))
     titles = tuple(part.title for part in parts)
+    twice = [title for title in titles if titles.count(title) > 1]
+    if twice:
+        raise CohortError(f"a {settings.kind} outcome" if settings.kind == "multilabel" else "several outcomes",
+                          "each of its own name", f"two called {twice[0]!r}", "Give each a `name`.")  # fmt: skip
     values = np.concatenate([part.matrix for part in parts], axis=1)
     name = f"{columns[0]}_{settings.kind}"
     return Outcome(settings.kind, name, settings.name or ", ".join(titles), "", columns[0], values, classes=titles, parts=parts, further=tuple(columns[1:]))  # fmt: skip

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,6 +18,7 @@ from pydantic import Field
 from ..biobank.relatedness import DEGREE_LIMITS
 from ..biobank.store import Biobank
 from .cohort import Cohort
+from .outcomes import Outcome
 from ..config import Settings
 from ..core import SplitError, atomic_file, rng_for
 
@@ -161,7 +163,7 @@ def _outer(families: np.ndarray, strata: np.ndarray | None, settings, seed: int)
         return deal(families, settings.folds, rng_for(seed, "outer folds"), strata)
     return np.where(_hold_out(families, settings.test, rng_for(seed, "outer folds"), strata), 0, -1)
 
-
+# %% ../../nbs/cohort/22_splits.ipynb #f2fabb1b
 def split_cohort(
     cohort: Cohort,
     biobank: Biobank,  # Where relatives are
@@ -186,14 +188,20 @@ def split_cohort(
     return split
 
 # %% ../../nbs/cohort/22_splits.ipynb #82fd0275
+def _lacking(outcome: Outcome, rows: np.ndarray) -> tuple[str, str] | None:
+    "What a fold lacks to be scored: what was expected, and what was found."
+    rows = rows[outcome.known[rows]]
+    if not len(rows):
+        return "participants", "nobody"
+    two = outcome.kind in ("binary", "survival", "competing_risks")
+    alike = two and len(np.unique(outcome.strata[rows])) < 2
+    return ("cases and controls", "one of them only") if alike else None
+
+
 def _refuse_unusable(split: Split, cohort: Cohort, settings: KFold | HoldOut) -> None:
-    "Raise `SplitError` for a fold that is empty or has one class only."
-    strata = np.zeros(len(cohort)) if cohort.strata is None else cohort.strata
-    target, two = (
-        pl.DataFrame({"row": cohort.rows, "target": strata}),
-        ("binary", "survival", "competing_risks"),
-    )
-    labelled = split.table.join(target, on="row", maintain_order="left")
+    "Raise `SplitError` for a fold in which an outcome is known for nobody or has one class only."
+    several = cohort.outcome.kind == "several"
+    outcomes = cohort.outcome.parts if several else (cohort.outcome,)
     wanted = settings.folds if settings.kind == "kfold" else 1
     if len(split.folds) < wanted:
         families = split.table["family"].n_unique()
@@ -201,15 +209,13 @@ def _refuse_unusable(split: Split, cohort: Cohort, settings: KFold | HoldOut) ->
             "the split", f"{wanted} folds", f"{families:,} families, too few", "Use fewer folds."
         )
     for fold in split.folds:
-        groups = {"test": labelled.filter(pl.col("fold") == fold)}
-        groups |= {
-            f"inner fold {i}": labelled.filter(pl.col(f"inner_{fold}") == i) for i in range(split.inner)
-        }
-        for name, group in groups.items():
-            if not group.height or (cohort.outcome.kind in two and group["target"].n_unique() < 2):
-                what = "participants" if not group.height else "cases and controls"
-                found = "nobody" if not group.height else "one of them only"
-                raise SplitError(f"fold {fold}, {name}", what, found, "Use fewer folds, or a wider cohort.")
+        groups = {"test": split.test(fold)}
+        groups |= {f"inner fold {i}": split.valid(fold, i) for i in range(split.inner)}
+        for (name, rows), outcome in product(groups.items(), outcomes):
+            lacking = _lacking(outcome, rows)
+            if lacking:
+                of = f" of {outcome.title}" if several else ""
+                raise SplitError(f"fold {fold}, {name}{of}", *lacking, "Use fewer folds, or a wider cohort.")
 
 # %% ../../nbs/cohort/22_splits.ipynb #8bd0e376
 def save_split(
@@ -221,7 +227,7 @@ def save_split(
     with atomic_file(path) as temporary:
         table.write_parquet(temporary, compression="zstd")
 
-
+# %% ../../nbs/cohort/22_splits.ipynb #ba6c6118
 def load_split(
     path: str | Path,  # A file that save_split wrote
     cohort: Cohort | None = None,  # The cohort it should be of; None does not check

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core import DataError
 
 # %% auto #0
-__all__ = ['RESERVED', 'shapes', 'move', 'MultiModalBatch', 'check_batch', 'blank_absent']
+__all__ = ['RESERVED', 'shapes', 'move', 'MultiModalBatch', 'check_shapes', 'check_batch', 'blank_absent']
 
 # %% ../../nbs/data/30_batch.ipynb #7c6a46f7
 def shapes(value: Any) -> str:
@@ -58,22 +58,30 @@ class MultiModalBatch(dict):
         return MultiModalBatch({name: move(value, device) for name, value in self.items()})
 
 # %% ../../nbs/data/30_batch.ipynb #c0b4c504
-def check_batch(
+def check_shapes(
     x: Mapping[str, Any],  # A batch
 ) -> None:
-    "Raise `DataError` where a batch breaks its contract."
+    "Raise `DataError` where shapes of a batch do not fit together; looks at no value."
     names = [name for name in x if name not in RESERVED]
     present = x.get("present")
     if present is None or present.dtype != torch.bool or present.ndim != 2 or present.shape[1] != len(names):
-        found = "none" if present is None else f"{present.dtype} {list(present.shape)}"
-        raise DataError("the batch's `present`", f"bool [batch, {len(names)}]", found)
+        found = "none" if present is None else f"{present.dtype} {list(present.shape)}".removeprefix("torch.")
+        expected = f"bool [batch, {len(names)}], a column for each modality"
+        raise DataError("the batch's `present`", expected, found)
     for name in names:
         parts = x[name] if isinstance(x[name], tuple | list) else (x[name],)
         wrong = [part for part in parts if len(part) != len(present)]
         if wrong:
             found = f"{len(wrong[0])} in one of its tensors"
             raise DataError(f"modality {name!r} of the batch", f"{len(present)} participants", found)
-    lacking = int((~present.any(dim=1)).sum())
+
+# %% ../../nbs/data/30_batch.ipynb #2a33dab5
+def check_batch(
+    x: Mapping[str, Any],  # A batch
+) -> None:
+    "Raise `DataError` where a batch breaks its contract."
+    check_shapes(x)
+    lacking = int((~x["present"].any(dim=1)).sum())
     if lacking:
         raise DataError("the batch", "at least one modality for each participant", f"{lacking} without any")
 

@@ -38,10 +38,30 @@ from ..core import DataError, UkbmmError, compiled, progress
 from .preprocessing import COLUMNS_AT_ONCE, QUANTILE_ROWS, ColumnFilter, Levels, Standardiser
 
 # %% auto #0
-__all__ = ['EDGE_PEOPLE', 'Block', 'FieldChoice', 'PhenotypeSettings', 'Input', 'input_of', 'columns_of', 'Raw', 'PhenotypeBlock',
-           'PackedFields', 'SNPSettings', 'chosen_variants', 'pack_panel', 'SNPBlock', 'OutcomeBlock']
+__all__ = ['EDGE_PEOPLE', 'Source', 'Block', 'FieldChoice', 'PhenotypeSettings', 'Input', 'input_of', 'columns_of', 'sources_of',
+           'Raw', 'PhenotypeBlock', 'PackedFields', 'SNPSettings', 'chosen_variants', 'pack_panel', 'SNPBlock',
+           'OutcomeBlock']
 
 # %% ../../nbs/data/32_blocks.ipynb #65bf9cf3
+class Source(NamedTuple):
+    "Something that a block reads, and how many have it: a line of a report."
+
+    title: str  # What reports call it
+    columns: list[str]  # Where it is read: canonical names of columns, or a store such as genotypes/array
+    counts: dict[
+        str, int
+    ]  # Participants by what is known of them, those who have it under "present" and first
+    note: str = ""  # What else there is to say of it
+
+    @classmethod
+    def of(
+        cls, title: str, columns: list[str], there: Tensor, without: str = "absent", note: str = ""
+    ) -> Source:
+        "Count who has it, `there` bool [batch]; the others under `without`."
+        have = int(there.sum())
+        return cls(title, columns, {"present": have, without: len(there) - have}, note)
+
+
 class Block:
     "One kind of data as tensors. Subclasses say how."
 
@@ -71,6 +91,10 @@ class Block:
     def transform(self, raw: Any) -> Any:
         "Unpack a batch on the device it is on."
         return raw
+
+    def sources(self, rows: np.ndarray) -> list[Source]:
+        "Say what an open block reads, and how many of `rows` have it."
+        return [Source.of(self.name, self.columns, self.present(torch.from_numpy(rows)))]
 
     def reads_disk(self) -> bool:
         "Does a batch come from disk? Then it is worth reading ahead."
@@ -308,7 +332,7 @@ def _read_inputs(
     "Read inputs, some at a time: that takes five times the memory of what is kept. Gives values and kinds; of a `plain` one raw values."
     for start in range(0, len(inputs), COLUMNS_AT_ONCE):
         some = list(zip(inputs, plain, strict=True))[start : start + COLUMNS_AT_ONCE]
-        raw = biobank.read(one.columns[0][0] for one, as_it_is in some if as_it_is)
+        raw = biobank.read([one.columns[0][0] for one, as_it_is in some if as_it_is])
         names = [name for one, as_it_is in some if not as_it_is for part in one.columns for name in part]
         parents = (
             [parent for name in names for parent in parent_columns(name, biobank.columns)] if fill else []
@@ -320,6 +344,21 @@ def _read_inputs(
                 one,
                 *((raw[one.columns[0][0]], None) if as_it_is else _cleaned_input(biobank, one, cleaned)),
             )
+
+
+def sources_of(
+    biobank: Biobank,
+    choices: Sequence[FieldChoice],  # Inputs
+    rows: np.ndarray,  # Whom to count
+    fill: bool = False,  # Are empty answers filled that follow from an earlier answer?
+) -> list[Source]:  # One for each input
+    "Say what inputs are made of, how many of `rows` have each, and why the others lack it."
+    inputs, sources = [input_of(biobank, choice) for choice in choices], []
+    for one, _, kinds in _read_inputs(biobank, inputs, [False] * len(inputs), fill):
+        counts = np.bincount(kinds.to_numpy()[rows], minlength=len(MISSING_KINDS)).tolist()
+        found = {MISSING_KINDS[i].replace("_", " "): n for i, n in enumerate(counts) if n or i == 0}
+        sources.append(Source(one.title, [name for names in one.columns for name in names], found))
+    return sources
 
 # %% ../../nbs/data/32_blocks.ipynb #28497d60
 class Raw(NamedTuple):
@@ -520,6 +559,12 @@ def batch(self: PhenotypeBlock, rows: Tensor) -> PackedFields:
 def present(self: PhenotypeBlock, rows: Tensor) -> Tensor:  # bool [batch]
     "Who has at least one of the fields."
     return self._present.index_select(0, rows)
+
+
+@patch
+def sources(self: PhenotypeBlock, rows: np.ndarray) -> list[Source]:
+    "Say what each input is made of, how many of `rows` have it, and why the others lack it."
+    return sources_of(self._biobank, self.settings.fields, rows, self.settings.fill)
 
 
 @patch
@@ -827,6 +872,15 @@ def _dosage_table() -> Tensor:  # float32 [256, 4]
     "The four dosages that each byte holds, NaN where one is missing."
     codes = (torch.arange(256)[:, None] >> torch.arange(0, 8, 2)) & 3
     return codes.float().masked_fill(codes == 3, torch.nan)
+
+
+@patch
+def sources(self: SNPBlock, rows: np.ndarray) -> list[Source]:
+    "Say how many variants were chosen, and how many of `rows` were genotyped."
+    limit = f"of them those whose rarer allele has {100 * self.settings.maf_min:.3g}% or more in the training rows"
+    title, store = f"{self.n_chosen:,} variants", f"genotypes/{self.settings.store}"
+    there = self.present(torch.from_numpy(rows))
+    return [Source.of(title, [store], there, "not genotyped", limit if self.settings.maf_min else "")]
 
 
 @patch

@@ -21,7 +21,7 @@ from ..biobank.hierarchies import Tree
 from ..biobank.store import Biobank
 from ..config import Settings
 from ..core import DataError, DictionaryError, compiled, progress
-from .blocks import Block
+from .blocks import Block, Source
 from .visits import DATE, visit_dates
 
 # %% auto #0
@@ -429,6 +429,15 @@ def fit(self: EventBlock, biobank: Biobank, rows: np.ndarray) -> EventBlock:
 def present(self: EventBlock, rows: Tensor) -> Tensor:  # bool [batch]
     "Who is linked to the records."
     return self._present.index_select(0, rows)
+
+# %% ../../nbs/data/32b_events.ipynb #3188d0f3
+@patch
+def sources(self: EventBlock, rows: np.ndarray) -> list[Source]:
+    "Say which records are read and what dates them, and how many of `rows` are linked to them."
+    kinds, there = self.settings.records, self.present(torch.from_numpy(rows))
+    stores = dict.fromkeys(f"records/{name}" for kind in kinds for name in EVENTS[kind])
+    note = f"the latest {self.settings.length:,} before visit {self.until}"
+    return [Source.of(" and ".join(kinds), [*stores, *self.columns], there, "not linked or undated", note)]
 
 # %% ../../nbs/data/32b_events.ipynb #eeec85f7
 @compiled

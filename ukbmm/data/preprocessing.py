@@ -16,7 +16,7 @@ from ..core import DataError, compiled
 __all__ = ['LIMIT', 'COLUMNS_AT_ONCE', 'AT_ONCE', 'ROWS_AT_ONCE', 'NEAR_ROWS', 'QUANTILE_ROWS', 'CORRELATION_ROWS',
            'CORRELATION_PAIRS', 'Standardiser', 'ColumnFilter', 'missing_shares', 'Levels']
 
-# %% ../../nbs/data/31_preprocessing.ipynb #35458ca7
+# %% ../../nbs/data/31_preprocessing.ipynb #fd6f2eb0
 LIMIT = 100.0  # Standard deviations
 COLUMNS_AT_ONCE = 16  # 64 bytes of a row in single precision, a line of a processor's cache
 AT_ONCE = 1 << 16  # Values that are standardised before they are rounded
@@ -24,7 +24,7 @@ ROWS_AT_ONCE = 64  # Rows that are added up in the precision of the values, befo
 NEAR_ROWS = 200  # Training rows, spread over all, whose mean and deviation others are measured by
 QUANTILE_ROWS = 100_000  # Training rows that quantiles are taken from, at most
 
-
+# %% ../../nbs/data/31_preprocessing.ipynb #35458ca7
 @compiled
 def _moments(values, rows, low, high, near, weight, count, total, squares):
     "Add up the known values of `rows`, moved into their limits, less a value `near` them and times a `weight`; and the squares."
@@ -101,27 +101,29 @@ class Standardiser:
         mean, square = total / np.maximum(count, 1), squares / np.maximum(count, 1)
         return near + spread * mean, spread * np.sqrt(np.maximum(square - mean**2, 0))
 
-    def fit(
-        self,
-        values: np.ndarray,  # [participant, column], NaN where missing
-        rows: np.ndarray,  # Training rows
-    ) -> Standardiser:
-        "Compute each column's limits, mean and standard deviation over `rows`."
-        if len(rows) == 0:
-            raise DataError("standardising", "training rows", "none")
-        values, width, self.rows = _floats(values), values.shape[1], np.asarray(rows)
-        self.low, self.high = np.full(width, -np.inf), np.full(width, np.inf)
-        if self.winsorise:
-            self.low, self.high = _quantiles(values, self.rows, self.winsorise)
-        some = values[self.rows[:: -(-len(rows) // NEAR_ROWS)]].astype(np.float64)
-        near, spread = self._moments(some, np.arange(len(some)), np.zeros(width), np.ones(width))
-        unit = np.exp2(np.round(np.log2(np.where(spread > 0, spread, 1.0))))  # dividing by it rounds nothing
-        self.mean, scale = self._moments(values, self.rows, near, unit)
-        tiny = scale <= 1e-9 * np.maximum(1, np.abs(self.mean))
-        self.scale = np.where(tiny, np.inf, scale)
-        return self
-
 # %% ../../nbs/data/31_preprocessing.ipynb #cc3ae3bc
+@patch
+def fit(
+    self: Standardiser,
+    values: np.ndarray,  # [participant, column], NaN where missing
+    rows: np.ndarray,  # Training rows
+) -> Standardiser:
+    "Compute each column's limits, mean and standard deviation over `rows`."
+    if len(rows) == 0:
+        raise DataError("standardising", "training rows", "none")
+    values, width, self.rows = _floats(values), values.shape[1], np.asarray(rows)
+    self.low, self.high = np.full(width, -np.inf), np.full(width, np.inf)
+    if self.winsorise:
+        self.low, self.high = _quantiles(values, self.rows, self.winsorise)
+    some = values[self.rows[:: -(-len(rows) // NEAR_ROWS)]].astype(np.float64)
+    near, spread = self._moments(some, np.arange(len(some)), np.zeros(width), np.ones(width))
+    unit = np.exp2(np.round(np.log2(np.where(spread > 0, spread, 1.0))))  # dividing by it rounds nothing
+    self.mean, scale = self._moments(values, self.rows, near, unit)
+    tiny = scale <= 1e-9 * np.maximum(1, np.abs(self.mean))
+    self.scale = np.where(tiny, np.inf, scale)
+    return self
+
+# %% ../../nbs/data/31_preprocessing.ipynb #b2bcbc9e
 @patch
 def __call__(
     self: Standardiser,
@@ -146,7 +148,7 @@ def __call__(
         half.copy_(torch.from_numpy(single[: len(some)]))  # torch rounds many at a time, NumPy one by one
     return standard
 
-
+# %% ../../nbs/data/31_preprocessing.ipynb #b54e219f
 @patch
 def undo(
     self: Standardiser,
@@ -186,23 +188,25 @@ class ColumnFilter:
         self.keep: np.ndarray | None = None  # int64: positions of the columns that stay
         self.reasons: list[str] = []  # Why each column was left out; empty where it stays
 
-    def fit(
-        self,
-        values: np.ndarray,  # [participant, column], NaN where missing
-        rows: np.ndarray,  # Training rows
-    ) -> ColumnFilter:
-        "Find the columns that stay."
-        if len(rows) == 0:
-            raise DataError("choosing columns", "training rows", "none")
-        self.rows, self.reasons = np.asarray(rows), [""] * values.shape[1]
-        if self.max_missing is not None:
-            for i, share in enumerate(missing_shares(values, self.rows)):
-                if share > self.max_missing:
-                    self.reasons[i] = f"missing for {share:.0%}"
-        if self.max_correlation is not None:
-            self._leave_out_followers(values)
-        self.keep = np.flatnonzero([not reason for reason in self.reasons])
-        return self
+# %% ../../nbs/data/31_preprocessing.ipynb #13973272
+@patch
+def fit(
+    self: ColumnFilter,
+    values: np.ndarray,  # [participant, column], NaN where missing
+    rows: np.ndarray,  # Training rows
+) -> ColumnFilter:
+    "Find the columns that stay."
+    if len(rows) == 0:
+        raise DataError("choosing columns", "training rows", "none")
+    self.rows, self.reasons = np.asarray(rows), [""] * values.shape[1]
+    if self.max_missing is not None:
+        for i, share in enumerate(missing_shares(values, self.rows)):
+            if share > self.max_missing:
+                self.reasons[i] = f"missing for {share:.0%}"
+    if self.max_correlation is not None:
+        self._leave_out_followers(values)
+    self.keep = np.flatnonzero([not reason for reason in self.reasons])
+    return self
 
 # %% ../../nbs/data/31_preprocessing.ipynb #bb6eb159
 @patch
@@ -247,36 +251,41 @@ class Levels:
         self.rows: np.ndarray | None = None  # Rows it was fitted on
         self.codes: list[list] = []  # Codes of each column; level 1 is the first
 
-    def fit(
-        self,
-        columns: list[pl.Series],  # Codes, null where missing
-        rows: np.ndarray,  # Training rows
-    ) -> Levels:
-        "Find the codes of each column that occur often enough in `rows`."
-        if len(rows) == 0:
-            raise DataError("numbering codes", "training rows", "none")
-        self.codes, self.rows = [], np.asarray(rows)
-        for column in columns:
-            counts = column[self.rows].drop_nulls().value_counts(name="n")
-            self.codes.append(sorted(counts.filter(pl.col("n") >= self.min_count)[column.name].to_list()))
-        return self
+# %% ../../nbs/data/31_preprocessing.ipynb #f820b61a
+@patch
+def fit(
+    self: Levels,
+    columns: list[pl.Series],  # Codes, null where missing
+    rows: np.ndarray,  # Training rows
+) -> Levels:
+    "Find the codes of each column that occur often enough in `rows`."
+    if len(rows) == 0:
+        raise DataError("numbering codes", "training rows", "none")
+    self.codes, self.rows = [], np.asarray(rows)
+    for column in columns:
+        counts = column[self.rows].drop_nulls().value_counts(name="n")
+        self.codes.append(sorted(counts.filter(pl.col("n") >= self.min_count)[column.name].to_list()))
+    return self
 
-    @property
-    def sizes(self) -> list[int]:
-        "Number of levels of each column, the unknown one included."
-        return [len(codes) + 1 for codes in self.codes]
 
-    def __call__(
-        self,
-        columns: list[pl.Series],  # Codes, null where missing
-        n: int = 0,  # Participants, needed where there are no columns
-    ) -> np.ndarray:  # int16 [batch, column]
-        "Give each code its level."
-        levels = []
-        for column, codes in zip(columns, self.codes, strict=True):
-            numbers = list(range(1, len(codes) + 1))
-            level = pl.zeros(len(column), pl.Int16, eager=True)
-            if codes:
-                level = column.replace_strict(codes, numbers, default=0, return_dtype=pl.Int16).fill_null(0)
-            levels.append(level.to_numpy())
-        return np.stack(levels, axis=1) if levels else np.zeros((n, 0), np.int16)
+@patch(as_prop=True)
+def sizes(self: Levels) -> list[int]:
+    "Number of levels of each column, the unknown one included."
+    return [len(codes) + 1 for codes in self.codes]
+
+# %% ../../nbs/data/31_preprocessing.ipynb #4fc23f5a
+@patch
+def __call__(
+    self: Levels,
+    columns: list[pl.Series],  # Codes, null where missing
+    n: int = 0,  # Participants, needed where there are no columns
+) -> np.ndarray:  # int16 [batch, column]
+    "Give each code its level."
+    levels = []
+    for column, codes in zip(columns, self.codes, strict=True):
+        numbers = list(range(1, len(codes) + 1))
+        level = pl.zeros(len(column), pl.Int16, eager=True)
+        if codes:
+            level = column.replace_strict(codes, numbers, default=0, return_dtype=pl.Int16).fill_null(0)
+        levels.append(level.to_numpy())
+    return np.stack(levels, axis=1) if levels else np.zeros((n, 0), np.int16)

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..biobank.store import Biobank
 from ..config import Settings, also
 from ..core import DataError
-from .blocks import Block, FieldChoice, PhenotypeBlock, columns_of, input_of
+from .blocks import Block, FieldChoice, PhenotypeBlock, Source, columns_of, input_of, sources_of
 from .preprocessing import Standardiser
 
 # %% auto #0
@@ -281,6 +281,14 @@ def design(self: VisitBlock, raw: PackedVisits) -> Tensor:  # float32 [batch, 2 
     "The columns that a linear model sees of a batch."
     value, mask, _, _ = self.transform(raw)
     return last_values(value, mask)
+
+# %% ../../nbs/data/32a_visits.ipynb #b04eb50e
+@patch
+def sources(self: VisitBlock, rows: np.ndarray) -> list[Source]:
+    "Say where each channel is measured, how many of `rows` have it at any visit, and why the others lack it."
+    any_visit = {"instance": "last", "until": self.until}
+    choices = [one.model_copy(update=any_visit) for one in self.settings.fields]
+    return sources_of(self._biobank, choices, rows)
 
 # %% ../../nbs/data/32a_visits.ipynb #33fe1e60
 @patch

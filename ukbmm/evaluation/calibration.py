@@ -31,7 +31,7 @@ def _join_small(parts: list[np.ndarray], case: np.ndarray) -> list[np.ndarray]:
         joined = [*joined[:-2], np.concatenate(joined[-2:])]
     return [part for part in joined if not _tells(case[part])]
 
-# %% ../../nbs/evaluation/52_calibration.ipynb #a7183f43
+# %% ../../nbs/evaluation/52_calibration.ipynb #da2c8705
 GROUPS = dict.fromkeys(("predicted", "observed", "low", "high"), pl.Float64) | {"n": pl.Int64}
 
 
@@ -42,7 +42,7 @@ def _in_order(prediction: np.ndarray, groups: int) -> list[np.ndarray]:
     order = np.argsort(prediction, kind="stable")
     return np.array_split(order, max(1, len(order) // max(MIN_COUNT, len(order) // groups)))
 
-
+# %% ../../nbs/evaluation/52_calibration.ipynb #b5814a61
 def calibration_groups(
     target: np.ndarray,  # [batch]: value, or 0 and 1
     prediction: np.ndarray,  # [batch]: value, or probability
@@ -75,6 +75,19 @@ def horizon_groups(
     return pl.DataFrame(rows, schema=GROUPS, orient="row").filter(pl.col("observed").is_finite())
 
 # %% ../../nbs/evaluation/52_calibration.ipynb #f51e51d9
+def _logistic(design: np.ndarray, target: np.ndarray) -> np.ndarray:
+    "Coefficients of a logistic regression without a penalty, by Newton's method with steps that are not too long."
+    b = np.zeros(design.shape[1])
+    for _ in range(100):
+        p = 1 / (1 + np.exp(-np.clip(design @ b, -30, 30)))
+        curvature = (design * (p * (1 - p))[:, None]).T @ design + 1e-9 * np.eye(len(b))
+        change = np.linalg.solve(curvature, design.T @ (target - p))
+        b = b + np.clip(change, -2, 2)
+        if np.abs(change).max() < 1e-10:
+            break
+    return b
+
+# %% ../../nbs/evaluation/52_calibration.ipynb #651e19ff
 def calibration_line(
     target: np.ndarray,  # [batch]: value, or 0 and 1
     prediction: np.ndarray,  # [batch]: value, or probability
@@ -90,17 +103,9 @@ def calibration_line(
     design = np.stack([np.ones(len(x)), x], axis=1)
     if kind == "regression":
         intercept, slope = np.linalg.lstsq(design, target, rcond=None)[0]
-        return float(slope), float(intercept)
-    b = np.zeros(2)
-    for _ in range(100):
-        p = 1 / (1 + np.exp(-np.clip(design @ b, -30, 30)))
-        change = np.linalg.solve(
-            (design * (p * (1 - p))[:, None]).T @ design + 1e-9 * np.eye(2), design.T @ (target - p)
-        )
-        b = b + np.clip(change, -2, 2)
-        if np.abs(change).max() < 1e-10:
-            break
-    return float(b[1]), float(b[0])
+    else:
+        intercept, slope = _logistic(design, target)
+    return float(slope), float(intercept)
 
 # %% ../../nbs/evaluation/52_calibration.ipynb #dbd2e7f1
 def roc_points(

@@ -17,8 +17,8 @@ import polars as pl
 from ..core import Registry, UkbmmError, compiled
 
 # %% auto #0
-__all__ = ['PREFIX', 'TIMED', 'METRICS', 'EvaluationError', 'model_names', 'numbers_of', 'check_predictions', 'Metric',
-           'metrics_for', 'number']
+__all__ = ['PREFIX', 'TIMED', 'METRICS', 'EvaluationError', 'model_names', 'numbers_of', 'check_predictions', 'of_outcome',
+           'Metric', 'metrics_for', 'number']
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #7af65ba9
 PREFIX = "prediction_"
@@ -113,6 +113,20 @@ def check_predictions(
         _refuse_prediction(PREFIX + name, values, kind)
         _refuse_width(PREFIX + name, int(np.prod(values.shape[1:])), kind, target, horizons)
     return table
+
+# %% ../../nbs/evaluation/50_metrics.ipynb #ef8c60df
+def of_outcome(
+    table: pl.DataFrame,  # A prediction table of several outcomes
+    number: int,  # Of the outcome, from 1
+) -> pl.DataFrame:  # A prediction table of those for whom it is known
+    "Take one of several outcomes out of a prediction table; raises `EvaluationError` where it is not there."
+    end, mine = f"_{number}", [name for name in table.columns if name.startswith(("target", PREFIX))]
+    if f"target{end}" not in mine:
+        raise EvaluationError("the predictions", f"a column target{end}", f"{', '.join(mine) or 'none'}")
+    target = numbers_of(table[f"target{end}"])
+    known = ~np.isnan(target.reshape(len(target), -1)).all(axis=1)
+    own = [pl.col(name).alias(name.removesuffix(end)) for name in mine if name.endswith(end)]
+    return table.filter(pl.Series(known)).select(pl.exclude(mine), *own)
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #cd1b6c67
 @dataclass(frozen=True)

@@ -19,13 +19,13 @@ from ukbmm.evaluation.calibration import (
     horizon_groups,
     roc_points,
 )
-from .metrics import METRICS
+from .metrics import METRICS, TIMED
 from .survival import cumulative_incidence, incidence_by_risk
 
 # %% auto #0
 __all__ = ['plot_predictions', 'plot_calibration', 'plot_roc', 'confusion', 'plot_confusion', 'plot_class_calibration',
            'plot_parts', 'plot_incidence', 'plot_horizon_calibration', 'plot_learning', 'plot_models',
-           'plot_differences', 'plot_missing']
+           'plot_differences', 'plot_missing', 'plot_people']
 
 # %% ../../nbs/evaluation/56_plots.ipynb #2f21ae11
 def plot_predictions(
@@ -300,4 +300,97 @@ def plot_missing(
         yticks=range(len(names)), yticklabels=names, xlim=(0, 100), xlabel="participants who have it (%)"
     )
     axis.invert_yaxis()
+    return axis
+
+# %% ../../nbs/evaluation/56_plots.ipynb #3d9f18ad
+def _people_quantity(axis: Any, target: np.ndarray, prediction: np.ndarray, units: str) -> None:
+    "What each had and what was predicted; a range where there is one."
+    places, (point, *ends) = np.arange(len(target)), prediction.T
+    if ends:
+        axis.hlines(places, *ends, color="C1", lw=4, alpha=0.3, label="predicted range")
+    axis.plot(point, places, "x", color="C1", label="predicted")
+    axis.plot(target[:, 0], places, "o", color="0.2", label="measured")
+    axis.set(xlabel=units or "value")
+
+
+def _people_answer(axis: Any, target: np.ndarray, prediction: np.ndarray) -> None:
+    "The probability of each as a bar, and a mark at the end that turned out right."
+    places, answer = np.arange(len(target)), target[:, 0]
+    axis.barh(places, 100 * prediction[:, 0], color="C1", alpha=0.5, height=0.6, label="predicted")
+    axis.plot(100 * answer[answer == 1], places[answer == 1], "o", color="0.2", label="yes")
+    axis.plot(100 * answer[answer == 0], places[answer == 0], "o", color="0.2", mfc="white", label="no")
+    axis.set(xlabel="predicted probability (%)", xlim=(-5, 105))
+
+# %% ../../nbs/evaluation/56_plots.ipynb #d125c385
+def _people_grid(
+    axis: Any, truth: np.ndarray, prediction: np.ndarray, names: Sequence[str], word: str
+) -> None:
+    "Probabilities of classes or labels in percent; a frame around what is true, a dotted one around what nobody knows."
+    axis.imshow(prediction, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for place, column in np.ndindex(*prediction.shape) if len(names) <= 10 else ():
+        value = prediction[place, column]
+        axis.text(column, place, f"{100 * value:.0f}", ha="center", va="center", fontsize=8, color="white" if value > 0.55 else "0.2")  # fmt: skip
+    for place, column in zip(*np.nonzero(truth != 0), strict=True):  # NaN is not 0 either
+        known = np.isfinite(truth[place, column])
+        axis.bar(column, 0.86, 0.9, place - 0.43, fill=False, lw=1.6, ec="C1" if known else "0.6", ls="-" if known else ":")  # fmt: skip
+    axis.plot([], [], "s", mfc="none", mec="C1", mew=1.6, label=word)
+    if np.isnan(truth).any():
+        axis.plot([], [], "s", mfc="none", mec="0.6", mew=1.2, label="not known")
+    axis.set_xticks(
+        range(len(names)), [fill(name, 18) for name in _short(names, 36)], rotation=30, ha="right", fontsize=8
+    )
+    axis.set(xlabel="predicted probability (%)", xlim=(-0.5, len(names) - 0.5))
+
+# %% ../../nbs/evaluation/56_plots.ipynb #d3271f85
+def _people_classes(
+    axis: Any, kind: str, target: np.ndarray, prediction: np.ndarray, names: Sequence[str]
+) -> None:
+    "The probabilities of each class or label, and which are true."
+    single = target[:, :1] == np.arange(len(names))
+    truth = target if kind == "multilabel" else np.where(np.isnan(target[:, :1]), np.nan, single)
+    _people_grid(axis, truth, prediction, names, "has it" if kind == "multilabel" else "true class")
+
+
+def _people_times(
+    axis: Any, target: np.ndarray, risk: np.ndarray, horizons: Sequence[float], event: int
+) -> None:
+    "The years that each was followed, how they ended, and the predicted risk at each horizon."
+    places, (years, what) = np.arange(len(target)), target.T
+    axis.hlines(places, 0, years, color="0.75", lw=2)
+    ends = (("o", what == event, "event"), ("x", (what > 0) & (what != event), "another event"), ("|", what == 0, "no event yet"))  # fmt: skip
+    for mark, who, word in ends:
+        if who.any():
+            axis.plot(years[who], places[who], mark, color="0.2", label=word)
+    for horizon, risks in zip(horizons, risk.T, strict=True):
+        axis.axvline(horizon, color="C1", lw=0.8, ls=":")
+        for place, value in zip(places, risks, strict=True):
+            axis.text(horizon, place - 0.3, f"{100 * value:.0f}%", ha="center", va="center", fontsize=8, color="C1", bbox={"fc": "white", "ec": "none", "pad": 0.5})  # fmt: skip
+    axis.plot([], [], ":", color="C1", label="predicted risk by then")
+    last = max([*horizons, *years[np.isfinite(years)]])
+    axis.set(xlabel="years from the index date", xlim=(0, 1.08 * last))
+
+# %% ../../nbs/evaluation/56_plots.ipynb #663431b4
+def plot_people(
+    axis: Any,  # A matplotlib axis
+    kind: str,  # Of the outcome, such as "binary"
+    target: np.ndarray,  # [person, k], NaN where not known
+    prediction: np.ndarray,  # [person, class]: probabilities or risks; of a quantity its value, or value, low and high
+    names: Sequence[str] = (),  # What the classes or labels are called
+    units: str = "",  # Unit of a quantity
+    horizons: Sequence[float] = (),  # Years at which the risk is predicted
+    event: int = 1,  # Which of several events that compete
+) -> Any:
+    "Draw the outcome of single participants and what was predicted of each, from top to bottom; for no publication."
+    if kind in TIMED:
+        own = slice((event - 1) * len(horizons), event * len(horizons))
+        _people_times(axis, target, prediction[:, own], horizons, event)
+    elif kind == "regression":
+        _people_quantity(axis, target, prediction, units)
+    elif kind == "binary":
+        _people_answer(axis, target, prediction)
+    else:
+        _people_classes(axis, kind, target, prediction, names)
+    axis.set(ylim=(len(target) - 0.4, -0.7), yticks=[], ylabel="participants")
+    axis.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, fontsize=8, frameon=False,
+                handlelength=1.2, columnspacing=0.8, borderpad=0)  # fmt: skip
     return axis

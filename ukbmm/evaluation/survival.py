@@ -22,7 +22,7 @@ def _steps(target: np.ndarray, cause: int) -> tuple[np.ndarray, np.ndarray, np.n
     counts = [np.bincount(at, kept, len(times)) for kept in (None, target[:, 1] > 0, target[:, 1] == cause)]
     return times, counts[0][::-1].cumsum()[::-1].astype(np.float64), counts[1], counts[2]
 
-
+# %% ../../nbs/evaluation/51_survival.ipynb #2c69423c
 def _variance(
     risk: np.ndarray, before: np.ndarray, left: np.ndarray, any_event: np.ndarray, event: np.ndarray
 ):

@@ -32,7 +32,7 @@ def _at_once(people: int, draws: int) -> int:
     "How many draws fit into 100 MB."
     return max(1, min(draws, int(1e8 // (8 * people))))
 
-
+# %% ../../nbs/evaluation/53_uncertainty.ipynb #3751ccbe
 def family_draws(
     family: np.ndarray,  # [person]: family of each person
     draws: int,  # How many
@@ -67,7 +67,7 @@ def bootstrap(
             values[name].append(metric(target, prediction, weights, fold))
     return {name: np.concatenate(parts) for name, parts in values.items()}
 
-
+# %% ../../nbs/evaluation/53_uncertainty.ipynb #b366dea9
 def interval(
     values: np.ndarray,  # [draw]; NaN where the metric is not defined
 ) -> list[float | None]:  # Low and high; None where no draw is defined
@@ -231,6 +231,27 @@ def _of_model(question: Question, metric: Metric, name: str, value: float, drawn
     )
 
 # %% ../../nbs/evaluation/53_uncertainty.ipynb #75f78451
+def _models(whole: Question, points: dict[str, dict[str, float]], drawn: Drawn) -> dict[str, dict]:
+    "Each metric of each model."
+    return {
+        name: {
+            one.name: _of_model(whole, one, name, points[one.name][name], drawn[one.name][name])
+            for one in whole.metrics
+        }
+        for name in whole.predictions
+    }
+
+
+def _comparisons(whole: Question, points: dict[str, dict[str, float]], drawn: Drawn, reference: str | None):
+    "Each metric's difference between the reference and each other model; nothing without a reference."
+    others = [name for name in whole.predictions if reference not in (None, name)]
+    return [
+        _difference(one, reference, name, points[one.name], drawn[one.name])
+        for one in whole.metrics
+        for name in others
+    ]
+
+# %% ../../nbs/evaluation/53_uncertainty.ipynb #8e951342
 def evaluate(
     table: Any,  # A prediction table, pandas or polars
     kind: str,  # Of the outcome: "regression", "binary", "multiclass", "ordinal", "multilabel", "survival" or "competing_risks"
@@ -244,22 +265,14 @@ def evaluate(
     horizons = None if horizons is None or not len(horizons) else [float(year) for year in horizons]
     metrics = [metric for metric in metrics_for(kind) if horizons or not metric.at_horizon]
     table = check_predictions(table, kind, horizons).sort("fold", "row")
-    target = numbers_of(table["target"])
+    target, fold = numbers_of(table["target"]), table["fold"].to_numpy()
     predictions = {name: numbers_of(table[PREFIX + name]) for name in model_names(table)}
-    whole = Question(metrics, target, predictions, table["fold"].to_numpy(), horizons)
-    parts = parts_of(kind, whole)
+    whole = Question(metrics, target, predictions, fold, horizons)
     points = {one.name: {name: float(whole.score(one, name)) for name in predictions} for one in metrics}
+    parts = parts_of(kind, whole)
     drawn, *of_parts = _draw([whole, *parts], table["family"].to_numpy(), draws, seed)
-    models: dict[str, dict] = {name: {} for name in predictions}
-    comparisons = []
-    for metric in metrics:
-        point, found = points[metric.name], drawn[metric.name]
-        for name in predictions:
-            models[name][metric.name] = _of_model(whole, metric, name, point[name], found[name])
-        others = [name for name in predictions if name != reference] if reference is not None else []
-        comparisons += [_difference(metric, reference, name, point, found) for name in others]
     counts = _counts(kind, table, target, max((one.part + 1 for one in parts), default=1))
-    result = {"task": kind, "n": counts, "models": models, "comparisons": comparisons}
-    if parts:
-        result["parts"] = [_of_part(one, values) for one, values in zip(parts, of_parts, strict=True)]
-    return result
+    result = {"task": kind, "n": counts, "models": _models(whole, points, drawn)}
+    result["comparisons"] = _comparisons(whole, points, drawn, reference)
+    scored = [_of_part(one, values) for one, values in zip(parts, of_parts, strict=True)]
+    return result | ({"parts": scored} if scored else {})

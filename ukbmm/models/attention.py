@@ -5,8 +5,8 @@
 # %% ../../nbs/models/45a_attention.ipynb #f924d770
 from __future__ import annotations
 
-
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..core import ModelError
@@ -16,7 +16,7 @@ from .layers import FUSIONS, mlp
 # %% auto #0
 __all__ = ['Attention', 'AttentionLayer', 'TransformerFusion', 'BottleneckFusion', 'CrossAttentionFusion']
 
-# %% ../../nbs/models/45a_attention.ipynb #ba60e657
+# %% ../../nbs/models/45a_attention.ipynb #320828a6
 class Attention(nn.Module):
     "Attention with several heads, from queries to those keys that are there."
 
@@ -30,26 +30,38 @@ class Attention(nn.Module):
         if dim % heads:
             raise ModelError("attention", "a width that is a multiple of the heads", f"{dim} and {heads}")
         self.heads, self.dropout = heads, dropout
-        self.query, self.key_value, self.out = (
-            nn.Linear(dim, dim),
-            nn.Linear(dim, 2 * dim),
-            nn.Linear(dim, dim),
-        )
+        self.query, self.key_value = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim)
+        self.out = nn.Linear(dim, dim)
 
-    def split(self, x: Tensor) -> Tensor:  # [batch, token, dim] to [batch, head, token, dim / heads]
-        "Divide the width among heads."
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+# %% ../../nbs/models/45a_attention.ipynb #e0da0838
+@patch
+def split(
+    self: Attention,
+    x: Tensor,  # [batch, token, dim]
+) -> Tensor:  # [batch, head, token, dim / heads]
+    "Divide the width among heads."
+    return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def forward(self, queries: Tensor, keys: Tensor, there: Tensor | None = None) -> Tensor:
-        "From [batch, query, dim] and [batch, key, dim] to [batch, query, dim]; `there` is bool [batch, key], None means all."
-        key, value = map(self.split, self.key_value(keys).chunk(2, dim=-1))
-        if there is not None:
-            there = (there | ~there.any(dim=1, keepdim=True))[:, None, None]  # batch, head, query, key
-        dropped = self.dropout if self.training else 0.0
-        answer = nn.functional.scaled_dot_product_attention(
-            self.split(self.query(queries)), key, value, attn_mask=there, dropout_p=dropped
-        )
-        return self.out(answer.transpose(1, 2).flatten(2))
+# %% ../../nbs/models/45a_attention.ipynb #84f586d6
+@patch
+def forward(
+    self: Attention,
+    queries: Tensor,  # [batch, query, dim]
+    keys: Tensor,  # [batch, key, dim]
+    there: Tensor | None = None,  # bool [batch, key]; None means all
+) -> Tensor:  # [batch, query, dim]
+    "Answer the queries with what those keys say that are there."
+    key, value = map(self.split, self.key_value(keys).chunk(2, dim=-1))
+    if there is not None:
+        there = (there | ~there.any(dim=1, keepdim=True))[:, None, None]  # batch, head, query, key
+    answer = nn.functional.scaled_dot_product_attention(
+        self.split(self.query(queries)),
+        key,
+        value,
+        attn_mask=there,
+        dropout_p=self.dropout if self.training else 0.0,
+    )
+    return self.out(answer.transpose(1, 2).flatten(2))
 
 # %% ../../nbs/models/45a_attention.ipynb #a791790f
 class AttentionLayer(nn.Module):
@@ -93,14 +105,20 @@ class TransformerFusion(Fusion):
         self.layers = nn.ModuleList(AttentionLayer(*size) for _ in range(settings.depth))
         self.norm = nn.LayerNorm(settings.dim)
 
-    def combine(self, z: Tensor, present: Tensor) -> Tensor:  # [batch, token, dim] to [batch, dim]
-        "Gather all tokens in the class token."
-        first = self.start.to(z.dtype).expand(z.shape[0], 1, -1)
-        x = torch.cat([first, z + self.modality[self.owner]], dim=1)
-        there = nn.functional.pad(self.of_tokens(present), (1, 0), value=True)
-        for layer in self.layers[:-1]:
-            x = layer(x, x, there)
-        return self.norm(self.layers[-1](x[:, :1], x, there)[:, 0])
+# %% ../../nbs/models/45a_attention.ipynb #4b21439d
+@patch
+def combine(
+    self: TransformerFusion,
+    z: Tensor,  # [batch, token, dim]
+    present: Tensor,  # bool [batch, modality]
+) -> Tensor:  # [batch, dim]
+    "Gather all tokens in the class token."
+    first = self.start.to(z.dtype).expand(z.shape[0], 1, -1)
+    x = torch.cat([first, z + self.modality[self.owner]], dim=1)
+    there = nn.functional.pad(self.of_tokens(present), (1, 0), value=True)
+    for layer in self.layers[:-1]:
+        x = layer(x, x, there)
+    return self.norm(self.layers[-1](x[:, :1], x, there)[:, 0])
 
 # %% ../../nbs/models/45a_attention.ipynb #c53beac5
 @FUSIONS.register("bottleneck")
@@ -127,19 +145,25 @@ class BottleneckFusion(Fusion):
         )
         self.norm = nn.LayerNorm(dim)
 
-    def combine(self, z: Tensor, present: Tensor) -> Tensor:  # [batch, token, dim] to [batch, dim]
-        "Exchange through the shared tokens, layer by layer."
-        streams = list((z + self.modality[self.owner]).split(self.tokens, dim=1))
-        shared = self.shared.expand(z.shape[0], -1, -1)
-        share = share_present(present).to(shared.dtype).unsqueeze(-1)
-        for layers in zip(*self.layers, strict=True):
-            seen = []
-            for i, (layer, own) in enumerate(zip(layers, streams, strict=True)):
-                both = torch.cat([own, shared.to(own.dtype)], dim=1)
-                streams[i], changed = layer(both, both).split([own.shape[1], shared.shape[1]], dim=1)
-                seen.append(changed)
-            shared = (torch.stack(seen, dim=1) * share).sum(dim=1)  # batch, latent, dim
-        return self.norm(shared.mean(dim=1))
+# %% ../../nbs/models/45a_attention.ipynb #2ed1f4f9
+@patch
+def combine(
+    self: BottleneckFusion,
+    z: Tensor,  # [batch, token, dim]
+    present: Tensor,  # bool [batch, modality]
+) -> Tensor:  # [batch, dim]
+    "Exchange through the shared tokens, layer by layer."
+    streams = list((z + self.modality[self.owner]).split(self.tokens, dim=1))
+    shared = self.shared.expand(z.shape[0], -1, -1)
+    share = share_present(present).to(shared.dtype).unsqueeze(-1)
+    for layers in zip(*self.layers, strict=True):
+        seen = []
+        for i, (layer, own) in enumerate(zip(layers, streams, strict=True)):
+            both = torch.cat([own, shared.to(own.dtype)], dim=1)
+            streams[i], changed = layer(both, both).split([own.shape[1], shared.shape[1]], dim=1)
+            seen.append(changed)
+        shared = (torch.stack(seen, dim=1) * share).sum(dim=1)  # batch, latent, dim
+    return self.norm(shared.mean(dim=1))
 
 # %% ../../nbs/models/45a_attention.ipynb #ce8fb9bf
 @FUSIONS.register("cross_attention")
@@ -164,14 +188,17 @@ class CrossAttentionFusion(Fusion):
         self.thinking = nn.ModuleList(AttentionLayer(*size) for _ in range(settings.depth))
         self.norm = nn.LayerNorm(dim)
 
-    def combine(self, z: Tensor, present: Tensor) -> Tensor:  # [batch, token, dim] to [batch, dim]
-        "Ask and think in turn."
-        x, keys, there = (
-            self.latents.expand(z.shape[0], -1, -1),
-            z + self.modality[self.owner],
-            self.of_tokens(present),
-        )
-        for ask, think in zip(self.asking, self.thinking, strict=True):
-            x = ask(x, keys, there)
-            x = think(x, x)
-        return self.norm(x.mean(dim=1))
+# %% ../../nbs/models/45a_attention.ipynb #04a6681f
+@patch
+def combine(
+    self: CrossAttentionFusion,
+    z: Tensor,  # [batch, token, dim]
+    present: Tensor,  # bool [batch, modality]
+) -> Tensor:  # [batch, dim]
+    "Ask and think in turn."
+    x, there = self.latents.expand(z.shape[0], -1, -1), self.of_tokens(present)
+    keys = z + self.modality[self.owner]
+    for ask, think in zip(self.asking, self.thinking, strict=True):
+        x = ask(x, keys, there)
+        x = think(x, x)
+    return self.norm(x.mean(dim=1))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from fastcore.basics import patch
 from pydantic import Field as Setting
 from pydantic import model_validator
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ class ResidualBlock(nn.Module):
         "Add."
         return x + self.narrow(self.dropout(self.widen(self.normalise(x)).relu()))
 
-
+# %% ../../nbs/models/41a_deep_tables.ipynb #71621f65
 class ResNetSettings(RowSettings):
     "A table, encoded by a residual net."
 
@@ -111,17 +112,21 @@ class MemberNet(nn.Module):
         self.weight = nn.Parameter(torch.empty(n_members, *sizes[-2:]).uniform_(-limit, limit))
         self.bias = nn.Parameter(torch.empty(n_members, sizes[-1]).uniform_(-limit, limit))
 
-    def members(self, x: Tensor) -> Tensor:  # [batch, dim] to [batch, member, dim]
-        "What each member says."
-        x = x.unsqueeze(1)
-        for layer in self.layers:
-            x = self.dropout(layer(x).relu())
-        return torch.einsum("bmi,mid->bmd", x, self.weight) + self.bias
+# %% ../../nbs/models/41a_deep_tables.ipynb #7608f613
+@patch
+def members(self: MemberNet, x: Tensor) -> Tensor:  # [batch, dim] to [batch, member, dim]
+    "What each member says."
+    x = x.unsqueeze(1)
+    for layer in self.layers:
+        x = self.dropout(layer(x).relu())
+    return torch.einsum("bmi,mid->bmd", x, self.weight) + self.bias
 
-    def forward(self, x: Tensor) -> Tensor:  # [batch, dim], or [batch, token, dim] for several means
-        "The mean of what members say."
-        means = self.members(x).unflatten(1, (self.tokens, -1)).mean(dim=2)
-        return means if self.tokens > 1 else means.squeeze(1)
+
+@patch
+def forward(self: MemberNet, x: Tensor) -> Tensor:  # [batch, dim], or [batch, token, dim] for several means
+    "The mean of what members say."
+    means = self.members(x).unflatten(1, (self.tokens, -1)).mean(dim=2)
+    return means if self.tokens > 1 else means.squeeze(1)
 
 # %% ../../nbs/models/41a_deep_tables.ipynb #9536f466
 class TabMSettings(RowSettings):
@@ -140,7 +145,7 @@ class TabMSettings(RowSettings):
             )
         return self
 
-
+# %% ../../nbs/models/41a_deep_tables.ipynb #7ee18005
 @ENCODERS.register("tabm")
 class TabM(RowEncoder):
     "An ensemble of perceptrons in one net, over a table in a row."
@@ -174,29 +179,29 @@ class TableTokens(nn.Module):
         self.n_quantities, own = n_quantities, n_quantities + len(sizes)
         self.n_tokens = max(own, 1 + max(yes_no, default=-1))
         self.numbers = number_embedding(n_quantities, width, numbers, edges) if n_quantities else None
-        self.missing, self.codes, self.choices = (
-            self._vectors(count, width) for count in (n_quantities, len(sizes), self.n_tokens - own)
+        self.missing, self.codes, self.choices, self.levels, self.yes, self.unknown = (
+            nn.Parameter(torch.empty(count, width).uniform_(-(width**-0.5), width**-0.5))
+            for count in (n_quantities, len(sizes), self.n_tokens - own, sum(sizes), *[len(yes_no)] * 2)
         )
-        self.levels = self._vectors(sum(sizes), width)
-        self.yes, self.unknown = self._vectors(len(yes_no), width), self._vectors(len(yes_no), width)
         offsets = [sum(sizes[:i]) for i in range(len(sizes))]
         self.register_buffer("offsets", torch.tensor(offsets, dtype=torch.long), persistent=False)
         self.register_buffer("place", torch.tensor(list(yes_no), dtype=torch.long), persistent=False)
 
-    def _vectors(self, count: int, width: int) -> nn.Parameter:
-        return nn.Parameter(torch.empty(count, width).uniform_(-(width**-0.5), width**-0.5))
-
-    def forward(self, filled: Tensor, missing: Tensor, levels: Tensor) -> Tensor:  # [batch, token, dim]
-        "Make tokens of numbers [batch, column], 0 where missing [batch, column], and levels [batch, column]."
-        q, tokens = self.n_quantities, []
-        if self.numbers is not None:
-            lacks = missing[:, :q].unsqueeze(-1) > 0
-            tokens.append(torch.where(lacks, self.missing, self.numbers(filled[:, :q])))
-        tokens.append(self.levels[levels + self.offsets] + self.codes)
-        tokens.append(self.choices.expand(filled.shape[0], -1, -1))
-        joined = torch.cat([part.float() for part in tokens], dim=1)
-        said = filled[:, q:, None] * self.yes + missing[:, q:, None] * self.unknown
-        return joined.index_add(1, self.place, said.to(joined.dtype))
+# %% ../../nbs/models/41a_deep_tables.ipynb #bbc0c065
+@patch
+def forward(
+    self: TableTokens, filled: Tensor, missing: Tensor, levels: Tensor
+) -> Tensor:  # [batch, token, dim]
+    "Make tokens of numbers [batch, column], 0 where missing [batch, column], and levels [batch, column]."
+    q, tokens = self.n_quantities, []
+    if self.numbers is not None:
+        lacks = missing[:, :q].unsqueeze(-1) > 0
+        tokens.append(torch.where(lacks, self.missing, self.numbers(filled[:, :q])))
+    tokens.append(self.levels[levels + self.offsets] + self.codes)
+    tokens.append(self.choices.expand(filled.shape[0], -1, -1))
+    joined = torch.cat([part.float() for part in tokens], dim=1)
+    said = filled[:, q:, None] * self.yes + missing[:, q:, None] * self.unknown
+    return joined.index_add(1, self.place, said.to(joined.dtype))
 
 # %% ../../nbs/models/41a_deep_tables.ipynb #af568fb6
 class Attention(nn.Module):
@@ -221,7 +226,7 @@ class Attention(nn.Module):
         seen = scaled_dot_product_attention(*heads, dropout_p=self.dropout if self.training else 0.0)
         return self.out(seen.transpose(1, 2).flatten(2))
 
-
+# %% ../../nbs/models/41a_deep_tables.ipynb #1434dd71
 class TransformerLayer(nn.Module):
     "Tokens look at each other, then each thinks for itself."
 
@@ -240,12 +245,14 @@ class TransformerLayer(nn.Module):
         self.widen, self.narrow = nn.Linear(width, 2 * hidden), nn.Linear(hidden, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, n: int | None = None) -> Tensor:  # [batch, token, dim]
-        "Update the first `n` tokens (all)."
-        normal, some = self.before(x), x[:, :n]
-        some = some + self.attention(normal[:, :n], normal)
-        value, gate = self.widen(self.between(some)).chunk(2, dim=-1)
-        return some + self.narrow(self.dropout(value * gate.relu()))
+# %% ../../nbs/models/41a_deep_tables.ipynb #74b2e182
+@patch
+def forward(self: TransformerLayer, x: Tensor, n: int | None = None) -> Tensor:  # [batch, token, dim]
+    "Update the first `n` tokens (all)."
+    normal, some = self.before(x), x[:, :n]
+    some = some + self.attention(normal[:, :n], normal)
+    value, gate = self.widen(self.between(some)).chunk(2, dim=-1)
+    return some + self.narrow(self.dropout(value * gate.relu()))
 
 # %% ../../nbs/models/41a_deep_tables.ipynb #39311f1b
 MOST_TOKENS = 1000  # Inputs of an FT-Transformer: 2.4 GB on a GPU for 512 people, at 64 values and two layers
@@ -268,7 +275,16 @@ class FTSettings(TableSettings):
             raise ValueError(f"expected width to be a multiple of heads, found {self.width} and {self.heads}")
         return self
 
+# %% ../../nbs/models/41a_deep_tables.ipynb #dde1bf02
+def _refuse_many(n_tokens: int) -> None:
+    "Raise `ModelError` where attention over so many inputs can't be paid for."
+    if n_tokens > MOST_TOKENS:
+        remedy = "Take kind: tabm or tabular_resnet, spread the fields over several modalities, or leave out followers by drop_redundant."
+        raise ModelError(
+            "the encoder ft_transformer", f"at most {MOST_TOKENS:,} inputs", f"{n_tokens:,}", remedy
+        )
 
+# %% ../../nbs/models/41a_deep_tables.ipynb #b26e2869
 @ENCODERS.register("ft_transformer")
 class FTTransformer(TableEncoder):
     "Attention over the inputs of a table."
@@ -287,20 +303,15 @@ class FTTransformer(TableEncoder):
         self.out = nn.Sequential(nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, dim))
         self.from_score = nn.Linear(n_outputs, dim, bias=False)
 
-    def represent(self, filled: Tensor, missing: Tensor, levels: Tensor, additive: Tensor) -> Tensor:
-        "Let the summary tokens look at the inputs; the score is added."
-        x = self.embed(filled, missing, levels)
-        x = torch.cat([self.summary.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
-        for layer in self.layers[:-1]:
-            x = layer(x)
-        out = self.out(self.layers[-1](x, self.n_tokens)) + self.from_score(additive).unsqueeze(1)
-        return out if self.n_tokens > 1 else out.squeeze(1)
-
-
-def _refuse_many(n_tokens: int) -> None:
-    "Raise `ModelError` where attention over so many inputs can't be paid for."
-    if n_tokens > MOST_TOKENS:
-        remedy = "Take kind: tabm or tabular_resnet, spread the fields over several modalities, or leave out followers by drop_redundant."
-        raise ModelError(
-            "the encoder ft_transformer", f"at most {MOST_TOKENS:,} inputs", f"{n_tokens:,}", remedy
-        )
+# %% ../../nbs/models/41a_deep_tables.ipynb #bf4c9f0b
+@patch
+def represent(
+    self: FTTransformer, filled: Tensor, missing: Tensor, levels: Tensor, additive: Tensor
+) -> Tensor:
+    "Let the summary tokens look at the inputs; the score is added."
+    x = self.embed(filled, missing, levels)
+    x = torch.cat([self.summary.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
+    for layer in self.layers[:-1]:
+        x = layer(x)
+    out = self.out(self.layers[-1](x, self.n_tokens)) + self.from_score(additive).unsqueeze(1)
+    return out if self.n_tokens > 1 else out.squeeze(1)

@@ -5,8 +5,8 @@
 # %% ../../nbs/models/45b_experts.ipynb #fd78fd6b
 from __future__ import annotations
 
-
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .fusion import About, EachLinear, Fusion, FusionSettings, share_present
@@ -86,14 +86,18 @@ class LateFusion(Fusion):
         self.hidden = EachLinear(self.n_modalities, settings.dim, 2 * settings.dim)
         self.answer = EachLinear(self.n_modalities, 2 * settings.dim, settings.dim)
         self.drop = nn.Dropout(settings.dropout)
-        self.louder = nn.Parameter(
-            torch.zeros(self.n_modalities, self.n_modalities)
-        )  # Where row is absent, column
+        self.louder = nn.Parameter(torch.zeros(self.n_modalities, self.n_modalities))
         self.absent = nn.Parameter(torch.zeros(self.n_modalities, settings.dim))
 
-    def combine(self, z: Tensor, present: Tensor) -> Tensor:  # [batch, token, dim] to [batch, dim]
-        "Add up the answers."
-        answer = self.answer(self.drop(nn.functional.gelu(self.hidden(self.pooled(z)))))
-        weight = 1 + (~present).to(answer.dtype) @ self.louder.to(answer.dtype)
-        absent = self.absent.to(answer.dtype)
-        return torch.where(present.unsqueeze(-1), weight.unsqueeze(-1) * answer, absent).sum(dim=1)
+# %% ../../nbs/models/45b_experts.ipynb #f21276d4
+@patch
+def combine(
+    self: LateFusion,
+    z: Tensor,  # [batch, token, dim]
+    present: Tensor,  # bool [batch, modality]
+) -> Tensor:  # [batch, dim]
+    "Add up the answers."
+    answer = self.answer(self.drop(nn.functional.gelu(self.hidden(self.pooled(z)))))
+    weight = 1 + (~present).to(answer.dtype) @ self.louder.to(answer.dtype)
+    absent = self.absent.to(answer.dtype)
+    return torch.where(present.unsqueeze(-1), weight.unsqueeze(-1) * answer, absent).sum(dim=1)

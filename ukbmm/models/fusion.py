@@ -24,6 +24,31 @@ __all__ = ['OPTIONS', 'FusionSettings', 'About', 'Fusion', 'share_present', 'Mea
            'GatedFusion', 'LowRankFusion', 'FilmFusion']
 
 # %% ../../nbs/models/45_fusion.ipynb #9d6ff61a
+OPTIONS = ("depth", "heads", "latents", "rank", "condition")  # Of some fusions, not of all
+
+
+def _registered(name: str) -> str:
+    "The name of a fusion that is registered."
+    if name not in FUSIONS:
+        names = ", ".join(FUSIONS.names())
+        raise ValueError(f"expected one of {names}, found {name!r}. {did_you_mean(name, FUSIONS.names())}")
+    return name
+
+
+def _with_its_options(settings: FusionSettings) -> FusionSettings:
+    "Settings that change no option of another fusion."
+    fields = type(settings).model_fields
+    options = FUSIONS[settings.kind].options if settings.kind in FUSIONS else OPTIONS
+    changed = [name for name in OPTIONS if getattr(settings, name) != fields[name].default]
+    if foreign := [name for name in changed if name not in options]:
+        has = ", ".join(options) or "no options of its own"
+        raise ValueError(f"{settings.kind} does not have the option {', '.join(foreign)}; it has {has}")
+    if "heads" in options and settings.dim % settings.heads:
+        found = f"{settings.dim} and {settings.heads}"
+        raise ValueError(f"expected dim to be a multiple of heads, found {found}")
+    return settings
+
+# %% ../../nbs/models/45_fusion.ipynb #18fa07ff
 class FusionSettings(Settings):
     "How modalities are combined."
 
@@ -37,41 +62,17 @@ class FusionSettings(Settings):
     latents: int = Setting(4, ge=1, description="Tokens through which all that is exchanged must go")
     rank: int = Setting(4, ge=1, description="Rank of the tensor product")
     condition: int | None = Setting(
-        None,
-        ge=0,
-        description="Position of the modality that modulates the others; None takes each participant's first",
-    )
+        None, ge=0, description="Position of the modality that modulates the others; None takes each participant's first"
+    )  # fmt: skip
     modality_dropout: float = Setting(
         0.1, ge=0, lt=1, description="Share of present modalities hidden from the network while training, never all"
-    )
+    )  # fmt: skip
     auxiliary: float = Setting(
         0.0, ge=0, description="Weight of the losses of heads that see one modality alone, while training"
     )
 
-    @field_validator("kind")
-    @classmethod
-    def _registered(cls, name: str) -> str:
-        if name not in FUSIONS:
-            names = ", ".join(FUSIONS.names())
-            raise ValueError(
-                f"expected one of {names}, found {name!r}. {did_you_mean(name, FUSIONS.names())}"
-            )
-        return name
-
-    @model_validator(mode="after")
-    def _has_the_options(self) -> FusionSettings:
-        options = FUSIONS[self.kind].options if self.kind in FUSIONS else OPTIONS
-        changed = [name for name in OPTIONS if getattr(self, name) != type(self).model_fields[name].default]
-        foreign = [name for name in changed if name not in options]
-        if foreign:
-            has = ", ".join(options) or "no options of its own"
-            raise ValueError(f"{self.kind} does not have the option {', '.join(foreign)}; it has {has}")
-        if "heads" in options and self.dim % self.heads:
-            raise ValueError(f"expected dim to be a multiple of heads, found {self.dim} and {self.heads}")
-        return self
-
-
-OPTIONS = ("depth", "heads", "latents", "rank", "condition")  # Of some fusions, not of all
+    _kind = field_validator("kind")(_registered)
+    _options = model_validator(mode="after")(_with_its_options)
 
 # %% ../../nbs/models/45_fusion.ipynb #ecd57773
 class About(NamedTuple):
@@ -83,7 +84,7 @@ class About(NamedTuple):
     cost: str  # Multiplications a participant: a formula in M, T, D and the options
     use: str  # When to choose it
 
-
+# %% ../../nbs/models/45_fusion.ipynb #d90e481b
 class Fusion(nn.Module):
     "What fusions share: blanking what is absent, and the prior of somebody of whom nothing is known."
 
@@ -127,7 +128,7 @@ def forward(
     fused = self.combine(kept, present)
     return torch.where(present.any(dim=1, keepdim=True), fused, self.prior.to(fused.dtype))
 
-
+# %% ../../nbs/models/45_fusion.ipynb #86443868
 @patch
 def of_tokens(self: Fusion, present: Tensor) -> Tensor:  # bool [batch, token]
     "Which tokens belong to what is present."
@@ -147,14 +148,14 @@ def n_parameters(self: Fusion) -> int:
     "How many numbers it learns."
     return sum(parameter.numel() for parameter in self.parameters())
 
-# %% ../../nbs/models/45_fusion.ipynb #86443868
+# %% ../../nbs/models/45_fusion.ipynb #5ae47375
 def share_present(
     present: Tensor,  # bool [batch, modality]
 ) -> Tensor:  # float32 [batch, modality, 1]: 1 / count where present, else 0
     "Weights that take the mean of what is present."
     return (present / present.sum(dim=1, keepdim=True).clamp(min=1)).unsqueeze(-1)
 
-
+# %% ../../nbs/models/45_fusion.ipynb #4524dac4
 @FUSIONS.register("mean")
 class MeanFusion(Fusion):
     "The mean of what is present."
@@ -232,7 +233,7 @@ class GatedFusion(Fusion):
         self.gate = mlp([width, dim, self.n_modalities * dim], settings.dropout)
         self.mix = mlp([dim, 2 * dim, dim], settings.dropout)
 
-
+# %% ../../nbs/models/45_fusion.ipynb #029a4ef6
 @patch
 def gates(
     self: GatedFusion, z: Tensor, present: Tensor
@@ -301,13 +302,11 @@ class FilmFusion(Fusion):
         order = [first, *(m for m in range(self.n_modalities) if m != first)]
         self.register_buffer("order", torch.tensor(order), persistent=False)
         self.register_buffer("back", self.order.argsort(), persistent=False)
-        self.feature, self.modulation = (
-            EachLinear(self.n_modalities, dim, dim),
-            EachLinear(self.n_modalities, dim, 2 * dim),
-        )
+        self.feature = EachLinear(self.n_modalities, dim, dim)
+        self.modulation = EachLinear(self.n_modalities, dim, 2 * dim)
         self.mix = mlp([dim, 2 * dim, dim], settings.dropout)
 
-
+# %% ../../nbs/models/45_fusion.ipynb #ac0168e9
 @patch
 def conditions(
     self: FilmFusion, present: Tensor
@@ -317,7 +316,7 @@ def conditions(
     first = ordered & (ordered.cumsum(dim=1) == 1)
     return first.index_select(1, self.back)
 
-
+# %% ../../nbs/models/45_fusion.ipynb #fdf27d40
 @patch
 def combine(self: FilmFusion, z: Tensor, present: Tensor) -> Tensor:  # [batch, token, dim] to [batch, dim]
     "Modulate the sum of the others."

@@ -56,18 +56,25 @@ class GenotypeEncoder(nn.Module):
             nn.init.zeros_(start_at_zero.weight)
             nn.init.zeros_(start_at_zero.bias)
 
-    @classmethod
-    def of(cls, block: SNPBlock, dim: int, n_outputs: int, settings: GenotypeSettings) -> GenotypeEncoder:
-        "The encoder of a fitted block."
-        return cls(block.n_variants, dim, n_outputs, settings)
+# %% ../../nbs/models/42_genotype.ipynb #6b3d31fc
+@patch
+def additive(self: GenotypeEncoder, x: Tensor) -> Tensor:  # [batch, variant] to [batch, class]
+    "The linear score over all variants."
+    return self.linear(x)
 
-    def additive(self, x: Tensor) -> Tensor:  # [batch, variant] to [batch, class]
-        "The linear score over all variants."
-        return self.linear(x)
 
-    def forward(self, x: Tensor, additive: Tensor) -> Tensor:  # [batch, variant] to [batch, dim]
-        "Represent genotypes: what the blocks see, plus the score."
-        return self.scale * self.project(self.after(self.local(x))) + self.from_score(additive)
+@patch
+def forward(self: GenotypeEncoder, x: Tensor, additive: Tensor) -> Tensor:  # [batch, variant] to [batch, dim]
+    "Represent genotypes: what the blocks see, plus the score."
+    return self.scale * self.project(self.after(self.local(x))) + self.from_score(additive)
+
+# %% ../../nbs/models/42_genotype.ipynb #b1f06895
+@patch(cls_method=True)
+def of(
+    cls: GenotypeEncoder, block: SNPBlock, dim: int, n_outputs: int, settings: GenotypeSettings
+) -> GenotypeEncoder:
+    "The encoder of a fitted block."
+    return cls(block.n_variants, dim, n_outputs, settings)
 
 # %% ../../nbs/models/42_genotype.ipynb #4f619e54
 @patch

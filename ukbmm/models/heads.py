@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from inspect import signature
+from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 import torch
+from fastcore.basics import patch
 from pydantic import Field as Setting
 from pydantic import model_validator
 from torch import Tensor, nn
@@ -22,7 +24,7 @@ from .losses import LOSSES, Loss, full_precision
 from .survival import SurvivalLoss  # noqa: F401, registers the losses of times
 
 # %% auto #0
-__all__ = ['Head', 'SeveralLoss', 'loss_for', 'LossSettings']
+__all__ = ['Head', 'SeveralLoss', 'cut', 'loss_for', 'LossSettings']
 
 # %% ../../nbs/models/47_heads.ipynb #650b33fe
 class Head(nn.Module):
@@ -78,7 +80,7 @@ class SeveralLoss(Loss):
                              f"{len(parts)} losses and {len(widths)} widths")  # fmt: skip
         self.parts, self.widths = nn.ModuleList(parts), tuple(widths)
         self.outputs = tuple(part.n_outputs for part in parts)
-        self.n_outputs, self.n_weights = sum(self.outputs), len(parts)
+        self.n_outputs, self.n_weights, self.n_targets = sum(self.outputs), len(parts), sum(widths)
 
     @classmethod
     def of(cls, block: OutcomeBlock, **options: Any) -> SeveralLoss:
@@ -97,9 +99,7 @@ class SeveralLoss(Loss):
 
     def forward(self, output: Tensor, target: Tensor, reduction: str | None = None) -> Tensor:
         "The weighted sum; `output` ends in the logarithms of variances, as a `Head` gives them."
-        if output.shape[1] != self.n_outputs + self.n_weights:
-            raise ModelError("raw outputs of several outcomes", f"{self.n_outputs} and {self.n_weights} weights",
-                             f"{output.shape[1]}", "Give the head its loss: Head(dim, n_outputs, loss=loss).")  # fmt: skip
+        self.check_shapes(output, target)
         output, reduction, total = full_precision(output), reduction or self.reduction, 0.0
         for i, (part, own, truth) in enumerate(self.pieces(output, target)):
             s = output[:, self.n_outputs + i : self.n_outputs + i + 1]
@@ -129,12 +129,32 @@ class SeveralLoss(Loss):
             part.finish(own, truth)
         return self
 
-    @property
-    def columns(self) -> list[int]:  # [class of `activation`]
-        "The target's column that each column of `activation` is of."
-        first = [sum(self.widths[:i]) for i in range(len(self.widths))]
-        wide = [part.activation(torch.zeros(1, part.n_outputs)).shape[1] for part in self.parts]
-        return [column for column, width in zip(first, wide, strict=True) for _ in range(width)]
+# %% ../../nbs/models/47_heads.ipynb #e3deef73
+@patch(as_prop=True)
+def reads(self: SeveralLoss) -> list[int]:
+    "Columns of `activation` of each outcome."
+    return [part.activation(torch.zeros(1, part.n_outputs)).shape[1] for part in self.parts]
+
+
+@patch(as_prop=True)
+def columns(self: SeveralLoss) -> list[int]:  # [class of `activation`]
+    "The target's column that each column of `activation` is of."
+    first = [sum(self.widths[:i]) for i in range(len(self.widths))]
+    return [column for column, width in zip(first, self.reads, strict=True) for _ in range(width)]
+
+
+@patch(as_prop=True)
+def shifts(self: SeveralLoss) -> Tensor:  # [score, class]
+    "Scores of each outcome move its own raw outputs."
+    return torch.block_diag(*(part.shifts for part in self.parts))
+
+
+def cut(
+    whole: Any,  # [batch, column]: a tensor or an array
+    widths: Sequence[int],  # Columns of each piece
+) -> list[Any]:  # [batch, width] each
+    "Cut columns into pieces, such as predictions of several outcomes side by side into those of each."
+    return [whole[:, start:stop] for start, stop in pairwise([0, *accumulate(widths)])]
 
 # %% ../../nbs/models/47_heads.ipynb #e55ec829
 def loss_for(
@@ -143,7 +163,7 @@ def loss_for(
     loss: str | None = None,  # Name of a loss for this kind; None takes the one that is named like the kind
     **options: Any,  # Of the loss, such as `delta` of huber or `intervals` of hazard
 ) -> Loss:
-    "Make the loss of an outcome; raises `ModelError` for a kind without one, or a loss for another kind."
+    "Make the loss of an outcome; raises `ModelError` for a kind without one, a loss for another kind, or values that cannot be."
     kind = outcome if isinstance(outcome, str) else outcome.outcome.kind
     fit = [name for name in LOSSES.names() if kind in LOSSES[name].kinds]
     name = loss or kind
@@ -151,7 +171,9 @@ def loss_for(
         found = f"no loss for it{f' named {loss!r}' if loss and fit else ''}"
         raise ModelError(f"outcome kind {kind!r}", f"one of {', '.join(fit or LOSSES.names())}", found)
     if not isinstance(outcome, str):
-        return LOSSES[name].of(outcome, **options)
+        made = LOSSES[name].of(outcome, **options)
+        made.check_values(outcome.batch(torch.arange(len(outcome.outcome.values))))
+        return made
     try:
         return LOSSES[name](**options)
     except TypeError:

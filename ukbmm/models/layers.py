@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..core import ModelError, Registry
@@ -56,13 +57,19 @@ class LocallyConnected(nn.Module):
         self.padding = self.n_blocks * block - width_in
         self.weight = nn.Parameter(torch.randn(self.n_blocks, block, width_out) * block**-0.5)
 
-    @property
-    def width(self) -> int:
-        "Outputs in all."
-        return self.n_blocks * self.weight.shape[2]
+# %% ../../nbs/models/40_layers.ipynb #6eae5473
+@patch(as_prop=True)
+def width(self: LocallyConnected) -> int:
+    "Outputs in all."
+    return self.n_blocks * self.weight.shape[2]
 
-    def forward(self, x: Tensor) -> Tensor:  # [batch, variant] to [batch, width]
-        "Apply each block's layer to its own inputs."
-        padded = nn.functional.pad(x, (0, self.padding))
-        blocks = padded.view(x.shape[0], self.n_blocks, self.block).transpose(0, 1)  # block, batch, variant
-        return torch.bmm(blocks, self.weight).transpose(0, 1).flatten(1)
+
+@patch
+def forward(
+    self: LocallyConnected,
+    x: Tensor,  # [batch, variant]
+) -> Tensor:  # [batch, width]
+    "Apply each block's layer to its own inputs."
+    padded = nn.functional.pad(x, (0, self.padding))
+    blocks = padded.view(x.shape[0], self.n_blocks, self.block).transpose(0, 1)  # block, batch, variant
+    return torch.bmm(blocks, self.weight).transpose(0, 1).flatten(1)

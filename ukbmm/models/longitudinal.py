@@ -45,21 +45,23 @@ class GRUDCell(nn.Module):
         nn.init.constant_(self.state_decay.weight, FADING / n_channels)
         nn.init.zeros_(self.state_decay.bias)
 
-    def forward(
-        self,
-        value: Tensor,  # [batch, channel], 0 where missing
-        mask: Tensor,  # [batch, channel], 1 where measured
-        elapsed: Tensor,  # [batch, channel]: years since it was last measured
-        last: Tensor,  # [batch, channel]: what was measured then, 0 where it never was
-        state: Tensor,  # [batch, width]
-    ) -> Tensor:  # [batch, width]
-        "Let inputs and memory fade, and take in what was measured."
-        fade = torch.exp(-torch.relu(self.input_decay * elapsed + self.input_decay_bias))
-        seen = mask * value + (1 - mask) * fade * last
-        state = state * torch.exp(-torch.relu(self.state_decay(elapsed)))
-        update, reset = self.gates(torch.cat([seen, mask, state], dim=1)).sigmoid().chunk(2, dim=1)
-        new = self.candidate(torch.cat([seen, mask, reset * state], dim=1)).tanh()
-        return (1 - update) * state + update * new
+# %% ../../nbs/models/44_longitudinal.ipynb #c24108f4
+@patch
+def forward(
+    self: GRUDCell,
+    value: Tensor,  # [batch, channel], 0 where missing
+    mask: Tensor,  # [batch, channel], 1 where measured
+    elapsed: Tensor,  # [batch, channel]: years since it was last measured
+    last: Tensor,  # [batch, channel]: what was measured then, 0 where it never was
+    state: Tensor,  # [batch, width]
+) -> Tensor:  # [batch, width]
+    "Let inputs and memory fade, and take in what was measured."
+    fade = torch.exp(-torch.relu(self.input_decay * elapsed + self.input_decay_bias))
+    seen = mask * value + (1 - mask) * fade * last
+    state = state * torch.exp(-torch.relu(self.state_decay(elapsed)))
+    update, reset = self.gates(torch.cat([seen, mask, state], dim=1)).sigmoid().chunk(2, dim=1)
+    new = self.candidate(torch.cat([seen, mask, reset * state], dim=1)).tanh()
+    return (1 - update) * state + update * new
 
 # %% ../../nbs/models/44_longitudinal.ipynb #8b29f259
 class GRUDSettings(Settings):
@@ -68,6 +70,14 @@ class GRUDSettings(Settings):
     kind: Literal["grud"] = "grud"
     width: int = Setting(32, ge=1, description="Width of the memory")
     dropout: float = Setting(0.2, ge=0, lt=1, description="Share of the memory dropped while training")
+
+# %% ../../nbs/models/44_longitudinal.ipynb #7cefe2c6
+def _zeros(n_inputs: int, n_outputs: int) -> nn.Linear:
+    "A linear map that starts at zero."
+    layer = nn.Linear(n_inputs, n_outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 class _Visits(nn.Module):
@@ -93,15 +103,7 @@ class _Visits(nn.Module):
         "The linear part of the prediction: the last value of each quantity, and whether there is none."
         return self.linear(last_values(x[0], x[1]))
 
-
-def _zeros(n_inputs: int, n_outputs: int) -> nn.Linear:
-    "A linear map that starts at zero."
-    layer = nn.Linear(n_inputs, n_outputs)
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-# %% ../../nbs/models/44_longitudinal.ipynb #7cefe2c6
+# %% ../../nbs/models/44_longitudinal.ipynb #bf730d91
 @ENCODERS.register("grud")
 class GRUDEncoder(_Visits):
     "GRU-D over visits."
@@ -120,22 +122,24 @@ class GRUDEncoder(_Visits):
         self.cell, self.width = GRUDCell(n_channels, settings.width), settings.width
         self.dropout, self.project = nn.Dropout(settings.dropout), nn.Linear(settings.width, dim)
 
-    def forward(
-        self,
-        x: tuple[
-            Tensor, Tensor, Tensor, Tensor
-        ],  # value, mask, elapsed [batch, time, channel]; years [batch, time]
-        additive: Tensor,  # [batch, class]
-    ) -> Tensor:  # [batch, dim]
-        "Go through the visits; the additive score is one of the inputs."
-        value, mask, elapsed, years = x
-        state, last = value.new_zeros(value.shape[0], self.width), torch.zeros_like(value[:, 0])
-        for step in range(value.shape[1]):
-            now, known = value[:, step], mask[:, step]
-            new = self.cell(now, known, elapsed[:, step], last, state)
-            state = torch.where(years[:, step, None].isnan(), state, new.to(state.dtype))
-            last = torch.where(known > 0, now, last)
-        return self.project(self.dropout(state)) + self.from_score(additive)
+# %% ../../nbs/models/44_longitudinal.ipynb #be76e9fd
+@patch
+def forward(
+    self: GRUDEncoder,
+    x: tuple[
+        Tensor, Tensor, Tensor, Tensor
+    ],  # value, mask, elapsed [batch, time, channel]; years [batch, time]
+    additive: Tensor,  # [batch, class]
+) -> Tensor:  # [batch, dim]
+    "Go through the visits; the additive score is one of the inputs."
+    value, mask, elapsed, years = x
+    state, last = value.new_zeros(value.shape[0], self.width), torch.zeros_like(value[:, 0])
+    for step in range(value.shape[1]):
+        now, known = value[:, step], mask[:, step]
+        new = self.cell(now, known, elapsed[:, step], last, state)
+        state = torch.where(years[:, step, None].isnan(), state, new.to(state.dtype))
+        last = torch.where(known > 0, now, last)
+    return self.project(self.dropout(state)) + self.from_score(additive)
 
 # %% ../../nbs/models/44_longitudinal.ipynb #072afdac
 PERIODS = (0.5, 1, 2, 4, 8, 16, 32, 64, 128)  # Years
@@ -169,7 +173,7 @@ class TransformerSettings(Settings):
     heads: int = Setting(4, ge=1, description="Heads of attention; they divide the width")
     dropout: float = Setting(0.1, ge=0, lt=1, description="Share of hidden values dropped while training")
 
-
+# %% ../../nbs/models/44_longitudinal.ipynb #b4953f44
 class AttentionLayer(nn.Module):
     "Attention and a perceptron, each after a normalisation and beside a straight line."
 
@@ -183,22 +187,26 @@ class AttentionLayer(nn.Module):
         self.net = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
         self.dropout = nn.Dropout(dropout)
 
-    def attend(self, z: Tensor, allowed: Tensor) -> Tensor:
-        "Let each step look at those that it may."
-        parts = self.queries(z).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        seen = nn.functional.scaled_dot_product_attention(
-            *parts.unbind(0), attn_mask=allowed, dropout_p=self.rate if self.training else 0.0
-        )
-        return self.out(seen.transpose(1, 2).flatten(2))
+# %% ../../nbs/models/44_longitudinal.ipynb #081641c8
+@patch
+def attend(self: AttentionLayer, z: Tensor, allowed: Tensor) -> Tensor:
+    "Let each step look at those that it may."
+    parts = self.queries(z).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+    seen = nn.functional.scaled_dot_product_attention(
+        *parts.unbind(0), attn_mask=allowed, dropout_p=self.rate if self.training else 0.0
+    )
+    return self.out(seen.transpose(1, 2).flatten(2))
 
-    def forward(
-        self,
-        z: Tensor,  # [row, time, width]
-        allowed: Tensor,  # bool [row, 1, time, time]: may the first look at the second?
-    ) -> Tensor:  # [row, time, width]
-        "Mix steps, then work on each."
-        z = z + self.dropout(self.attend(self.norm(z), allowed))
-        return z + self.dropout(self.net(self.after(z)))
+
+@patch
+def forward(
+    self: AttentionLayer,
+    z: Tensor,  # [row, time, width]
+    allowed: Tensor,  # bool [row, 1, time, time]: may the first look at the second?
+) -> Tensor:  # [row, time, width]
+    "Mix steps, then work on each."
+    z = z + self.dropout(self.attend(self.norm(z), allowed))
+    return z + self.dropout(self.net(self.after(z)))
 
 # %% ../../nbs/models/44_longitudinal.ipynb #592a2408
 class _Body(nn.Module):
@@ -222,7 +230,7 @@ class VisitTransformerSettings(TransformerSettings):
 
     kind: Literal["visit_transformer"] = "visit_transformer"
 
-
+# %% ../../nbs/models/44_longitudinal.ipynb #55fd0111
 @ENCODERS.register("visit_transformer")
 class VisitTransformer(_Visits):
     "A transformer over visits."
@@ -242,22 +250,24 @@ class VisitTransformer(_Visits):
         self.summary = nn.Parameter(torch.randn(settings.width) * 0.02)
         self.body, self.project = _Body(settings), nn.Linear(settings.width, dim)
 
-    def forward(
-        self,
-        x: tuple[
-            Tensor, Tensor, Tensor, Tensor
-        ],  # value, mask, elapsed [batch, time, channel]; years [batch, time]
-        additive: Tensor,  # [batch, class]
-    ) -> Tensor:  # [batch, dim]
-        "Let visits look at each other; the additive score is one of the inputs."
-        value, mask, _, years = x
-        came = ~years.isnan()
-        steps = self.values(torch.cat([value, mask], dim=2)) + self.time(years.nan_to_num(0.0).unsqueeze(-1))
-        z = torch.cat([self.summary.to(steps.dtype).expand(value.shape[0], 1, -1), steps], dim=1)
-        keys = torch.cat([torch.ones_like(came[:, :1]), came], dim=1)
-        own = torch.eye(keys.shape[1], dtype=torch.bool, device=keys.device)
-        z = self.body(z, (keys[:, None, :] | own)[:, None])
-        return self.project(z[:, 0]) + self.from_score(additive)
+# %% ../../nbs/models/44_longitudinal.ipynb #3074f499
+@patch
+def forward(
+    self: VisitTransformer,
+    x: tuple[
+        Tensor, Tensor, Tensor, Tensor
+    ],  # value, mask, elapsed [batch, time, channel]; years [batch, time]
+    additive: Tensor,  # [batch, class]
+) -> Tensor:  # [batch, dim]
+    "Let visits look at each other; the additive score is one of the inputs."
+    value, mask, _, years = x
+    came = ~years.isnan()
+    steps = self.values(torch.cat([value, mask], dim=2)) + self.time(years.nan_to_num(0.0).unsqueeze(-1))
+    z = torch.cat([self.summary.to(steps.dtype).expand(value.shape[0], 1, -1), steps], dim=1)
+    keys = torch.cat([torch.ones_like(came[:, :1]), came], dim=1)
+    own = torch.eye(keys.shape[1], dtype=torch.bool, device=keys.device)
+    z = self.body(z, (keys[:, None, :] | own)[:, None])
+    return self.project(z[:, 0]) + self.from_score(additive)
 
 # %% ../../nbs/models/44_longitudinal.ipynb #3499bf50
 class EventTransformerSettings(TransformerSettings):
@@ -331,16 +341,23 @@ class EventEncoder(nn.Module):
         self.from_score = nn.Linear(n_outputs, dim, bias=False)
         self.linear = _zeros(len(paths) - OTHER, n_outputs)
 
-    @classmethod
-    def of(
-        cls, block: EventBlock, dim: int, n_outputs: int, settings: EventTransformerSettings | None = None
-    ) -> EventEncoder:
-        "Make the encoder of a fitted block."
-        return cls(block.paths, dim, n_outputs, settings)
+# %% ../../nbs/models/44_longitudinal.ipynb #f649e722
+@patch(cls_method=True)
+def of(
+    cls: EventEncoder,
+    block: EventBlock,
+    dim: int,
+    n_outputs: int,
+    settings: EventTransformerSettings | None = None,
+) -> EventEncoder:
+    "Make the encoder of a fitted block."
+    return cls(block.paths, dim, n_outputs, settings)
 
-    def additive(self, x: tuple[Tensor, ...]) -> Tensor:  # [batch, class]
-        "The linear part of the prediction: which codes and groups a participant has."
-        return self.linear(multi_hot(x[0], self.embed.paths).to(self.linear.weight.dtype))
+
+@patch
+def additive(self: EventEncoder, x: tuple[Tensor, ...]) -> Tensor:  # [batch, class]
+    "The linear part of the prediction: which codes and groups a participant has."
+    return self.linear(multi_hot(x[0], self.embed.paths).to(self.linear.weight.dtype))
 
 # %% ../../nbs/models/44_longitudinal.ipynb #05f911f2
 @patch

@@ -6,28 +6,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..core import ModelError, Registry
 from ..data.blocks import OutcomeBlock
 
 # %% auto #0
-__all__ = ['LOSSES', 'SMALLEST', 'full_precision', 'reduced', 'Loss', 'RegressionLoss', 'HuberLoss', 'positive', 'unpositive',
-           'GaussianLoss', 'running', 'QuantileLoss', 'BinaryLoss', 'MultilabelLoss', 'MulticlassLoss', 'OrdinalLoss']
+__all__ = ['LOSSES', 'SMALLEST', 'ascending', 'full_precision', 'reduced', 'Loss', 'RegressionLoss', 'HuberLoss', 'positive',
+           'unpositive', 'GaussianLoss', 'running', 'QuantileLoss', 'BinaryLoss', 'MultilabelLoss', 'MulticlassLoss',
+           'OrdinalLoss']
 
 # %% ../../nbs/models/46_losses.ipynb #bad78854
 LOSSES = Registry("loss")
+
+
+def ascending(numbers: Sequence[float]) -> bool:
+    "Is each number above the one before?"
+    return all(low < high for low, high in pairwise(numbers))
 
 
 def full_precision(output: Tensor) -> Tensor:
     "Raise half precision to single; leave single and double as they are."
     return output.to(torch.promote_types(output.dtype, torch.float32))
 
-
+# %% ../../nbs/models/46_losses.ipynb #adc1143c
 def reduced(
     losses: Tensor,  # [batch, ...]
     known: Tensor,  # bool, the same shape: False where there is nothing to compare with
@@ -48,76 +56,117 @@ class Loss(nn.Module):
     kinds: tuple[str, ...] = ()  # Kinds of outcome that it is for
     gathers = False  # Does it need the whole batch, over all processes?
     n_outputs = 1  # Raw outputs
-    n_scores: int | None = (
-        None  # Scores of a linear model, each of which moves one output; None has one for each
-    )
+    n_targets = 1  # Columns of the target
+    allowed = "finite numbers"  # What is known of a target
+    n_scores: int | None = None  # Scores of a linear model, each moves one output; None: one for each
     n_weights = 0  # Outputs after those that are the same for everybody: see `47_heads`
-    factor: float | None = (
-        1.0  # Beside its weight among several outcomes; None has a variance of its own and is not weighted
-    )
+    factor: float | None = 1.0  # Beside its weight among several; None has a variance of its own: no weight
     finishes = False  # Does it learn something when training is over?
+    columns: Sequence[int] = (0,)  # The target's column that each column of `activation` is of, or all
 
     def __init__(
         self,
         reduction: str = "mean",  # "mean", "sum", or "none" for one loss a participant
     ):
         super().__init__()
-        self.reduction = reduction
+        self.reduction, self.looked = reduction, False  # Has it looked at values of a target?
 
     @classmethod
     def of(cls, block: OutcomeBlock, **options: Any) -> Loss:
         "Make the loss of an outcome; `block` is fitted."
         return cls(**options)
 
-    def forward(self, output: Tensor, target: Tensor, reduction: str | None = None) -> Tensor:
-        "The loss of raw outputs [batch, class]; `target` [batch, k] is NaN where it is not known."
-        output, known = self.checked(output, target), self.known(target)
-        answer = torch.where(known, target, torch.zeros_like(target)).to(output.dtype)
-        return self.total(output, answer, known, reduction or self.reduction)
+# %% ../../nbs/models/46_losses.ipynb #e7c09f12
+@patch
+def forward(self: Loss, output: Tensor, target: Tensor, reduction: str | None = None) -> Tensor:
+    "The loss of raw outputs [batch, class]; `target` [batch, k] is NaN where it is not known."
+    self.check_shapes(output, target)
+    if not (self.looked or torch.compiler.is_compiling()):
+        self.check_values(target)
+    output, known = full_precision(output), self.known(target)
+    answer = torch.where(known, target, torch.zeros_like(target)).to(output.dtype)
+    return self.total(output, answer, known, reduction or self.reduction)
 
-    def known(self, target: Tensor) -> Tensor:
-        "What is known: bool, of the shape that `each` has."
-        return ~target.isnan()
 
-    def total(self, output: Tensor, target: Tensor, known: Tensor, reduction: str) -> Tensor:
-        "The reduced loss."
-        return reduced(self.each(output, target), known, reduction)
+@patch
+def known(self: Loss, target: Tensor) -> Tensor:
+    "What is known: bool, of the shape that `each` has."
+    return ~target.isnan()
 
-    def checked(self, output: Tensor, target: Tensor) -> Tensor:  # [batch, class], single precision or double
-        "Raise `ModelError` where shapes do not fit: broadcast, they would give a number that means nothing."
-        if output.ndim != 2 or output.shape[1] != self.n_outputs or target.shape[:1] != output.shape[:1] or target.ndim != 2:  # fmt: skip
-            raise ModelError(f"raw outputs of {type(self).__name__}", f"[batch, {self.n_outputs}] and a target [batch, k]",
-                             f"{list(output.shape)} and {list(target.shape)}")  # fmt: skip
-        return full_precision(output)
 
-    def each(self, output: Tensor, target: Tensor) -> Tensor:
-        "Losses [batch, k]; where the target is not known it is 0 here, and the loss is not used."
-        raise NotImplementedError
+@patch
+def total(self: Loss, output: Tensor, target: Tensor, known: Tensor, reduction: str) -> Tensor:
+    "The reduced loss."
+    return reduced(self.each(output, target), known, reduction)
 
-    def activation(self, output: Tensor) -> Tensor:  # [batch, class]
-        "What a person reads."
-        return full_precision(output)
 
-    def decodes(self, prediction: Tensor) -> Tensor:
-        "The one answer, from what `activation` gave."
-        return prediction
+@patch
+def each(self: Loss, output: Tensor, target: Tensor) -> Tensor:
+    "Losses [batch, k]; where the target is not known it is 0 here, and the loss is not used."
+    raise NotImplementedError
 
-    def score(self, prediction: Tensor) -> Tensor:
-        "What metrics compare with the target, from what `activation` gave."
-        return prediction
+# %% ../../nbs/models/46_losses.ipynb #2cd6be9d
+@patch
+def activation(self: Loss, output: Tensor) -> Tensor:  # [batch, class]
+    "What a person reads."
+    return full_precision(output)
 
-    def start(self, target: Tensor) -> Tensor:  # [class]
-        "The constant raw outputs that fit the targets [row, k] of the training rows."
-        return torch.zeros(self.n_outputs)
 
-    @property
-    def shifts(self) -> Tensor:  # [score, class]
-        "How the scores of a linear model move raw outputs."
-        return torch.eye(self.n_outputs)[: self.n_scores]
+@patch
+def decodes(self: Loss, prediction: Tensor) -> Tensor:
+    "The one answer, from what `activation` gave."
+    return prediction
 
-    def finish(self, output: Tensor, target: Tensor) -> Loss:
-        "Learn from raw outputs and targets of the training rows what can't be known before; most learn nothing."
-        return self
+
+@patch
+def score(self: Loss, prediction: Tensor) -> Tensor:
+    "What metrics compare with the target, from what `activation` gave."
+    return prediction
+
+# %% ../../nbs/models/46_losses.ipynb #34440924
+@patch
+def start(self: Loss, target: Tensor) -> Tensor:  # [class]
+    "The constant raw outputs that fit the targets [row, k] of the training rows."
+    return torch.zeros(self.n_outputs)
+
+
+@patch(as_prop=True)
+def shifts(self: Loss) -> Tensor:  # [score, class]
+    "How the scores of a linear model move raw outputs."
+    return torch.eye(self.n_outputs)[: self.n_scores]
+
+
+@patch
+def finish(self: Loss, output: Tensor, target: Tensor) -> Loss:
+    "Learn from raw outputs and targets of the training rows what can't be known before; most learn nothing."
+    return self
+
+# %% ../../nbs/models/46_losses.ipynb #257cc5cf
+@patch
+def check_shapes(self: Loss, output: Tensor, target: Tensor) -> None:
+    "Raise `ModelError` where shapes do not fit: broadcast, they would give a number that means nothing."
+    wanted = self.n_outputs + self.n_weights, self.n_targets
+    right = output.ndim == target.ndim == 2 and len(output) == len(target)
+    if not right or (output.shape[1], target.shape[1]) != wanted:
+        remedy = "Give the head its loss: Head(dim, n_outputs, loss=loss)." if self.n_weights else None
+        raise ModelError(f"raw outputs of {type(self).__name__}", f"[batch, {wanted[0]}] and a target [batch, {wanted[1]}]",
+                         f"{list(output.shape)} and {list(target.shape)}", remedy)  # fmt: skip
+
+
+@patch
+def fits(self: Loss, target: Tensor) -> Tensor:  # bool, of the target's shape
+    "Which values of a target can be; of what is not known it does not matter."
+    return target.isfinite()
+
+
+@patch
+def check_values(self: Loss, target: Tensor) -> None:
+    "Raise `ModelError` where a target cannot be; on a GPU this waits for what is computed."
+    self.looked = True
+    if not (self.fits(target) | target.isnan()).all():
+        raise ModelError(
+            f"the target of {type(self).__name__}", f"{self.allowed}, NaN where nobody knows it", "others"
+        )
 
 # %% ../../nbs/models/46_losses.ipynb #04b73425
 @LOSSES.register("regression")
@@ -135,7 +184,7 @@ class RegressionLoss(Loss):
         "The mean."
         return target.nanmean(0)
 
-
+# %% ../../nbs/models/46_losses.ipynb #6f0d13b7
 @LOSSES.register("huber")
 class HuberLoss(RegressionLoss):
     "Half the squared error where it is small, and the error itself where it is large: Huber 1964, doi:10.1214/aoms/1177703732."
@@ -159,9 +208,7 @@ class HuberLoss(RegressionLoss):
         return target.nanmedian(0).values
 
 # %% ../../nbs/models/46_losses.ipynb #8848c733
-SMALLEST = (
-    1e-6  # Variance, in squared standard deviations, or step between thresholds: nothing divides by zero
-)
+SMALLEST = 1e-6  # Variance in squared deviations, or step between thresholds: nothing divides by zero
 
 
 def positive(raw: Tensor) -> Tensor:
@@ -174,14 +221,13 @@ def unpositive(value: Tensor) -> Tensor:
     value = value.clamp(min=1e-3)
     return value + torch.log(-torch.expm1(-value))
 
-
+# %% ../../nbs/models/46_losses.ipynb #b84871f0
 @LOSSES.register("gaussian")
 class GaussianLoss(Loss):
     "Gaussian negative log-likelihood with a variance for everybody: Nix and Weigend 1994, doi:10.1109/ICNN.1994.374138."
 
     kinds = ("regression",)
-    n_outputs, n_scores = 2, 1
-    factor = None
+    n_outputs, n_scores, factor = 2, 1, None
 
     def each(self, output: Tensor, target: Tensor) -> Tensor:
         "Losses [batch, 1], less the constant of the normal density."
@@ -214,7 +260,7 @@ def running(steps: Tensor) -> Tensor:
     upto = torch.ones(width, width, dtype=steps.dtype, device=steps.device).triu()
     return (steps.unsqueeze(-1) * upto).sum(-2)
 
-
+# %% ../../nbs/models/46_losses.ipynb #98775388
 @LOSSES.register("quantiles")
 class QuantileLoss(Loss):
     "Pinball loss of several quantiles: Koenker and Bassett 1978, doi:10.2307/1913643."
@@ -228,8 +274,7 @@ class QuantileLoss(Loss):
         reduction: str = "mean",
     ):
         super().__init__(reduction)
-        ascending = all(low < high for low, high in zip((0.0, *quantiles), (*quantiles, 1.0), strict=True))
-        if not quantiles or not ascending:
+        if not quantiles or not ascending([0.0, *quantiles, 1.0]):
             raise ModelError("quantiles", "ascending numbers between 0 and 1", f"{list(quantiles)}")
         self.n_outputs, self.middle = len(quantiles), len(quantiles) // 2
         self.register_buffer("quantiles", torch.tensor(quantiles))
@@ -244,19 +289,25 @@ class QuantileLoss(Loss):
         output = full_precision(output)
         return running(torch.cat([output[:, :1], positive(output[:, 1:])], dim=1))
 
-    def decodes(self, prediction: Tensor) -> Tensor:
-        "The quantile in the middle."
-        return prediction[:, self.middle : self.middle + 1]
+# %% ../../nbs/models/46_losses.ipynb #3d977830
+@patch
+def decodes(self: QuantileLoss, prediction: Tensor) -> Tensor:
+    "The quantile in the middle."
+    return prediction[:, self.middle : self.middle + 1]
 
-    def score(self, prediction: Tensor) -> Tensor:
-        "The quantile in the middle."
-        return self.decodes(prediction)
 
-    def start(self, target: Tensor) -> Tensor:  # [class]
-        "The quantiles of the training rows."
-        values = target.double().numpy(force=True)
-        best = torch.from_numpy(np.nanquantile(values, self.quantiles.numpy(force=True))).float()
-        return torch.cat([best[:1], unpositive(best.diff())])
+@patch
+def score(self: QuantileLoss, prediction: Tensor) -> Tensor:
+    "The quantile in the middle."
+    return self.decodes(prediction)
+
+
+@patch
+def start(self: QuantileLoss, target: Tensor) -> Tensor:  # [class]
+    "The quantiles of the training rows."
+    values = target.double().numpy(force=True)
+    best = torch.from_numpy(np.nanquantile(values, self.quantiles.numpy(force=True))).float()
+    return torch.cat([best[:1], unpositive(best.diff())])
 
 # %% ../../nbs/models/46_losses.ipynb #8336eabe
 @LOSSES.register("binary")
@@ -264,6 +315,11 @@ class BinaryLoss(Loss):
     "Cross-entropy of a yes or no, from log-odds."
 
     kinds = ("binary",)
+    allowed = "0 for no and 1 for yes"
+
+    def fits(self, target: Tensor) -> Tensor:  # bool, of the target's shape
+        "0 and 1."
+        return (target == 0) | (target == 1)
 
     def each(self, output: Tensor, target: Tensor) -> Tensor:
         "Losses [batch, k]."
@@ -282,7 +338,7 @@ class BinaryLoss(Loss):
         yes, known = target.nansum(0), (~target.isnan()).sum(0)
         return torch.log((yes + 0.5) / (known - yes + 0.5))
 
-
+# %% ../../nbs/models/46_losses.ipynb #0aec01be
 @LOSSES.register("multilabel")
 class MultilabelLoss(BinaryLoss):
     "Cross-entropy of several yes or no, of which some may be unknown."
@@ -296,7 +352,7 @@ class MultilabelLoss(BinaryLoss):
         reduction: str = "mean",
     ):
         super().__init__(reduction)
-        self.n_outputs = labels
+        self.n_outputs = self.n_targets = labels
 
     @classmethod
     def of(cls, block: OutcomeBlock, **options: Any) -> MultilabelLoss:
@@ -317,6 +373,7 @@ class MulticlassLoss(Loss):
     ):
         super().__init__(reduction)
         self.n_classes = self.n_outputs = classes
+        self.allowed = f"numbers of classes from 0 to {classes - 1}"
 
     @classmethod
     def of(cls, block: OutcomeBlock, **options: Any) -> MulticlassLoss:
@@ -331,22 +388,36 @@ class MulticlassLoss(Loss):
         "Losses [batch, 1]."
         return -self.log_probabilities(output).gather(1, target.long())
 
-    def activation(self, output: Tensor) -> Tensor:  # [batch, class]
-        "Probabilities of the classes."
-        return self.log_probabilities(full_precision(output)).exp()
+# %% ../../nbs/models/46_losses.ipynb #543b0ab7
+@patch
+def fits(self: MulticlassLoss, target: Tensor) -> Tensor:  # bool, of the target's shape
+    "Numbers of classes."
+    return (target >= 0) & (target < self.n_classes) & (target == target.round())
 
-    def decodes(self, prediction: Tensor) -> Tensor:  # [batch, 1]
-        "The most probable class."
-        return prediction.argmax(1, keepdim=True)
 
-    def shares(self, target: Tensor) -> Tensor:  # [class]
-        "Shares of the classes among the training rows; a class that nobody is in counts half a person."
-        counts = torch.bincount(target[~target.isnan()].long(), minlength=self.n_classes) + 0.5
-        return counts / counts.sum()
+@patch
+def activation(self: MulticlassLoss, output: Tensor) -> Tensor:  # [batch, class]
+    "Probabilities of the classes."
+    return self.log_probabilities(full_precision(output)).exp()
 
-    def start(self, target: Tensor) -> Tensor:  # [class]
-        "The logarithms of the shares."
-        return self.shares(target).log()
+
+@patch
+def decodes(self: MulticlassLoss, prediction: Tensor) -> Tensor:  # [batch, 1]
+    "The most probable class."
+    return prediction.argmax(1, keepdim=True)
+
+# %% ../../nbs/models/46_losses.ipynb #6acc2c2a
+@patch
+def shares(self: MulticlassLoss, target: Tensor) -> Tensor:  # [class]
+    "Shares of the classes among the training rows; a class that nobody is in counts half a person."
+    counts = torch.bincount(target[~target.isnan()].long(), minlength=self.n_classes) + 0.5
+    return counts / counts.sum()
+
+
+@patch
+def start(self: MulticlassLoss, target: Tensor) -> Tensor:  # [class]
+    "The logarithms of the shares."
+    return self.shares(target).log()
 
 # %% ../../nbs/models/46_losses.ipynb #5d7688e0
 @LOSSES.register("ordinal")
@@ -375,8 +446,10 @@ class OrdinalLoss(MulticlassLoss):
         between = torch.cat([ends, torch.log(-torch.expm1(-steps)), ends], dim=1)[:, : self.n_classes]
         return torch.cat([ends, upper], dim=1) + torch.cat([lower, ends], dim=1) + between
 
-    def start(self, target: Tensor) -> Tensor:  # [class]
-        "The log-odds of the training rows."
-        shares = self.shares(target)
-        odds = torch.log((1 - shares.cumsum(0)) / shares.cumsum(0))[:-1]
-        return torch.cat([odds[:1], unpositive(-odds.diff())])
+# %% ../../nbs/models/46_losses.ipynb #b3381f93
+@patch
+def start(self: OrdinalLoss, target: Tensor) -> Tensor:  # [class]
+    "The log-odds of the training rows."
+    shares = self.shares(target)
+    odds = torch.log((1 - shares.cumsum(0)) / shares.cumsum(0))[:-1]
+    return torch.cat([odds[:1], unpositive(-odds.diff())])

@@ -14,12 +14,14 @@ from pydantic import Field as Setting
 from torch import Tensor, nn
 
 import ukbmm.models.attention
+import ukbmm.models.deep_tables
 import ukbmm.models.experts
 import ukbmm.models.genotype
-import ukbmm.models.tabular  # noqa: F401, these four register what a spec can name
+import ukbmm.models.longitudinal
+import ukbmm.models.tabular  # noqa: F401, these six register what a spec can name
 from ..config import Settings
 from ..core import ModelError, derive_seed, did_you_mean, seed_everything
-from ..data.batch import RESERVED, blank_absent
+from ..data.batch import RESERVED, blank_absent, check_shapes
 from ..data.blocks import Block, OutcomeBlock
 from .fusion import EachLinear, Fusion, FusionSettings
 from .heads import Head, LossSettings, loss_for
@@ -53,6 +55,8 @@ class MultiModalModel(nn.Module):
             raise ModelError(
                 "the batch", f"the modalities {', '.join(self.encoders)}", ", ".join(names) or "none"
             )
+        if not torch.compiler.is_compiling():
+            check_shapes(x)
         present = x["present"]
         return [blank_absent(x[name], present[:, i]) for i, name in enumerate(names)], present
 
@@ -116,8 +120,12 @@ def build_encoder(
     asked = ENCODERS.entries.values() if settings is None else [ENCODERS[settings.kind]]
     fits = [encoder for encoder in asked if isinstance(block, encoder.blocks)]
     if not fits:
-        found = type(block).__name__ if settings is None else settings.kind
-        raise ModelError(f"the encoder of modality {block.name!r}", "one for this kind of data", found)
+        found = f"none for a {type(block).__name__}" if settings is None else settings.kind
+        others = [name for name, one in ENCODERS.entries.items() if isinstance(block, one.blocks)]
+        remedy = f"Choose {' or '.join(others)}." if others else "Register one with `ENCODERS.register`."
+        raise ModelError(
+            f"the encoder of modality {block.name!r}", "one for this kind of data", found, remedy
+        )
     return fits[0].of(block, dim, n_outputs, settings or fits[0].settings_class())
 
 # %% ../../nbs/models/48_multimodal.ipynb #19daf650

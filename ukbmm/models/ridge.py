@@ -5,7 +5,7 @@
 # %% ../../nbs/models/47a_ridge.ipynb #fd409d49
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,13 +15,14 @@ from torch import Tensor
 
 from ..core import DataError, ModelError, progress
 from ..data.blocks import Block, OutcomeBlock, PhenotypeBlock, SNPBlock
-from .heads import loss_for
+from .heads import SeveralLoss, loss_for
 from .losses import Loss, RegressionLoss
 from .tabular import tabular_design
 
 # %% auto #0
 __all__ = ['PENALTIES', 'DUAL_ROWS', 'CHUNK_ROWS', 'CHUNK_COLUMNS', 'design_width', 'Columns', 'to_columns', 'to_people',
-           'DualKernel', 'shifted_cg', 'StreamKernel', 'residuals', 'calibrate', 'LinearModel', 'cross_fit']
+           'DualKernel', 'shifted_cg', 'StreamKernel', 'residuals', 'calibrate', 'LinearModel', 'cross_fit',
+           'side_by_side']
 
 # %% ../../nbs/models/47a_ridge.ipynb #e75bb493
 PENALTIES = tuple(float(p) for p in np.logspace(-1.5, 3, 10))  # 0.03 to 1,000
@@ -427,3 +428,26 @@ def cross_fit(
                         (chosen * slope).float(), errors)  # fmt: skip
     loss.finish(model.raw(model.cross_fitted), known)
     return model
+
+# %% ../../nbs/models/47a_ridge.ipynb #1eb7ebb1
+def _unseen(model: LinearModel, blocks: dict[str, Block], rows: np.ndarray) -> Tensor:
+    "Scores of people by models that did not see them [batch, modality, score]."
+    scores, seen, order = model.scores(blocks, rows), np.isin(rows, model.rows), np.argsort(model.rows)
+    places = order[np.searchsorted(model.rows, rows[seen], sorter=order)]
+    scores[torch.from_numpy(np.flatnonzero(seen))] = model.cross_fitted[torch.from_numpy(places)]
+    return scores
+
+
+def side_by_side(
+    models: Sequence[LinearModel],  # One of each outcome, fitted to the same blocks
+    blocks: dict[str, Block],  # Fitted blocks by modality
+    rows: np.ndarray,  # Rows that a network will learn from
+) -> LinearModel:
+    "Put linear models of several outcomes side by side, for a network that starts from all of them."
+    loss = SeveralLoss([model.loss for model in models], [model.loss.n_targets for model in models])
+    weights = {name: torch.cat([model.weights[name] for model in models], dim=1) for name in blocks}
+    offsets = {name: torch.cat([model.offsets[name] for model in models]) for name in blocks}
+    penalties = tuple(penalty for model in models for penalty in model.penalties)
+    constants, errors = torch.cat([m.intercept for m in models]), np.concatenate([m.errors for m in models])
+    scores = torch.cat([_unseen(model, blocks, rows) for model in models], dim=2)
+    return LinearModel(loss, penalties, weights, offsets, constants, rows, scores, errors)

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from ..core import ModelError
 from ..data.blocks import OutcomeBlock
-from .losses import LOSSES, Loss, full_precision, reduced, running
+from .losses import LOSSES, Loss, ascending, full_precision, reduced, running
 
 # %% auto #0
 __all__ = ['SurvivalLoss', 'check_horizons', 'cox_terms', 'CoxLoss', 'event_edges', 'HazardLoss', 'DeepHitLoss']
@@ -23,6 +24,8 @@ class SurvivalLoss(Loss):
     "A loss of time and event, read as risk at horizons."
 
     kinds = ("survival",)
+    n_targets, causes = 2, 1
+    after_start = False  # Is a time of 0 in no interval?
 
     def __init__(
         self,
@@ -30,17 +33,36 @@ class SurvivalLoss(Loss):
         reduction: str = "mean",
     ):
         super().__init__(reduction)
+        if not ascending([0.0, *horizons]):
+            raise ModelError("horizons", "years above 0, ascending", f"{list(horizons)}")
         self.register_buffer("horizons", torch.as_tensor(horizons, dtype=torch.float32))
+
+    @property
+    def allowed(self) -> str:
+        "What is known of a target."
+        events = "0 or 1" if self.causes == 1 else f"0 to {self.causes}"
+        return f"times {'above' if self.after_start else 'from'} 0 and events {events}"
 
     def known(self, target: Tensor) -> Tensor:  # bool [batch, 1]
         "Whose time and event are both known."
         return (~target.isnan()).all(dim=1, keepdim=True)
 
-    def score(self, prediction: Tensor) -> Tensor:  # [batch, 1]
-        "The risk of the first event at the last horizon."
-        return prediction[:, len(self.horizons) - 1 : len(self.horizons)]
+# %% ../../nbs/models/46a_survival.ipynb #50958c35
+@patch
+def fits(self: SurvivalLoss, target: Tensor) -> Tensor:  # bool [batch, 2]
+    "Times from the start, and numbers of events."
+    time, event = target[:, :1], target[:, 1:]
+    later = time > 0 if self.after_start else time >= 0
+    whole = (event >= 0) & (event <= self.causes) & (event == event.round())
+    return torch.cat([later & time.isfinite(), whole], dim=1)
 
 
+@patch
+def score(self: SurvivalLoss, prediction: Tensor) -> Tensor:  # [batch, 1]
+    "The risk of the first event at the last horizon."
+    return prediction[:, len(self.horizons) - 1 : len(self.horizons)]
+
+# %% ../../nbs/models/46a_survival.ipynb #857eea3e
 def check_horizons(
     block: OutcomeBlock,  # Fitted
 ) -> tuple[float, ...]:
@@ -66,7 +88,7 @@ def _already_gone(log_share: Tensor, time: Tensor) -> Tensor:  # [event]
     shares = torch.zeros_like(count, dtype=log_share.dtype).scatter_add(0, group, log_share.exp())
     return torch.log1p(-shares.index_select(0, group) * rank / count.index_select(0, group))  # shares: D/R
 
-
+# %% ../../nbs/models/46a_survival.ipynb #257ee366
 def cox_terms(
     risk: Tensor,  # [batch]: logarithms of relative hazards
     time: Tensor,  # [batch]
@@ -109,28 +131,32 @@ class CoxLoss(SurvivalLoss):
         loss = cls(check_horizons(block), **options)
         return loss.finish(torch.zeros(len(block.targets), 1), block.targets)
 
-    def total(self, output: Tensor, target: Tensor, known: Tensor, reduction: str) -> Tensor:
-        "The reduced loss; who is not known comes after everybody and is at risk of nothing."
-        time = torch.where(known[:, 0], target[:, 0], torch.full_like(target[:, 0], -torch.inf))
-        event = known[:, 0] & (target[:, 1] > 0)
-        terms, whose = cox_terms(output[:, 0], time, event, self.ties)
-        if reduction == "none":
-            return torch.zeros_like(output[:, 0]).scatter(0, whose, terms)[:, None]
-        return terms.sum() if reduction == "sum" else terms.sum() / event.sum().clamp(min=1)
-
     def activation(self, output: Tensor) -> Tensor:  # [batch, horizon]
         "Risk at the horizons."
         return -torch.expm1(-torch.exp(full_precision(output) + self.log_baseline))
 
-    def finish(self, output: Tensor, target: Tensor) -> CoxLoss:
-        "Estimate the baseline at the horizons from raw outputs [row, 1] and targets [row, 2] of the training rows."
-        known = (~target.isnan()).all(dim=1)
-        risk, (time, event) = output[known, 0].double(), target[known].double().T
-        order, at = time.sort(descending=True).indices, time[event > 0]
-        steps = -_at_risk(risk[order], time[order], at)[:, None]  # [event, horizon]
-        steps = steps.where(at[:, None] <= self.horizons, -torch.inf)
-        self.log_baseline.copy_(steps.logsumexp(0))
-        return self
+# %% ../../nbs/models/46a_survival.ipynb #d5c4ecac
+@patch
+def total(self: CoxLoss, output: Tensor, target: Tensor, known: Tensor, reduction: str) -> Tensor:
+    "The reduced loss; who is not known comes after everybody and is at risk of nothing."
+    time = torch.where(known[:, 0], target[:, 0], torch.full_like(target[:, 0], -torch.inf))
+    event = known[:, 0] & (target[:, 1] > 0)
+    terms, whose = cox_terms(output[:, 0], time, event, self.ties)
+    if reduction == "none":
+        return torch.zeros_like(output[:, 0]).scatter(0, whose, terms)[:, None]
+    return terms.sum() if reduction == "sum" else terms.sum() / event.sum().clamp(min=1)
+
+
+@patch
+def finish(self: CoxLoss, output: Tensor, target: Tensor) -> CoxLoss:
+    "Estimate the baseline at the horizons from raw outputs [row, 1] and targets [row, 2] of the training rows."
+    known = (~target.isnan()).all(dim=1)
+    risk, (time, event) = output[known, 0].double(), target[known].double().T
+    order, at = time.sort(descending=True).indices, time[event > 0]
+    steps = -_at_risk(risk[order], time[order], at)[:, None]  # [event, horizon]
+    steps = steps.where(at[:, None] <= self.horizons, -torch.inf)
+    self.log_baseline.copy_(steps.logsumexp(0))
+    return self
 
 # %% ../../nbs/models/46a_survival.ipynb #a42af6e6
 def event_edges(
@@ -146,11 +172,20 @@ def event_edges(
     inner = events[places.clamp(min=0)]
     return torch.cat([target.new_zeros(1), inner, target[:, 0].max()[None]]).unique().float()
 
+# %% ../../nbs/models/46a_survival.ipynb #b2a32a57
+def _as_edges(edges: Tensor | Sequence[float]) -> Tensor:  # float32 [interval + 1]
+    "Edges of intervals as a tensor; raises `ModelError` where they are not years from 0, ascending."
+    edges = torch.as_tensor(edges, dtype=torch.float32)
+    if len(edges) < 2 or edges[0] != 0 or not ascending(edges.tolist()):
+        raise ModelError("edges of intervals", "years from 0, ascending", f"{len(edges)} edges that are not")
+    return edges
 
+# %% ../../nbs/models/46a_survival.ipynb #d5c05429
 class _IntervalLoss(SurvivalLoss):
     "A loss with raw outputs for each interval and cause."
 
     kinds = ("survival", "competing_risks")
+    after_start = True
 
     def __init__(
         self,
@@ -160,14 +195,12 @@ class _IntervalLoss(SurvivalLoss):
         reduction: str = "mean",
     ):
         super().__init__(horizons, reduction)
-        edges = torch.as_tensor(edges, dtype=torch.float32)
+        edges = _as_edges(edges)
         self.register_buffer("edges", edges)
         self.causes, self.intervals = causes, len(edges) - 1
         self.n_outputs = causes * self.intervals
         reached = (self.horizons[:, None] - edges[:-1]) / edges.diff()
-        self.register_buffer(
-            "reached", reached.clamp(0, 1)
-        )  # [horizon, interval]: share that is before the horizon
+        self.register_buffer("reached", reached.clamp(0, 1))  # [horizon, interval]: share before the horizon
 
     @classmethod
     def of(cls, block: OutcomeBlock, intervals: int = 15, **options: Any) -> _IntervalLoss:
@@ -175,30 +208,33 @@ class _IntervalLoss(SurvivalLoss):
         edges = event_edges(block.targets, intervals)
         return cls(edges, check_horizons(block), max(1, len(block.outcome.classes)), **options)
 
-    @property
-    def shifts(self) -> Tensor:  # [score, class]
-        "A score of each cause moves all its intervals."
-        return torch.eye(self.causes).repeat_interleave(self.intervals, dim=1)
+# %% ../../nbs/models/46a_survival.ipynb #407ab64c
+@patch(as_prop=True)
+def shifts(self: _IntervalLoss) -> Tensor:  # [score, class]
+    "A score of each cause moves all its intervals."
+    return torch.eye(self.causes).repeat_interleave(self.intervals, dim=1)
 
-    def placed(self, target: Tensor) -> tuple[Tensor, Tensor]:
-        "Of targets: bool [batch, cause, interval] where the event was; bool [batch, interval] lived through."
-        time, event = target[:, :1], target[:, 1:]
-        edges = self.edges.to(target.dtype)
-        inside = (time > edges[:-1]) & (time <= edges[1:])
-        causes = torch.arange(1, self.causes + 1, device=target.device)
-        happened = inside[:, None] & (event == causes)[:, :, None]
-        middle = (edges[:-1] + edges[1:]) / 2
-        ended = (event > 0) & (time <= edges[-1])
-        return happened, torch.where(ended, time > edges[1:], time >= middle)
 
-# %% ../../nbs/models/46a_survival.ipynb #b2a32a57
+@patch
+def placed(self: _IntervalLoss, target: Tensor) -> tuple[Tensor, Tensor]:
+    "Of targets: bool [batch, cause, interval] where the event was; bool [batch, interval] lived through."
+    time, event = target[:, :1], target[:, 1:]
+    edges = self.edges.to(target.dtype)
+    inside = (time > edges[:-1]) & (time <= edges[1:])
+    causes = torch.arange(1, self.causes + 1, device=target.device)
+    happened = inside[:, None] & (event == causes)[:, :, None]
+    middle = (edges[:-1] + edges[1:]) / 2
+    ended = (event > 0) & (time <= edges[-1])
+    return happened, torch.where(ended, time > edges[1:], time >= middle)
+
+# %% ../../nbs/models/46a_survival.ipynb #1cc6abe7
 def _life_table(happened: Tensor, lived: Tensor) -> Tensor:  # [cause + 1, interval]
     "Shares of those at risk in each interval with each event, and in the last row with none; half a person more in each."
     events, none = happened.sum(0).double(), lived.sum(0).double()
     table = torch.cat([events, none[None]]) + 0.5
     return table / table.sum(0)
 
-
+# %% ../../nbs/models/46a_survival.ipynb #d28c1718
 @LOSSES.register("hazard")
 @LOSSES.register("competing_risks")
 class HazardLoss(_IntervalLoss):
@@ -220,20 +256,22 @@ class HazardLoss(_IntervalLoss):
         terms = torch.where(happened, event, zero).sum((1, 2)) + torch.where(lived, none, zero).sum(1)
         return -terms[:, None]
 
-    def activation(self, output: Tensor) -> Tensor:  # [batch, cause * horizon]
-        "Probability of each event before each horizon; within an interval the hazard is constant."
-        output = full_precision(output)
-        _, none = self.log_chances(output)
-        before = (running(none) - none).exp()  # alive and well at each interval's start
-        ended = before[:, None] * -torch.expm1(self.reached * none[:, None])  # batch, horizon, interval
-        share = output.unflatten(1, (self.causes, self.intervals)).softmax(1)
-        return (share[:, :, None] * ended[:, None]).sum(-1).flatten(1)
-
     def start(self, target: Tensor) -> Tensor:  # [class]
         "The log-odds of the training rows' life table."
         target = target[(~target.isnan()).all(dim=1)].to(self.edges.device)
         table = _life_table(*self.placed(target)).log()
         return (table[:-1] - table[-1]).flatten().float()
+
+# %% ../../nbs/models/46a_survival.ipynb #aac663e8
+@patch
+def activation(self: HazardLoss, output: Tensor) -> Tensor:  # [batch, cause * horizon]
+    "Probability of each event before each horizon; within an interval the hazard is constant."
+    output = full_precision(output)
+    _, none = self.log_chances(output)
+    before = (running(none) - none).exp()  # alive and well at each interval's start
+    ended = before[:, None] * -torch.expm1(self.reached * none[:, None])  # batch, horizon, interval
+    share = output.unflatten(1, (self.causes, self.intervals)).softmax(1)
+    return (share[:, :, None] * ended[:, None]).sum(-1).flatten(1)
 
 # %% ../../nbs/models/46a_survival.ipynb #e66ec88c
 @LOSSES.register("deephit")
@@ -259,43 +297,50 @@ class DeepHitLoss(_IntervalLoss):
         every = torch.cat([output, torch.zeros_like(output[:, :1])], dim=1).log_softmax(1)
         return every[:, :-1].unflatten(1, (self.causes, self.intervals)), every[:, -1:]
 
-    def each(self, output: Tensor, target: Tensor) -> Tensor:
-        "Negative log-likelihoods [batch, 1]."
-        happened, lived = self.placed(target)
-        chances, later = self.log_chances(output)
-        ended = happened.flatten(1).any(dim=1)
-        still = torch.where(ended[:, None, None], happened, ~lived[:, None])  # what may have happened to each
-        inside = chances.masked_fill(~still, -torch.inf).flatten(1)
-        return -torch.cat([inside, later.masked_fill(ended[:, None], -torch.inf)], dim=1).logsumexp(
-            1, keepdim=True
-        )
-
-    def ranking(self, output: Tensor, target: Tensor) -> Tensor:  # [batch, 1]
-        "Sums over those who were still well at each one's event; 0 for who had none."
-        happened = self.placed(target)[0].flatten(1)
-        incidence = running(self.log_chances(output)[0].exp()).flatten(1)  # batch, cause * interval
-        ended, place = happened.any(dim=1), happened.long().argmax(1)
-        theirs = incidence.index_select(1, place).T  # [i, j]: risk of j where i had the event
-        time, event = target.T
-        later = (time > time[:, None]) | ((time == time[:, None]) & (event == 0))
-        ahead = theirs.diagonal()[:, None] - theirs
-        pairs = torch.exp(torch.where(later & ended[:, None], -ahead / self.sigma, -torch.inf))
-        return pairs.sum(1, keepdim=True)
-
-    def total(self, output: Tensor, target: Tensor, known: Tensor, reduction: str) -> Tensor:
-        "The reduced loss; who is not known has a time of 0 and is later than nobody."
-        ranking = self.ranking(output, target) / known.sum().clamp(min=1)
-        each = self.alpha * self.each(output, target) + (1 - self.alpha) * ranking
-        return reduced(each, known, reduction)
-
     def activation(self, output: Tensor) -> Tensor:  # [batch, cause * horizon]
         "Probability of each event before each horizon, evenly spread within an interval."
         chances = self.log_chances(full_precision(output))[0].exp()
         return (chances[:, :, None] * self.reached).sum(-1).flatten(1)
 
-    def start(self, target: Tensor) -> Tensor:  # [class]
-        "What the training rows' life table makes of each interval and cause."
-        target = target[(~target.isnan()).all(dim=1)].to(self.edges.device)
-        table = _life_table(*self.placed(target)).log()
-        alive = table[-1].cumsum(0)
-        return (table[:-1] + alive - table[-1] - alive[-1]).flatten().float()
+# %% ../../nbs/models/46a_survival.ipynb #8413c253
+@patch
+def each(self: DeepHitLoss, output: Tensor, target: Tensor) -> Tensor:
+    "Negative log-likelihoods [batch, 1]."
+    happened, lived = self.placed(target)
+    chances, later = self.log_chances(output)
+    ended = happened.flatten(1).any(dim=1)
+    still = torch.where(ended[:, None, None], happened, ~lived[:, None])  # what may have happened to each
+    inside = chances.masked_fill(~still, -torch.inf).flatten(1)
+    after = later.masked_fill(ended[:, None], -torch.inf)
+    return -torch.cat([inside, after], dim=1).logsumexp(1, keepdim=True)
+
+
+@patch
+def start(self: DeepHitLoss, target: Tensor) -> Tensor:  # [class]
+    "What the training rows' life table makes of each interval and cause."
+    target = target[(~target.isnan()).all(dim=1)].to(self.edges.device)
+    table = _life_table(*self.placed(target)).log()
+    alive = table[-1].cumsum(0)
+    return (table[:-1] + alive - table[-1] - alive[-1]).flatten().float()
+
+# %% ../../nbs/models/46a_survival.ipynb #e34615b2
+@patch
+def ranking(self: DeepHitLoss, output: Tensor, target: Tensor) -> Tensor:  # [batch, 1]
+    "Sums over those who were still well at each one's event; 0 for who had none."
+    happened = self.placed(target)[0].flatten(1)
+    incidence = running(self.log_chances(output)[0].exp()).flatten(1)  # batch, cause * interval
+    ended, place = happened.any(dim=1), happened.long().argmax(1)
+    theirs = incidence.index_select(1, place).T  # [i, j]: risk of j where i had the event
+    time, event = target.T
+    later = (time > time[:, None]) | ((time == time[:, None]) & (event == 0))
+    ahead = theirs.diagonal()[:, None] - theirs
+    pairs = torch.exp(torch.where(later & ended[:, None], -ahead / self.sigma, -torch.inf))
+    return pairs.sum(1, keepdim=True)
+
+
+@patch
+def total(self: DeepHitLoss, output: Tensor, target: Tensor, known: Tensor, reduction: str) -> Tensor:
+    "The reduced loss; who is not known has a time of 0 and is later than nobody."
+    ranking = self.ranking(output, target) / known.sum().clamp(min=1)
+    each = self.alpha * self.each(output, target) + (1 - self.alpha) * ranking
+    return reduced(each, known, reduction)

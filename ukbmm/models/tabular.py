@@ -118,7 +118,7 @@ class LinearNumbers(nn.Module):
         "Embed numbers that are not missing."
         return torch.addcmul(self.bias, self.weight, x.unsqueeze(-1))
 
-
+# %% ../../nbs/models/41_tabular.ipynb #a01bc317
 class PiecewiseLinearNumbers(LinearNumbers):
     "A line for each column that learns to bend at its edges."
 
@@ -135,7 +135,7 @@ class PiecewiseLinearNumbers(LinearNumbers):
         "Embed numbers that are not missing."
         return super().forward(x) + torch.einsum("bqf,qfd->bqd", self.features(x), self.bends)
 
-
+# %% ../../nbs/models/41_tabular.ipynb #b69d7e13
 class PeriodicLinearNumbers(nn.Module):
     "Waves of each column, weighed, and cut off at zero."
 
@@ -222,22 +222,40 @@ class TableEncoder(nn.Module):
         self.sizes, self.n_numbers, self.yes_no = list(sizes), n_numbers, list(yes_no)
         self.n_quantities = n_numbers - len(self.yes_no)
         self.build(dim, n_outputs, settings or self.settings_class(), edges)
-        self.linear = nn.Linear(max(1, 2 * n_numbers), n_outputs)  # without numbers, one column of zeros
-        self.level_scores = nn.Embedding(max(1, sum(sizes)), n_outputs)
-        offsets = torch.tensor([sum(sizes[:i]) for i in range(len(sizes))], dtype=torch.long)
-        self.register_buffer("offsets", offsets, persistent=False)
-        for parameter in (self.linear.weight, self.linear.bias, self.level_scores.weight):
-            nn.init.zeros_(parameter)
-
-    def build(self, dim: int, n_outputs: int, settings: TableSettings, edges: Tensor | None) -> None:
-        "Make the layers that represent a table."
-        raise NotImplementedError
-
-    def represent(self, filled: Tensor, missing: Tensor, levels: Tensor, additive: Tensor) -> Tensor:
-        "Represent numbers [batch, column], 0 where missing [batch, column]; levels [batch, column]; and the score."
-        raise NotImplementedError
+        self._make_score(n_outputs)
 
 # %% ../../nbs/models/41_tabular.ipynb #02b4dc14
+@patch
+def build(
+    self: TableEncoder, dim: int, n_outputs: int, settings: TableSettings, edges: Tensor | None
+) -> None:
+    "Make the layers that represent a table."
+    raise NotImplementedError
+
+
+@patch
+def represent(
+    self: TableEncoder,
+    filled: Tensor,  # Numbers [batch, column], 0 where missing
+    missing: Tensor,  # [batch, column], 1 where a number is missing
+    levels: Tensor,  # int64 [batch, column]
+    additive: Tensor,  # [batch, class], the linear score
+) -> Tensor:  # [batch, dim], or [batch, token, dim]
+    "Represent a table."
+    raise NotImplementedError
+
+# %% ../../nbs/models/41_tabular.ipynb #842d953c
+@patch
+def _make_score(self: TableEncoder, n_outputs: int) -> None:
+    "Make the linear part, which says nothing at first."
+    self.linear = nn.Linear(max(1, 2 * self.n_numbers), n_outputs)  # without numbers, one column of zeros
+    self.level_scores = nn.Embedding(max(1, sum(self.sizes)), n_outputs)
+    offsets = torch.tensor([sum(self.sizes[:i]) for i in range(len(self.sizes))], dtype=torch.long)
+    self.register_buffer("offsets", offsets, persistent=False)
+    for parameter in (self.linear.weight, self.linear.bias, self.level_scores.weight):
+        nn.init.zeros_(parameter)
+
+
 @patch
 def additive(self: TableEncoder, x: tuple[Tensor, Tensor]) -> Tensor:  # [batch, class]
     "The linear part of the prediction."
@@ -254,7 +272,7 @@ def forward(self: TableEncoder, x: tuple[Tensor, Tensor], additive: Tensor) -> T
     missing = numbers.isnan()
     return self.represent(numbers.nan_to_num(0.0), missing.to(numbers.dtype), levels, additive)
 
-
+# %% ../../nbs/models/41_tabular.ipynb #026fa788
 @patch(cls_method=True)
 def of(
     cls: TableEncoder,
@@ -299,7 +317,7 @@ def embedding_width(
     "Choose the width of a code's embedding: fastai's rule, at most 32."
     return min(32, round(1.6 * size**0.56))
 
-
+# %% ../../nbs/models/41_tabular.ipynb #7c48cd21
 class RowEncoder(TableEncoder):
     "What encoders share that take a table as one row of inputs; a subclass says which net follows."
 

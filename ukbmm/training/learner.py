@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import fastai.callback.schedule  # noqa: F401, gives the learner fit_one_cycle and lr_find
@@ -15,12 +16,15 @@ import numpy as np
 import torch
 from fastai.callback.core import CancelEpochException
 from fastai.learner import Learner, Metric
-from fastcore.basics import detuplify, patch
+from fastcore.basics import patch
 from torch import nn
 
+from ..cohort.outcomes import Outcome
 from ..core import UkbmmError, write_text
 from ..data.loaders import MultiModalDataLoaders, MultiModalLoader
 from ..evaluation.metrics import METRICS
+from ..evaluation.plots import plot_people
+from ..models.heads import cut
 from ..models.losses import Loss
 from ..models.multimodal import ModelSettings, build_model
 from ..models.ridge import LinearModel
@@ -251,7 +255,7 @@ def predict_rows(
         outputs = [loader.gather(learn.loss_func.activation(learn.model(x)).float()).cpu() for (x,) in loader]
     if not outputs:
         return np.zeros((0, 1))
-    return learn.dls.outcome.decode(torch.cat(outputs).double().numpy())
+    return learn.dls.outcome.decode(torch.cat(outputs).double().numpy(), learn.loss_func.columns)
 
 # %% ../../nbs/training/61_learner.ipynb #f9a2af94
 @patch
@@ -281,24 +285,51 @@ def get_preds(
     return (*inputs, *found, last.flatten() if with_loss else last)
 
 # %% ../../nbs/training/61_learner.ipynb #862f11b7
+def _by_outcome(learn: FusionLearner, target: np.ndarray, prediction: np.ndarray) -> list[tuple]:
+    "Each outcome with its loss, its targets and its predictions, on its own scale."
+    block, loss = learn.dls.outcome, learn.loss_func
+    target, prediction = block.decode(target, range(target.shape[1])), block.decode(prediction, loss.columns)
+    if block.outcome.kind != "several":
+        return [(block.outcome, loss, target, prediction)]
+    pieces = cut(target, loss.widths), cut(prediction, loss.reads)
+    return list(zip(block.outcome.parts, loss.parts, *pieces, strict=True))
+
+
+def _pictures(outcome: Outcome, loss: Loss, target: np.ndarray, prediction: np.ndarray) -> list[tuple]:
+    "The title of each plot of an outcome, and what `plot_people` is given for it: one for each event that competes."
+    if outcome.kind == "regression":
+        point = loss.score(torch.from_numpy(prediction)).numpy()
+        ends = [prediction.min(1, keepdims=True), prediction.max(1, keepdims=True)]
+        prediction = point if prediction.shape[1] == 1 else np.concatenate([point, *ends], axis=1)
+    given = dict(kind=outcome.kind, target=target, prediction=prediction, names=outcome.classes, units=outcome.units, horizons=outcome.horizons)  # fmt: skip
+    titles = outcome.classes if outcome.kind == "competing_risks" else [outcome.title]
+    return [(title, {**given, "event": event}) for event, title in enumerate(titles, 1)]
+
+
 @patch
 def show_results(
-    self: MultiModalLoader,
-    batch: tuple,  # Inputs and targets
-    predictions: Any,  # [batch, class]
+    self: FusionLearner,
+    ds_idx: int = 1,  # Loader: 0 of the training rows, 1 of the validation rows
+    dl: MultiModalLoader | None = None,  # Another loader
     max_n: int = 9,  # Participants
-    **ignored,  # What fastai passes besides
+    shuffle: bool = True,  # Others each epoch?
+    **ignored,  # What else a fastai user may pass
 ) -> None:
-    "Draw predictions beside targets; fastai's `learn.show_results()` calls it."
+    "Draw what some participants had and what was predicted of them."
     import matplotlib.pyplot as plt
 
-    some = slice(0, max_n)
-    target, predicted = (value[some, 0].float().cpu() for value in (batch[-1], detuplify(predictions)))
-    _, axis = plt.subplots(figsize=(4, 0.25 * len(target) + 0.8))
-    axis.plot(target, range(len(target)), "o", label="had")
-    axis.plot(predicted, range(len(target)), "x", label="predicted")
-    axis.set(yticks=[], ylabel="participants", xlabel=f"{self.outcome.outcome.title}, as the network sees it")
-    axis.legend()
+    batch = (self.dls[ds_idx].new(shuffle=shuffle) if dl is None else dl).one_batch()
+    prediction, target = (value[:max_n].double().numpy() for value in self.get_preds(dl=[batch]))
+    pictures = [one for part in _by_outcome(self, target, prediction) for one in _pictures(*part)]
+    columns = min(3, len(pictures))
+    size = (4.6 * columns, -(-len(pictures) // columns) * (0.3 * len(target) + 1.5))
+    _, axes = plt.subplots(
+        -(-len(pictures) // columns), columns, figsize=size, squeeze=False, layout="constrained"
+    )
+    for axis, (title, given) in zip(axes.flat, pictures, strict=False):
+        plot_people(axis, **given).set_title(fill(title, 44), fontsize=10, pad=20)
+    for axis in axes.flat[len(pictures) :]:
+        axis.remove()
 
 # %% ../../nbs/training/61_learner.ipynb #0c2f5ca2
 @patch

@@ -21,7 +21,7 @@ __all__ = ['Epochs', 'Rate', 'FIRST_SIZE', 'LARGEST_SIZE', 'BATCHES', 'LoopSetti
 
 # %% ../../nbs/training/66_settings.ipynb #dc7f6e95
 from ..config import Settings
-from ..core import UkbmmError, did_you_mean, require_extra
+from ..core import UkbmmError, did_you_mean
 from ..data.loaders import MultiModalDataLoaders
 from ..models.multimodal import ModelSettings
 from ..models.ridge import LinearModel
@@ -38,7 +38,7 @@ from ukbmm.training.techniques import (
     find_batch_size,
     lrs_by_encoder,
 )
-from .watching import Speed, TextProgress, trackers
+from .watching import Speed, TextProgress, require_tracker, trackers
 
 # %% ../../nbs/training/66_settings.ipynb #0d33142e
 class _StepSettings(Settings):
@@ -165,7 +165,7 @@ def check_training(
 ) -> None:
     "Raise an error where this machine has not what the settings ask for; before anything is fitted."
     for name in settings.trackers:
-        require_extra(name, name)
+        require_tracker(name)
     there = "a CUDA device" if torch.cuda.is_available() else "no CUDA device"
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise UkbmmError(

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -26,8 +27,9 @@ from ..core import Registry, atomic_file, duration, get_logger, progress, requir
 from .callbacks import DirectCallback, ResumableCallback
 
 # %% auto #0
-__all__ = ['TRACKERS', 'epoch_rows', 'batch_size', 'peak_gib', 'Speed', 'sentence', 'TextProgress', 'plot_learning',
-           'LearningCurve', 'flat_settings', 'Tracker', 'TensorBoard', 'MLflow', 'WandB', 'trackers']
+__all__ = ['TRACKERS', 'QUIET', 'NOWHERE', 'epoch_rows', 'batch_size', 'peak_gib', 'Speed', 'sentence', 'TextProgress',
+           'plot_learning', 'LearningCurve', 'flat_settings', 'require_tracker', 'Tracker', 'TensorBoard', 'MLflow',
+           'WandB', 'trackers']
 
 # %% ../../nbs/training/64_watching.ipynb #2f986159
 def epoch_rows(
@@ -279,6 +281,18 @@ def flat_settings(
             found[name] = value if isinstance(value, int | float) else str(value)
     return found
 
+# %% ../../nbs/training/64_watching.ipynb #d08ef5aa
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}  # Read when they are imported
+
+
+def require_tracker(
+    name: str,  # Of TRACKERS
+) -> Any:  # The imported module
+    "Import a tracker's package, which reports nothing to its makers unless the environment says so; raises `MissingExtraError`."
+    for variable, value in QUIET.items():
+        os.environ.setdefault(variable, value)
+    return require_extra(name, name)
+
 # %% ../../nbs/training/64_watching.ipynb #a0e0ed86
 class Tracker(DirectCallback):
     "Hand the numbers of each epoch to a tracker; the first process alone writes."
@@ -330,46 +344,67 @@ def after_fit(self: Tracker) -> None:
     self.writer = self.run_id = None
 
 # %% ../../nbs/training/64_watching.ipynb #ea479f21
+class _Events:
+    "A file of events for TensorBoard, whose own writer would put the machine's name into the file's."
+
+    def __init__(self, folder: Path, purge: int | None):
+        from tensorboard.compat.proto import event_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.event, self.start = event_pb2.Event, event_pb2.SessionLog.START
+        self.file = RecordWriter(open(folder / f"events.out.tfevents.{time.time_ns()}", "wb"))
+        self.write(file_version="brain.Event:2")
+        if purge is not None:  # what an interrupted fit wrote from this step on does not count
+            self.write(step=purge, session_log=event_pb2.SessionLog(status=self.start))
+
+    def write(self, **values: Any) -> None:
+        "Write an event."
+        self.file.write(self.event(wall_time=time.time(), **values).SerializeToString())
+        self.file.flush()
+
+# %% ../../nbs/training/64_watching.ipynb #d279bd35
 @TRACKERS.register("tensorboard")
 class TensorBoard(Tracker):
     "Write scalars for TensorBoard into the folder `tensorboard`."
 
     def open(self) -> Any:
-        "Open a writer; steps from a resumed epoch on replace those of before."
-        require_extra("tensorboard", "tensorboard")
-        from torch.utils.tensorboard import SummaryWriter
+        "Open a file; steps from a resumed epoch on replace those of before."
+        require_tracker("tensorboard")
+        from torch.utils.tensorboard import summary
 
-        folder = self.folder / "tensorboard" / self.title
-        writer = SummaryWriter(str(folder), purge_step=self.learn.epoch or None)
+        writer = _Events(self.folder / "tensorboard" / self.title, self.learn.epoch or None)
         lines = [f"    {name}: {value}" for name, value in self.given.items()]
-        writer.add_text("settings", "\n".join(lines))
+        writer.write(step=0, summary=summary.text("settings", "\n".join(lines)))
         return writer
 
     def note(self, row: Mapping[str, float], epoch: int) -> None:
         "Write the values of an epoch."
+        from torch.utils.tensorboard import summary
+
         for name, value in row.items():
-            self.writer.add_scalar(name, value, epoch)
-        self.writer.flush()
+            self.writer.write(step=epoch, summary=summary.scalar(name, value))
 
     def close(self) -> None:
         "Close the file."
-        self.writer.close()
+        self.writer.file.close()
 
-# %% ../../nbs/training/64_watching.ipynb #d279bd35
+# %% ../../nbs/training/64_watching.ipynb #99cb7c7a
+NOWHERE = "mlflow-artifacts:/"  # Where artefacts would go, of which there are none; MLflow would note an absolute path
+
+
 @TRACKERS.register("mlflow")
 class MLflow(Tracker):
     "Write to `mlflow.db` in the folder, or where MLFLOW_TRACKING_URI says."
 
     def open(self) -> Any:
         "Open a run, or the one of a checkpoint, through MLflow's client: the fluent functions would note machine and user."
-        mlflow = require_extra("mlflow", "mlflow")
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(self.folder / 'mlflow.db').resolve()}"
+        mlflow = require_tracker("mlflow")
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or self.own_file()
         client = mlflow.MlflowClient(tracking_uri=uri)
         if self.run_id is None:
             found = client.get_experiment_by_name("ukbmm")
-            experiment = (
-                found.experiment_id if found else client.create_experiment("ukbmm", "mlflow-artifacts")
-            )
+            experiment = found.experiment_id if found else client.create_experiment("ukbmm", NOWHERE)
             self.run_id = client.create_run(experiment, run_name=self.title).info.run_id
             for name, value in self.given.items():
                 client.log_param(self.run_id, name, str(value)[:500])
@@ -384,19 +419,31 @@ class MLflow(Tracker):
         "Say that the run has ended."
         self.writer.set_terminated(self.run_id)
 
-# %% ../../nbs/training/64_watching.ipynb #99cb7c7a
+# %% ../../nbs/training/64_watching.ipynb #15b2a4c2
+@patch
+def own_file(self: MLflow) -> str:
+    "The address of `mlflow.db`, which is made where it is not there."
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    uri = f"sqlite:///{(self.folder / 'mlflow.db').resolve()}"
+    SqlAlchemyStore(uri, NOWHERE)
+    return uri
+
+# %% ../../nbs/training/64_watching.ipynb #db2fd40a
 @TRACKERS.register("wandb")
 class WandB(Tracker):
     "Write an offline run of Weights & Biases into the folder `wandb`; `wandb sync` sends it, if you want."
 
     def open(self) -> Any:
         "Open an offline run that notes neither machine nor code."
-        wandb = require_extra("wandb", "wandb")
+        wandb = require_tracker("wandb")
         quiet = dict(silent=True, console="off", save_code=False, disable_git=True, disable_code=True)
-        private = dict(x_disable_stats=True, x_disable_meta=True, x_disable_machine_info=True)
+        private = {f"x_disable_{name}": True for name in ("stats", "meta", "machine_info")}
+        private |= {"symlink": False, "host": ""}
         run = wandb.init(mode="offline", project="ukbmm", name=self.title, id=self.run_id, config=self.given,
                          dir=str(self.folder), reinit="create_new", settings=wandb.Settings(**quiet, **private))  # fmt: skip
-        self.run_id = run.id
+        self.run_id, self.logs = run.id, Path(run.settings.log_dir)
+        self.forget()
         return run
 
     def note(self, row: Mapping[str, float], epoch: int) -> None:
@@ -406,8 +453,15 @@ class WandB(Tracker):
     def close(self) -> None:
         "Close the run."
         self.writer.finish()
+        self.forget()
 
-# %% ../../nbs/training/64_watching.ipynb #15b2a4c2
+# %% ../../nbs/training/64_watching.ipynb #3d57bd21
+@patch
+def forget(self: WandB) -> None:
+    "Remove the logs of W&B itself: they name absolute paths of this machine."
+    shutil.rmtree(self.logs, ignore_errors=True)
+
+# %% ../../nbs/training/64_watching.ipynb #3a2bf0f7
 def trackers(
     names: list[str],  # Of TRACKERS: "tensorboard", "mlflow", "wandb"
     folder: str | Path,  # Where they write, such as the folder of a run
@@ -417,5 +471,5 @@ def trackers(
     "Make trackers by name; raises `UkbmmError` for a name that is not known, `MissingExtraError` where a package is absent."
     chosen = [TRACKERS[tracker] for tracker in names]
     for tracker in names:
-        require_extra(tracker, tracker)
+        require_tracker(tracker)
     return [tracker(folder, name, settings) for tracker in chosen]

@@ -51,6 +51,9 @@ def screen_variants(
     return np.sort(np.argsort(-strength, kind="stable")[:keep])
 
 # %% ../../nbs/workflow/72_baselines.ipynb #57eeef48
+#| export
+
+# %% ../../nbs/workflow/72_baselines.ipynb #22ec787a
 def _table(block: PhenotypeBlock, rows: np.ndarray) -> tuple[np.ndarray, list[bool]]:
     "Numbers with gaps and levels of a block, and which columns are categories."
     index = torch.from_numpy(np.asarray(rows, dtype=np.int64))
@@ -68,7 +71,7 @@ def _designed(block: Block, rows: np.ndarray) -> tuple[np.ndarray, list[bool]]:
         out[start : start + len(index)] = np.where(there[:, None], part, np.nan)
     return out, [False] * block.design_width
 
-
+# %% ../../nbs/workflow/72_baselines.ipynb #3090d5c6
 def _variants(block: SNPBlock, rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     "Standardised genotypes at chosen variants, NaN for people without genotypes."
     out = np.empty((len(rows), len(chosen)), dtype=np.float32)
@@ -79,7 +82,7 @@ def _variants(block: SNPBlock, rows: np.ndarray, chosen: np.ndarray) -> np.ndarr
         out[start : start + len(index)] = np.where(block.present(index).numpy()[:, None], part, np.nan)
     return out
 
-
+# %% ../../nbs/workflow/72_baselines.ipynb #da509b37
 def tree_inputs(
     blocks: Mapping[str, Block],  # Fitted blocks by modality
     rows: np.ndarray,  # Whose
@@ -101,14 +104,9 @@ def tree_inputs(
 TREES = {"learning_rate": 0.05, "num_leaves": 15, "min_data_in_leaf": 20, "feature_fraction": 0.5,
          "bagging_fraction": 0.8, "bagging_freq": 1, "lambda_l2": 1.0}  # fmt: skip
 MOST_TREES, TREE_PATIENCE = 800, 50
-TREE_KINDS = {
-    "regression": "regression",
-    "binary": "binary",
-    "multiclass": "multiclass",
-    "ordinal": "multiclass",
-}
+TREE_KINDS = {"regression": "regression", "binary": "binary", "multiclass": "multiclass", "ordinal": "multiclass"}  # fmt: skip
 
-
+# %% ../../nbs/workflow/72_baselines.ipynb #e22391aa
 def _fit_trees(data, inputs, categories: list[int], target: OutcomeBlock, seed: int) -> np.ndarray:
     "Fit boosted trees, stopping on the validation rows."
     import lightgbm
@@ -125,7 +123,25 @@ def _fit_trees(data, inputs, categories: list[int], target: OutcomeBlock, seed: 
     model = lightgbm.train(settings, train, MOST_TREES, valid_sets=[valid], callbacks=[stop])
     return model.predict(inputs, num_iteration=model.best_iteration)
 
+# %% ../../nbs/workflow/72_baselines.ipynb #b82e5217
+def _predict_once(
+    blocks: Mapping[str, Block],
+    target: OutcomeBlock,
+    pair: tuple[np.ndarray, np.ndarray],
+    test: np.ndarray,
+    seed: int,
+) -> np.ndarray:
+    "Fit trees to the first rows of a pair, stopping on the others, and predict."
+    screened = {name: block for name, block in blocks.items() if isinstance(block, SNPBlock)}
+    chosen = {name: screen_variants(block, target, pair[0]) for name, block in screened.items()}
+    data = [
+        (tree_inputs(blocks, rows, chosen)[0], target.batch(torch.from_numpy(rows))[:, 0].numpy())
+        for rows in pair
+    ]
+    inputs, categories = tree_inputs(blocks, test, chosen)
+    return _fit_trees(data, inputs, categories, target, seed)
 
+# %% ../../nbs/workflow/72_baselines.ipynb #df64ab7e
 def lightgbm_predict(
     blocks: Mapping[str, Block],  # Fitted blocks by modality
     target: OutcomeBlock,  # Fitted target
@@ -140,19 +156,8 @@ def lightgbm_predict(
         raise DataError(
             "boosted trees", f"an outcome that is one of {', '.join(TREE_KINDS)}", target.outcome.kind
         )
-    predictions = []
-    for number, (train, valid) in enumerate(pairs):
-        chosen = {
-            name: screen_variants(block, target, train)
-            for name, block in blocks.items()
-            if isinstance(block, SNPBlock)
-        }
-        data = []
-        for rows in (train, valid):
-            x, categories = tree_inputs(blocks, rows, chosen)
-            data.append((x, target.batch(torch.from_numpy(rows))[:, 0].numpy()))
-        inputs, _ = tree_inputs(blocks, test, chosen)
-        predictions.append(
-            _fit_trees(data, inputs, categories, target, derive_seed(seed, "lightgbm", number))
-        )
+    predictions = [
+        _predict_once(blocks, target, pair, test, derive_seed(seed, "lightgbm", number))
+        for number, pair in enumerate(pairs)
+    ]
     return target.decode(np.mean(predictions, axis=0))

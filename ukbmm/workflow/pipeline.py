@@ -17,7 +17,6 @@ import polars as pl
 import torch
 from fastcore.basics import patch
 
-from ..biobank.cleaning import MISSING_KINDS
 from ..biobank.store import Biobank
 from ..cohort.cohort import Cohort, define_cohort
 from ..cohort.leakage import audit, refuse_leaks
@@ -34,13 +33,14 @@ from ukbmm.core import (
     rng_for,
     write_text,
 )
-from ..data.blocks import Block, OutcomeBlock, PhenotypeBlock, SNPBlock, columns_of
+from ..data.blocks import Block, OutcomeBlock, PhenotypeBlock, Source
 from ..data.loaders import fitted_loaders
-from ..disclosure import Step, show_parts, show_share
-from ..evaluation.metrics import PREFIX, metrics_for, numbers_of
+from ..disclosure import MIN_COUNT, Step, is_small, show_count, show_parts, show_share
+from ..evaluation.metrics import PREFIX, metrics_for, model_names, numbers_of, of_outcome
 from ..evaluation.uncertainty import evaluate
+from ..models.heads import cut
 from ..models.losses import Loss
-from ..models.ridge import LinearModel
+from ..models.ridge import LinearModel, side_by_side
 from ..training.callbacks import whole_weights
 from ..training.checkpoint import Checkpoint, Stopped, on_sigterm
 from ..training.distributed import Distributed, Processes, join
@@ -110,6 +110,19 @@ def _stop(*signal_and_frame) -> None:
     raise Stopped("the run was asked to stop (SIGTERM)", remedy="The same command goes on where it stopped.")
 
 # %% ../../nbs/workflow/76_pipeline.ipynb #53fce732
+def _dealt(outcome: Outcome, rows: np.ndarray, order: np.ndarray) -> Outcome:
+    "The outcome with the values of `order` given to `rows`."
+    values = outcome.values.copy()
+    values[rows] = outcome.values[order]
+    return replace(outcome, values=values, parts=tuple(_dealt(part, rows, order) for part in outcome.parts))
+
+
+@patch(as_prop=True)
+def _outcomes(self: TrainingPipeline) -> tuple[Outcome, ...]:
+    "What is scored, one by one: the outcome, or each of several."
+    return self.outcome.parts if self.outcome.kind == "several" else (self.outcome,)
+
+
 @patch
 def _cohort(self: TrainingPipeline) -> tuple[Outcome, Cohort]:
     "The outcome and the cohort, shuffled where a control asks for it."
@@ -123,9 +136,8 @@ def _cohort(self: TrainingPipeline) -> tuple[Outcome, Cohort]:
     if not known.any():
         raise CohortError("the cohort", "participants with at least one modality", "none")
     if spec.control == "permuted_labels":
-        values, kept = outcome.values.copy(), cohort.rows[known]
-        values[kept] = outcome.values[rng_for(spec.seed, "permuted labels").permutation(kept)]
-        outcome = replace(outcome, values=values)
+        kept = cohort.rows[known]
+        outcome = _dealt(outcome, kept, rng_for(spec.seed, "permuted labels").permutation(kept))
     return outcome, replace(cohort, outcome=outcome, rows=cohort.rows[known], index_date=dates, steps=steps)
 
 # %% ../../nbs/workflow/76_pipeline.ipynb #02534057
@@ -134,48 +146,63 @@ def _networks(
     self: TrainingPipeline,
     fold: int,
     blocks: dict[str, Block],
-    target: OutcomeBlock,
-    linear: LinearModel | None,
+    targets: list[OutcomeBlock],
+    linear: list[LinearModel] | None,
 ):
-    "Train the networks of a fold; returns their mean prediction of the test rows and their history."
+    "Train the networks of a fold; returns their mean prediction of the test rows, of each outcome, and their history."
     settings, test = self.spec.train, self.split.test(fold)
-    additive, predictions, history = None, [], []
+    target, together, additive = self._target(fold), None, None
     if linear is not None and settings.start == "ridge":
-        additive = linear.shown(len(self.biobank), self.spec.model.loss_for(target))
+        together = linear[0] if len(linear) == 1 else side_by_side(linear, blocks, target.rows)
+        additive = together.shown(len(self.biobank), self.spec.model.loss_for(target))
+    predictions, history = [], []
     for number in range(settings.networks):
         started = time.monotonic()
-        learn = self._learner(fold, number, blocks, target, linear, additive)
+        learn = self._learner(fold, number, blocks, target, together, additive)
         with learn.no_bar(), learn.no_logging():
             learn.fit_one_cycle(settings.epochs)
         history += _epochs(learn, fold, number, time.monotonic() - started)
         stayed = additive is not None and learn.best_weights.best_epoch == 0
-        if stayed and type(learn.loss_func) is type(linear.loss):  # the ridge regression, to the last digit
-            predictions.append(self._scores(target, linear, blocks, test))
+        if stayed and type(learn.loss_func) is type(together.loss):  # the ridge regression, to the last digit
+            predictions.append(_scores(targets, linear, blocks, test))
         else:
-            predictions.append(_one_number(target, learn.loss_func, predict_rows(learn, test)))
+            predictions.append(_of_each(self.outcome, learn.loss_func, predict_rows(learn, test)))
         self._keep(learn, fold, number)
-    return np.mean(predictions, axis=0), history
-
-# %% ../../nbs/workflow/76_pipeline.ipynb #cb898c15
-def _one_number(
-    target: OutcomeBlock, loss: Loss, prediction: np.ndarray
-) -> np.ndarray:  # [batch] or [batch, class]
-    "Of a quantity and of a yes or no its one number, of other outcomes everything that is read of raw outputs."
-    if target.outcome.kind == "regression":
-        prediction = loss.score(torch.from_numpy(prediction)).numpy()
-    return prediction[:, 0] if target.outcome.kind in ("regression", "binary") else prediction
+    return [np.mean(of_one, axis=0) for of_one in zip(*predictions, strict=True)], history
 
 
 @patch
+def _target(self: TrainingPipeline, fold: int) -> OutcomeBlock:
+    "What networks of a fold learn, fitted."
+    return OutcomeBlock(self.outcome).fit(self.biobank, self.split.development(fold))
+
+# %% ../../nbs/workflow/76_pipeline.ipynb #cb898c15
+def _one_number(
+    outcome: Outcome, loss: Loss, prediction: np.ndarray
+) -> np.ndarray:  # [batch] or [batch, class]
+    "Of a quantity and of a yes or no its one number, of other outcomes everything that is read of raw outputs."
+    if outcome.kind == "regression":
+        prediction = loss.score(torch.from_numpy(prediction)).numpy()
+    return prediction[:, 0] if outcome.kind in ("regression", "binary") else prediction
+
+
+def _of_each(outcome: Outcome, loss: Loss, prediction: np.ndarray) -> list[np.ndarray]:
+    "What a network predicts of each outcome."
+    if outcome.kind != "several":
+        return [_one_number(outcome, loss, prediction)]
+    pieces = zip(outcome.parts, loss.parts, cut(prediction, loss.reads), strict=True)
+    return [_one_number(*piece) for piece in pieces]
+
+
 def _scores(
-    self: TrainingPipeline,
-    target: OutcomeBlock,
-    linear: LinearModel,
+    targets: list[OutcomeBlock],
+    linear: list[LinearModel],
     blocks: dict[str, Block],
     rows: np.ndarray,
-) -> np.ndarray:
-    "What a linear model predicts, on the outcome's own scale."
-    return _one_number(target, linear.loss, target.decode(linear.predict(blocks, rows)))
+) -> list[np.ndarray]:
+    "What linear models predict of each outcome, on its own scale."
+    pairs = zip(targets, linear, strict=True)
+    return [_one_number(t.outcome, m.loss, t.decode(m.predict(blocks, rows))) for t, m in pairs]
 
 # %% ../../nbs/workflow/76_pipeline.ipynb #99acead0
 @patch
@@ -253,44 +280,87 @@ def fit_fold(
     "Fit every model without a fold, and predict the fold."
     rows, test, wanted = self.split.development(fold), self.split.test(fold), self.spec.baselines
     blocks = {name: block.copy().fit(self.biobank, rows) for name, block in self.blocks.items()}
-    target = OutcomeBlock(self.outcome).fit(self.biobank, rows)
-    inner = [self.split.valid(fold, i) for i in range(self.split.inner)]
+    targets = [OutcomeBlock(one).fit(self.biobank, _known(one, rows)) for one in self._outcomes]
     linear = (
-        self.processes.told(lambda: linear_baseline(blocks, target, rows, inner))
+        self.processes.told(lambda: self._linear(fold, blocks, targets))
         if "ridge" in wanted or self.spec.train.start == "ridge"
         else None
     )
-    predictions, history = {}, []
-    predictions["fusion"], history = self._networks(fold, blocks, target, linear)
+    predictions: dict[str, list[np.ndarray | None]] = {}
+    predictions["fusion"], history = self._networks(fold, blocks, targets, linear)
     if not self.processes.first:  # the first goes on with the baselines
         return self._table(fold, predictions), _history_table(history)
     if "ridge" in wanted:
-        predictions["ridge"] = self._scores(target, linear, blocks, test)
-    if "lightgbm" in wanted and self.outcome.kind in TREE_KINDS:
-        pairs = [
-            (self.split.train(fold, i), self.split.valid(fold, i)) for i in range(self.spec.train.networks)
-        ]
-        predictions["lightgbm"] = lightgbm_predict(
-            blocks, target, pairs, test, derive_seed(self.spec.seed, "trees", fold)
+        predictions["ridge"] = _scores(targets, linear, blocks, test)
+    if "lightgbm" in wanted:
+        predictions["lightgbm"] = self._trees(fold, blocks, targets)
+    covariates = self._linear(fold, blocks, targets, tables_only=True) if "covariates" in wanted else None
+    if covariates is not None and len(covariates[0].weights) < len(blocks):
+        predictions["covariates"] = _scores(targets, covariates, blocks, test)
+    self._refuse_what_saw_the_test(fold, blocks, targets, {"ridge": linear, "covariates": covariates})
+    return self._table(fold, predictions), _history_table(history)
+
+
+def _known(outcome: Outcome, rows: np.ndarray) -> np.ndarray:
+    "The rows for which an outcome is known; where there is one outcome, all rows of a cohort."
+    return rows[outcome.known[rows]]
+
+# %% ../../nbs/workflow/76_pipeline.ipynb #a1b55af5
+@patch
+def _linear(
+    self: TrainingPipeline,
+    fold: int,
+    blocks: dict[str, Block],
+    targets: list[OutcomeBlock],
+    tables_only: bool = False,
+) -> list[LinearModel] | None:
+    "A linear model of each outcome; None where no modality is left."
+    inner = [self.split.valid(fold, i) for i in range(self.split.inner)]
+    models = [
+        linear_baseline(blocks, one, one.rows, [_known(one.outcome, part) for part in inner], tables_only)
+        for one in targets
+    ]
+    return None if models[0] is None else models
+
+
+@patch
+def _trees(
+    self: TrainingPipeline, fold: int, blocks: dict[str, Block], targets: list[OutcomeBlock]
+) -> list[np.ndarray | None]:
+    "What trees predict of each outcome; None of a kind that they know nothing of."
+    split, seed = self.split, derive_seed(self.spec.seed, "trees", fold)
+    pairs = [(split.train(fold, i), split.valid(fold, i)) for i in range(self.spec.train.networks)]
+    found: list[np.ndarray | None] = []
+    for one in targets:
+        own = [tuple(_known(one.outcome, part) for part in pair) for pair in pairs]
+        kind = one.outcome.kind
+        found.append(
+            lightgbm_predict(blocks, one, own, split.test(fold), seed) if kind in TREE_KINDS else None
         )
-    covariates = (
-        linear_baseline(blocks, target, rows, inner, tables_only=True) if "covariates" in wanted else None
-    )
-    if covariates is not None and len(covariates.weights) < len(blocks):
-        predictions["covariates"] = self._scores(target, covariates, blocks, test)
-    fitted = {name: block.rows for name, block in [*blocks.items(), ("the outcome", target)]}
-    fitted |= {
-        name: model.rows
-        for name, model in (("the ridge model", linear), ("the covariates model", covariates))
-        if model is not None
-    }
+    return found
+
+
+@patch
+def _refuse_what_saw_the_test(
+    self: TrainingPipeline,
+    fold: int,
+    blocks: dict[str, Block],
+    targets: list[OutcomeBlock],
+    linear: dict[str, list[LinearModel] | None],
+) -> None:
+    "Raise `LeakageError` where something was fitted on a row of the fold's test."
+    several = len(targets) > 1
+    fitted = {name: block.rows for name, block in blocks.items()}
+    for i, target in enumerate(targets):
+        end = f" {i + 1}" if several else ""
+        fitted[f"the outcome{end}"] = target.rows
+        fitted |= {f"the {name} model{end}": models[i].rows for name, models in linear.items() if models}
     for number in range(self.spec.train.networks):
         shown = self.split.train(fold, number), self.split.valid(fold, number)
         fitted[f"network {number}"] = fitted[f"trees {number}"] = np.concatenate(shown)
     refuse_leaks(audit(self.biobank, self.cohort, self.split, self.columns, {fold: fitted}))
-    return self._table(fold, predictions), _history_table(history)
 
-# %% ../../nbs/workflow/76_pipeline.ipynb #a1b55af5
+# %% ../../nbs/workflow/76_pipeline.ipynb #a0bbd466
 HISTORY = {
     "fold": pl.Int64,
     "network": pl.Int64,
@@ -310,13 +380,32 @@ def _history_table(rows: list[tuple]) -> pl.DataFrame:
 
 
 @patch
-def _table(self: TrainingPipeline, fold: int, predictions: dict[str, np.ndarray]) -> pl.DataFrame:
-    "The prediction table of a fold."
-    test = self.split.test(fold)
+def _table(
+    self: TrainingPipeline, fold: int, predictions: dict[str, list[np.ndarray | None]]
+) -> pl.DataFrame:
+    "The prediction table of a fold; columns of several outcomes end in their numbers."
+    test, ends = self.split.test(fold), self._ends
     family = self.split.table.filter(pl.col("fold") == fold)["family"]
-    base = {"row": test, "family": family, "fold": np.full(len(test), fold), "split": ["test"] * len(test),
-            "target": self.outcome.values[test]}  # fmt: skip
-    return pl.DataFrame({**base, **{PREFIX + name: values for name, values in predictions.items()}})
+    base = {"row": test, "family": family, "fold": np.full(len(test), fold), "split": ["test"] * len(test)}
+    base |= {f"target{end}": one.values[test] for end, one in zip(ends, self._outcomes, strict=True)}
+    for name, each in predictions.items():
+        pairs = zip(ends, each, strict=True)
+        base |= {f"{PREFIX}{name}{end}": values for end, values in pairs if values is not None}
+    return pl.DataFrame(base)
+
+
+@patch(as_prop=True)
+def _ends(self: TrainingPipeline) -> list[str]:
+    "How columns of each outcome end in a prediction table."
+    return [f"_{i + 1}" for i in range(len(self._outcomes))] if self.outcome.kind == "several" else [""]
+
+
+@patch
+def _each(self: TrainingPipeline, table: pl.DataFrame) -> list[tuple[Outcome, pl.DataFrame]]:
+    "Each outcome with its own prediction table."
+    if self.outcome.kind != "several":
+        return [(self.outcome, table)]
+    return [(one, of_outcome(table, i)) for i, one in enumerate(self._outcomes, 1)]
 
 # %% ../../nbs/workflow/76_pipeline.ipynb #c315fa74
 @patch
@@ -359,15 +448,19 @@ def _seeds(self: TrainingPipeline) -> dict[str, int]:
 @patch
 def _progress(self: TrainingPipeline, table: pl.DataFrame, done: int, total: int, times: list[float]) -> str:
     "Say how a fold went and how long the others will take."
-    metric = metrics_for(self.outcome.kind)[0]
-    target = numbers_of(table["target"])
-    scores = [
-        f"{name.removeprefix(PREFIX)} {metric(target, numbers_of(table[name]), horizons=self.outcome.horizons):.3f}"
-        for name in table.columns
-        if name.startswith(PREFIX)
-    ]
+    said = [_first_score(outcome, own) for outcome, own in self._each(table)]
     left = f", {duration(np.mean(times) * (total - done))} left" if done < total else ""
-    return f"fold {done} of {total}: {metric.title} {', '.join(scores)} ({duration(times[-1])}{left})"
+    return f"fold {done} of {total}: {'; '.join(said)} ({duration(times[-1])}{left})"
+
+
+def _first_score(outcome: Outcome, table: pl.DataFrame) -> str:
+    "The first metric of each model of an outcome."
+    metric, target = metrics_for(outcome.kind)[0], numbers_of(table["target"])
+    scores = [
+        f"{name} {metric(target, numbers_of(table[PREFIX + name]), horizons=outcome.horizons):.3f}"
+        for name in model_names(table)
+    ]
+    return f"{metric.title} {', '.join(scores)}"
 
 # %% ../../nbs/workflow/76_pipeline.ipynb #adf220dc
 @patch
@@ -377,9 +470,16 @@ def evaluate(self: TrainingPipeline) -> dict:
     paths = [run.path / "parts" / f"fold-{fold:02d}" for fold in self.split.folds]
     table = pl.concat([pl.read_parquet(f"{path}.parquet") for path in paths]).sort("row")
     run.save_table(pl.concat([pl.read_csv(f"{path}.csv", schema=HISTORY) for path in paths]), "history.csv")
-    metrics = evaluate(
-        table, self.outcome.kind, "fusion", self.spec.evaluation.draws, self.spec.seed, self.outcome.horizons
-    )
+    settings = ("fusion", self.spec.evaluation.draws, self.spec.seed)
+    each = [(one, evaluate(own, one.kind, *settings, one.horizons)) for one, own in self._each(table)]
+    metrics = each[0][1]
+    if self.outcome.kind == "several":
+        people = {"participants": table.height, "families": table["family"].n_unique()}
+        metrics = {
+            "task": "several",
+            "n": people,
+            "outcomes": [{"outcome": one.title, **found} for one, found in each],
+        }
     write_text(run.path / "metrics.json", json.dumps(metrics, indent=1))
     run.save_table(table, "predictions.parquet")
     return metrics
@@ -388,14 +488,29 @@ def evaluate(self: TrainingPipeline) -> dict:
 @patch
 def report(self: TrainingPipeline) -> Path:
     "Write the HTML report."
-    about = {"outcome": self.outcome.title, "units": self.outcome.units, "classes": list(self.outcome.classes),
-             "horizons": list(self.outcome.horizons), "flow": self.cohort.flow(),
-             "participants": self._people(), "design": self._design(),
-             "inputs": self._inputs(), "shares": self._shares(), "audit": self._audit()}  # fmt: skip
+    about = {**_about(self.outcome), "flow": self.cohort.flow(), "participants": self._people(),
+             "design": self._design(), "audit": self._audit(), **self._inputs()}  # fmt: skip
+    if self.outcome.kind == "several":
+        about["outcomes"] = [{**_about(one), "tested": self._tested(one)} for one in self._outcomes]
     write_text(self.run_directory.path / "report.json", json.dumps(about, indent=1))
     return write_report(self.run_directory)
 
 # %% ../../nbs/workflow/76_pipeline.ipynb #cc50eba6
+def _about(outcome: Outcome) -> dict:
+    "What a report needs to know of an outcome."
+    return {"outcome": outcome.title, "units": outcome.units, "classes": list(outcome.classes), "horizons": list(outcome.horizons)}  # fmt: skip
+
+
+@patch
+def _tested(self: TrainingPipeline, outcome: Outcome) -> str:
+    "For how many of those who were tested one of several outcomes is known; no more exactly than the flow says who there is."
+    tested = np.concatenate([self.split.test(fold) for fold in self.split.folds])
+    known = len(_known(outcome, tested))
+    if len(tested) - known < MIN_COUNT:
+        return "everybody but a few at most"
+    return f"{show_count(known)} participants for whom it is known"
+
+
 @patch
 def _people(self: TrainingPipeline) -> str:
     "How many people are in the cohort, no more exactly than its flow says it: that could tell how few were excluded."
@@ -422,9 +537,15 @@ def _design(self: TrainingPipeline) -> list[str]:
     if "covariates" in self.spec.baselines and (all(tables) or not any(tables)):
         reason = "there are only tables, and it would be ridge itself" if all(tables) else "there is no table"
         lines.append(f"No covariates model was fitted: {reason}.")
-    if "lightgbm" in self.spec.baselines and self.outcome.kind not in TREE_KINDS:
-        lines.append("No boosted trees were fitted: they know nothing of such an outcome.")
-    if self.outcome.kind not in ("regression", "binary"):
+    kinds = {one.kind for one in self._outcomes}
+    if "lightgbm" in self.spec.baselines and not kinds <= {*TREE_KINDS}:
+        which = " to some of the outcomes" if kinds & {*TREE_KINDS} else ""
+        lines.append(f"No boosted trees were fitted{which}: they know nothing of such an outcome.")
+    if self.outcome.kind == "several":
+        lines.append(
+            f"One network learns {len(self._outcomes)} outcomes, weighted by uncertainty; all other models are of one outcome. Each is learned and tested on those for whom it is known."
+        )
+    if not kinds <= {"regression", "binary"}:
         lines.append(
             "Linear models are ridge regressions of what knowing nothing leaves of the outcome, calibrated by its likelihood."
         )
@@ -445,66 +566,31 @@ def _audit(self: TrainingPipeline) -> list[dict]:
     return [*self.findings.to_dicts(), fitting]
 
 # %% ../../nbs/workflow/76_pipeline.ipynb #0c635bfb
-def _why(kinds: pl.Series) -> str:
-    "Why values are missing, in words, small counts hidden."
-    counts = [int((kinds == kind).sum()) for kind in range(len(MISSING_KINDS))]
-    shown = show_parts(counts)
-    words = [
-        f"{MISSING_KINDS[kind].replace('_', ' ')} {shown[kind]}"
-        for kind in range(1, len(counts))
-        if counts[kind]
+def _line(modality: str, source: Source) -> dict[str, str]:
+    "A line of the table of inputs, small counts hidden."
+    counts = source.counts
+    shown = dict(zip(counts, show_parts(list(counts.values())), strict=True))
+    lacking = [f"{why} {shown[why]}" for why in counts if why != "present"]
+    return {"modality": modality, "title": ", ".join(filter(None, (source.title, source.note))), "column": ", ".join(source.columns),
+            "present": show_share(counts["present"], sum(counts.values())), "missing": ", ".join(lacking)}  # fmt: skip
+
+
+def _share(source: Source) -> float:
+    "The share of participants who have something, in hundredths; all or nobody where that would tell fewer than five."
+    have, everybody = source.counts["present"], sum(source.counts.values())
+    if is_small(have) or is_small(everybody - have):
+        return float(not is_small(have))
+    return round(have / everybody, 2)
+
+
+@patch
+def _inputs(self: TrainingPipeline) -> dict:
+    "What went in: the lines of the report's table, and the shares of its figure."
+    sources = [
+        (name, source) for name, block in self.blocks.items() for source in block.sources(self.cohort.rows)
     ]
-    return ", ".join(words)
-
-
-@patch
-def _kinds(self: TrainingPipeline, columns: list[str]) -> pl.Series:
-    "Of which kind the cohort's values of an input are: known where any of its columns is known."
-    cleaned = self.biobank.clean(columns, self.cohort.rows)
-    known = np.any([cleaned[name].kinds.to_numpy() == 0 for name in columns], axis=0)
-    return pl.Series(np.where(known, 0, cleaned[columns[0]].kinds.to_numpy()))
-
-
-@patch
-def _inputs(self: TrainingPipeline) -> list[dict]:
-    "What went in: one line for each field, one for each set of genotypes."
-    lines, rows = [], self.cohort.rows
-    for name, modality in self.spec.modalities.items():
-        block = self.blocks[name]
-        if isinstance(block, SNPBlock):
-            have = int(block.present(torch.from_numpy(rows)).sum())
-            limit = (
-                f", of them those whose rarer allele has {100 * modality.maf_min:.3g}% or more in the training rows"
-                if modality.maf_min
-                else ""
-            )
-            lines.append({"modality": name, "title": f"{block.n_chosen:,} variants{limit}", "column": f"genotypes/{modality.store}",
-                          "present": show_share(have, len(rows)), "missing": f"not genotyped {show_parts([have, len(rows) - have])[1]}"})  # fmt: skip
-            continue
-        for choice in modality.fields:
-            columns = columns_of(self.biobank, choice)
-            kinds = self._kinds(columns)
-            title = choice.name or self.biobank.field(columns[0]).title
-            lines.append({"modality": name, "title": title, "column": ", ".join(columns),
-                          "present": show_share(int((kinds == 0).sum()), len(rows)), "missing": _why(kinds)})  # fmt: skip
-    return lines
-
-
-@patch
-def _shares(self: TrainingPipeline) -> dict[str, float]:
-    "Share of participants who have each input, in hundredths."
-    shares, rows = {}, self.cohort.rows
-    for name, modality in self.spec.modalities.items():
-        if isinstance(self.blocks[name], PhenotypeBlock):
-            for choice in modality.fields:
-                columns = columns_of(self.biobank, choice)
-                kinds = self._kinds(columns)
-                shares[f"{name}: {choice.name or self.biobank.field(columns[0]).title}"] = round(
-                    float((kinds == 0).mean()), 2
-                )
-        else:
-            shares[name] = round(float(self.blocks[name].present(torch.from_numpy(rows)).float().mean()), 2)
-    return shares
+    shares = {f"{name}: {source.title}": _share(source) for name, source in sources}
+    return {"inputs": [_line(*pair) for pair in sources], "shares": shares}
 
 # %% ../../nbs/workflow/76_pipeline.ipynb #546e62be
 def check_study(

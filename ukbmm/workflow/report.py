@@ -22,7 +22,16 @@ from matplotlib.figure import Figure
 from .. import __version__
 from ..core import EID_PATTERN, duration, write_text
 from ..disclosure import assert_publishable, is_small, show_parts, show_share
-from ..evaluation.metrics import METRICS, PREFIX, TIMED, metrics_for, model_names, number, numbers_of
+from ukbmm.evaluation.metrics import (
+    METRICS,
+    PREFIX,
+    TIMED,
+    metrics_for,
+    model_names,
+    number,
+    numbers_of,
+    of_outcome,
+)
 from ukbmm.evaluation.plots import (
     plot_calibration,
     plot_class_calibration,
@@ -40,8 +49,8 @@ from ukbmm.evaluation.plots import (
 from .run import Run
 
 # %% auto #0
-__all__ = ['RISK', 'CLASSES', 'WORDS', 'GROUPS', 'SECTIONS', 'compare', 'verdict', 'picture', 'draw_figures', 'report_values',
-           'write_report']
+__all__ = ['RISK', 'CLASSES', 'WORDS', 'GROUPS', 'SECTIONS', 'compare', 'verdict', 'picture', 'draw_figures', 'draw_training',
+           'outcome_values', 'report_values', 'write_report']
 
 # %% ../../nbs/workflow/75_report.ipynb #5db130b9
 def compare(
@@ -163,24 +172,30 @@ def _of_kind(metrics: dict, table: pl.DataFrame, about: dict) -> dict[str, str]:
 
 # %% ../../nbs/workflow/75_report.ipynb #72b8fd53
 def draw_figures(
-    metrics: dict,  # metrics.json
-    table: pl.DataFrame,  # The prediction table
-    history: pl.DataFrame,  # Losses of every network and epoch
-    about: dict,  # What the pipeline noted for the report
+    metrics: dict,  # Of an outcome, from metrics.json
+    table: pl.DataFrame,  # Its prediction table
+    about: dict,  # What the pipeline noted of it for the report
 ) -> dict[str, str]:
-    "Draw every figure of a report."
+    "Draw the figures of an outcome."
     main, rows = metrics_for(metrics["task"])[0].name, 0.5 + 0.35 * max(2, len(metrics["models"]))
     figures = {
         "models": picture(lambda axis: plot_models(axis, metrics, main), f"{main} of every model with its interval", (4.6, rows)),
-        "learning": picture(lambda axis: plot_learning(axis, history), "training and validation loss by epoch"),
-        "missing": picture(lambda axis: plot_missing(axis, about["shares"]), "share of participants who have each input",
-                           (7.2, 0.6 + 0.24 * len(about["shares"]))),
     }  # fmt: skip
     if metrics["comparisons"]:
         figures["differences"] = picture(
             lambda axis: plot_differences(axis, metrics, main), "paired differences", (4.6, rows)
         )
     return figures | _of_kind(metrics, table, about)
+
+
+def draw_training(
+    history: pl.DataFrame,  # Losses of every network and epoch
+    shares: dict[str, float],  # Share of participants who have each input
+) -> dict[str, str]:
+    "Draw the figures that all outcomes share: how networks learned, and what they were given."
+    learning = picture(lambda axis: plot_learning(axis, history), "training and validation loss by epoch")
+    size = (7.2, 0.6 + 0.24 * len(shares))
+    return {"learning": learning, "missing": picture(lambda axis: plot_missing(axis, shares), "share of participants who have each input", size)}  # fmt: skip
 
 # %% ../../nbs/workflow/75_report.ipynb #62037daf
 def _cells(found: dict[str, dict], names: list[str], value: str) -> list[dict]:
@@ -268,11 +283,9 @@ def _tested(plan: dict, about: dict, metrics: dict) -> str:
     "Who was tested."
     n, names = metrics["n"], _names(about, metrics)
     exact = f"{n['participants']:,} participants"
-    said = (
-        about["participants"]
-        if plan["validation"]["kind"] == "kfold"
-        else f"{exact} in {n['families']:,} families"
-    )
+    everybody = plan["validation"]["kind"] == "kfold"
+    said = about["participants"] if everybody else f"{exact} in {n['families']:,} families"
+    said = about.get("tested", said)  # one of several outcomes is not known for everybody
     return f"Tested: {said}{_who(metrics, names, said.startswith(exact))}; {n['folds']} folds."
 
 # %% ../../nbs/workflow/75_report.ipynb #34f6460f
@@ -361,11 +374,17 @@ SECTIONS = {  # Heading and note of the two figures
 SECTIONS |= {"ordinal": SECTIONS["multiclass"], "competing_risks": SECTIONS["survival"]}
 
 # %% ../../nbs/workflow/75_report.ipynb #0bca19ec
+def _numbers(outcome: dict) -> list[int]:
+    "Every field that an outcome is made from."
+    parts = outcome.get("labels") or outcome.get("outcomes")
+    if parts:
+        return [field for part in parts for field in _numbers(part)]
+    return [outcome["field"], *outcome.get("competing", [])]
+
+
 def _fields(outcome: dict) -> str:
     "The fields that an outcome is made from, such as '(field 30750)'."
-    parts = outcome.get("labels") or [outcome]
-    numbers = [str(field) for part in parts for field in (part["field"], *part.get("competing", []))]
-    numbers = list(dict.fromkeys(numbers))
+    numbers = [str(field) for field in dict.fromkeys(_numbers(outcome))]
     more = [f"{len(numbers) - 5} more"] if len(numbers) > 6 else []
     return f"(field{'s' if len(numbers) > 1 else ''} {_list([*numbers[:5], *more] if more else numbers)})"
 
@@ -409,22 +428,17 @@ def _within(metrics: dict, titles: dict[str, str]) -> str:
     return f"{_list(found)} {'compare' if len(found) > 1 else 'compares'} participants of the same fold"
 
 # %% ../../nbs/workflow/75_report.ipynb #fa57e520
-def report_values(
-    run: Run,
+def outcome_values(
+    metrics: dict,  # Of an outcome, from metrics.json
+    about: dict,  # What the pipeline noted of it for the report
+    plan: dict,  # The resolved spec
 ) -> dict[str, Any]:
-    "Gather what the template is given, without figures."
-    from ukbmm.config import Document
-
-    metrics, history = run.metrics(), run.history()
-    about = json.loads((run.path / "report.json").read_text())
-    text, kind = (run.path / "plan.yaml").read_text(), metrics["task"]
-    plan, names = Document(text).plain(), list(metrics["models"]["fusion"])
+    "Gather what the template is given of an outcome, without figures."
+    kind, names = metrics["task"], list(metrics["models"]["fusion"])
     titles = {name: _said(METRICS[name].title, about, metrics) for name in names}
     heading, note = SECTIONS[kind]
     return {
-        "title": _title(plan["name"], about["outcome"], _fields(plan["outcome"])),
-        "question": plan["question"],
-        "control": plan["control"] != "none",
+        "title": about["outcome"],
         "verdict": [_said(line, about, metrics) for line in verdict(metrics, _asked(about, metrics))],
         "metric_titles": list(titles.values()),
         "models": [
@@ -435,10 +449,33 @@ def report_values(
         "within": _within(metrics, titles),
         "words": [_said(line, about, metrics) for line in WORDS.get(kind, ())],
         "parts": _by_part(metrics, _names(about, metrics)),
-        "draws": f"{plan['evaluation']['draws']:,}",
         "differences": _differences(metrics, names),
         "section": {"heading": heading, "note": note},
-        "training": _training(history, plan),
+    }
+
+# %% ../../nbs/workflow/75_report.ipynb #a49fb992
+def _outcomes(run: Run) -> list[tuple[dict, dict]]:
+    "Metrics of each outcome, and what the pipeline noted of it."
+    metrics, about = run.metrics(), run.about()
+    each, own = metrics.get("outcomes", [metrics]), about.get("outcomes", [{}])
+    return [(found, {**about, **noted}) for found, noted in zip(each, own, strict=True)]
+
+
+def report_values(
+    run: Run,
+) -> dict[str, Any]:
+    "Gather what the template is given, without figures."
+    from ukbmm.config import Document
+
+    about, text = run.about(), (run.path / "plan.yaml").read_text()
+    plan = Document(text).plain()
+    return {
+        "title": _title(plan["name"], about["outcome"], _fields(plan["outcome"])),
+        "question": plan["question"],
+        "control": plan["control"] != "none",
+        "outcomes": [outcome_values(metrics, own, plan) for metrics, own in _outcomes(run)],
+        "draws": f"{plan['evaluation']['draws']:,}",
+        "training": _training(run.history(), plan),
         **{name: about[name] for name in ("flow", "design", "inputs", "audit")},
         "used": _used(run),
         "plan": text,
@@ -452,6 +489,26 @@ def _without_own(text: str, plan: str) -> str:
     return EID_PATTERN.sub(lambda found: "" if found.group() in own else found.group(), text)
 
 
+def _figures(run: Run) -> tuple[list[dict[str, str]], dict[str, str]]:
+    "The figures of each outcome, and those that all share."
+    table, pairs = run.predictions(), _outcomes(run)
+    tables = [table] if len(pairs) == 1 else [of_outcome(table, i + 1) for i in range(len(pairs))]
+    each = [draw_figures(metrics, own, about) for (metrics, about), own in zip(pairs, tables, strict=True)]
+    return each, draw_training(run.history(), run.about()["shares"])
+
+
+def _with(values: dict[str, Any], each: list[dict[str, str]], shared: dict[str, str]) -> dict[str, Any]:
+    "What the template is given, with figures; those that are not there are blank."
+    import jinja2
+
+    nothing = dict.fromkeys(
+        ("models", "differences", "predictions", "calibration", "learning", "missing"), ""
+    )
+    safe = [{**nothing, **{name: jinja2.utils.markupsafe.Markup(shown) for name, shown in one.items()}} for one in (*each, shared)]  # fmt: skip
+    outcomes = [{**one, "figures": drawn} for one, drawn in zip(values["outcomes"], safe, strict=False)]
+    return {**values, "outcomes": outcomes, "figures": safe[-1]}
+
+
 def write_report(
     run: Run,  # A finished run
     out: str | Path | None = None,  # Where to write; None writes report.html into the run
@@ -462,13 +519,8 @@ def write_report(
     source = (files("ukbmm.workflow") / "templates" / "report.html.j2").read_text(encoding="utf-8")
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
     values = report_values(run)
-    nothing = dict.fromkeys(
-        ("models", "differences", "predictions", "calibration", "learning", "missing"), ""
-    )
-    assert_publishable(_without_own(template.render(**values, figures=nothing), values["plan"]), "the report")
-    about = json.loads((run.path / "report.json").read_text())
-    figures = draw_figures(run.metrics(), run.predictions(), run.history(), about)
-    safe = {**nothing, **{name: jinja2.utils.markupsafe.Markup(shown) for name, shown in figures.items()}}
+    blank = template.render(**_with(values, [{}] * len(values["outcomes"]), {}))
+    assert_publishable(_without_own(blank, values["plan"]), "the report")
     path = Path(out) if out else run.path / "report.html"
-    write_text(path, template.render(**values, figures=safe))
+    write_text(path, template.render(**_with(values, *_figures(run))))
     return path

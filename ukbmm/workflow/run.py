@@ -170,20 +170,28 @@ def metrics(self: Run) -> dict:
     return json.loads(self._finished("metrics.json").read_text())
 
 
+def _results(metrics: dict) -> pd.DataFrame:
+    "Values with their intervals, a row for each model."
+    written = {
+        model: {
+            METRICS[
+                name
+            ].title: f"{number(one['value'])} ({number(one['ci95'][0])} to {number(one['ci95'][1])})"
+            for name, one in found.items()
+        }
+        for model, found in metrics["models"].items()
+    }
+    return pd.DataFrame(written).T.rename_axis("model")
+
+
 @patch
 def results(self: Run) -> pd.DataFrame:  # A row for each model; values with their 95% intervals
-    "Every metric of every model, to be read."
-    return pd.DataFrame(
-        {
-            model: {
-                METRICS[
-                    name
-                ].title: f"{number(found['value'])} ({number(found['ci95'][0])} to {number(found['ci95'][1])})"
-                for name, found in metrics.items()
-            }
-            for model, metrics in self.metrics()["models"].items()
-        }
-    ).T.rename_axis("model")
+    "Every metric of every model, to be read; of several outcomes the models of each."
+    metrics = self.metrics()
+    if "outcomes" not in metrics:
+        return _results(metrics)
+    each = [_results(one) for one in metrics["outcomes"]]
+    return pd.concat(each, keys=[one["outcome"] for one in metrics["outcomes"]], names=["outcome"]).fillna("")
 
 
 @patch
@@ -193,11 +201,21 @@ def history(self: Run) -> pl.DataFrame:
 
 
 @patch
+def about(self: Run) -> dict:
+    "What the pipeline noted for the report; aggregates only."
+    return json.loads(self._finished("report.json").read_text())
+
+
+@patch
 def _finished(self: Run, name: str) -> Path:
     "The path of a file of the run; raises `RunError` where it was not written yet."
     if not (self.path / name).is_file():
-        raise RunError(f"{name} of the run {self.path.name}", "a finished run", f"one that is {self.record['status']}",
-                       "Run the same `ukbmm run` again; it goes on where it stopped.")  # fmt: skip
+        status = self.record["status"]
+        remedy = "Run the same `ukbmm run` again; it goes on where it stopped."
+        remedy = (
+            "The file was taken away: restore it, or run the study anew." if status == "finished" else remedy
+        )
+        raise RunError(f"{name} of the run {self.path.name}", "a finished run with this file", f"none in one that is {status}", remedy)  # fmt: skip
     return self.path / name
 
 # %% ../../nbs/workflow/73_run.ipynb #69964b89

@@ -5,12 +5,12 @@
 # %% ../../nbs/workflow/70_spec.ipynb #4d86a7eb
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from fastcore.basics import patch
 from pydantic import Field, field_validator, model_validator
 from torch import nn
@@ -32,11 +32,10 @@ from ukbmm.config import (
     validate,
     write_schema,
 )
-from ..core import UkbmmError, require_extra
+from ..core import UkbmmError
 from ..data.batch import RESERVED
 from ukbmm.data.blocks import (
     Block,
-    FieldChoice,
     PhenotypeBlock,
     PhenotypeSettings,
     SNPBlock,
@@ -55,9 +54,10 @@ from ..models.losses import LOSSES
 from ..models.multimodal import ModelSettings
 from ..models.tabular import TabularSettings
 from ..training.settings import TrainSettings, contradictions
+from ..training.watching import require_tracker
 
 # %% auto #0
-__all__ = ['Modality', 'NAME', 'BASELINES', 'LOOKING_BACK', 'PLANNED', 'BUILT', 'PhenotypeModality', 'SNPModality',
+__all__ = ['Modality', 'NAME', 'BASELINES', 'LOOKING_BACK', 'PLANNED', 'BUILT', 'Read', 'PhenotypeModality', 'SNPModality',
            'VisitModality', 'EventModality', 'HeadSettings', 'EvaluationSettings', 'Spec', 'validate_spec',
            'check_spec', 'demo_spec', 'write_spec_schema']
 
@@ -242,11 +242,9 @@ def load(cls: Spec, path: str | Path, assignments: Sequence[str] = ()) -> Spec:
 # %% ../../nbs/workflow/70_spec.ipynb #1164f6df
 PLANNED = {
     "modalities.*.kind": ("image", "image_features", "longitudinal", "prs", "genes", "proteins"),
-    "outcome.kind": ("several",),
     "validation.kind": ("nested_cv", "temporal", "centre", "temporal_and_centre"),
 }
-BUILT = {"modalities.*.kind": "phenotype, snps, visits, events", "validation.kind": "kfold, holdout",
-         "outcome.kind": "regression, binary, multiclass, ordinal, multilabel, survival, competing_risks"}  # fmt: skip
+BUILT = {"modalities.*.kind": "phenotype, snps, visits, events", "validation.kind": "kfold, holdout"}
 
 
 def _kinds(plain: dict) -> Iterator[tuple[str, tuple, Any]]:
@@ -256,9 +254,9 @@ def _kinds(plain: dict) -> Iterator[tuple[str, tuple, Any]]:
     ):
         if isinstance(modality, dict):
             yield "modalities.*.kind", ("modalities", name, "kind"), modality.get("kind")
-    for part in ("outcome", "validation"):
-        value = plain.get(part)
-        yield f"{part}.kind", (part, "kind"), value.get("kind") if isinstance(value, dict) else None
+    validation = plain.get("validation")
+    if isinstance(validation, dict):
+        yield "validation.kind", ("validation", "kind"), validation.get("kind")
 
 
 def _not_built(document: Document) -> list[Problem]:
@@ -352,6 +350,38 @@ def _input_fields(spec: Spec) -> Iterator[tuple[tuple, int]]:
                 yield ("modalities", name, "fields", i), field_id
 
 # %% ../../nbs/workflow/70_spec.ipynb #5a92da33
+Read = tuple[tuple, Callable[[Biobank], list[str]]]  # Place among the settings; finds the columns read there
+
+
+@patch
+def _reads(self: PhenotypeModality) -> list[Read]:
+    "What is looked up in a Biobank; each kind of modality says it itself."
+    return [(("fields", i), partial(columns_of, choice=choice)) for i, choice in enumerate(self.fields)]
+
+
+@patch
+def _reads(self: VisitModality) -> list[Read]:
+    find = partial(visit_columns, until=self.until or 0)
+    return [(("fields", i), partial(find, choice=choice)) for i, choice in enumerate(self.fields)]
+
+
+@patch
+def _reads(self: EventModality) -> list[Read]:
+    return [((), partial(event_columns, records=self.records, until=self.until or 0))]
+
+
+@patch
+def _reads(self: SNPModality) -> list[Read]:
+    return [((), self._no_columns)]
+
+
+@patch
+def _no_columns(self: SNPModality, biobank: Biobank) -> list[str]:
+    "Look for the variants; reads no genotypes."
+    chosen_variants(biobank.genotypes(self.store).variants, self)
+    return []
+
+# %% ../../nbs/workflow/70_spec.ipynb #10604621
 def check_spec(
     document: Document,  # A parsed spec
     biobank: Biobank | None = None,  # What it shall run on; None checks the spec alone
@@ -376,33 +406,15 @@ def _try(document: Document, path: tuple, work) -> tuple[Any, list[Problem]]:
         return None, [problem_at(document, path, str(error))]
 
 
-def _variants(modality: SNPModality, biobank: Biobank) -> np.ndarray:
-    "Positions of a modality's variants; reads no genotypes."
-    return chosen_variants(biobank.genotypes(modality.store).variants, modality)
-
-
-def _columns(biobank: Biobank, modality: Modality, choice: FieldChoice) -> list[str]:
-    "The columns that a field of a modality reads."
-    if isinstance(modality, VisitModality):
-        return visit_columns(biobank, choice, modality.until or 0)
-    return columns_of(biobank, choice)
-
-
 def _against(spec: Spec, document: Document, biobank: Biobank) -> Iterator[Problem]:
     "What does not fit the Biobank."
     for name, modality in spec.modalities.items():
-        for i, choice in enumerate(getattr(modality, "fields", None) or ()):
-            path = ("modalities", name, "fields", i)
-            columns, problems = _try(document, path, lambda one=modality, c=choice: _columns(biobank, one, c))
+        for place, look in modality._reads():
+            path = ("modalities", name, *place)
+            columns, problems = _try(document, path, lambda one=look: one(biobank))
             yield from problems
             yield from _too_late(columns or [], path, spec, document, biobank)
-        if isinstance(modality, EventModality):
-            look = lambda m=modality: event_columns(biobank, m.records, m.until or 0)  # noqa: E731
-            yield from _try(document, ("modalities", name), look)[1]
-        if isinstance(modality, SNPModality):
-            yield from _try(document, ("modalities", name), lambda m=modality: _variants(m, biobank))[1]
-    place = ("outcome", "field") if hasattr(spec.outcome, "field") else ("outcome",)
-    yield from _try(document, place, lambda: read_outcome(biobank, spec.outcome))[1]
+    yield from _no_outcome(spec, document, biobank)
     for part in ("include", "exclude"):
         for i, c in enumerate(getattr(spec.cohort, part)):
             yield from _try(document, ("cohort", part, i), lambda c=c: fulfilled(biobank, c))[1]
@@ -412,10 +424,27 @@ def _against(spec: Spec, document: Document, biobank: Biobank) -> Iterator[Probl
         yield problem_at(document, "validation.group_by", text)
 
 
+def _fields_of(outcome: Any, path: tuple = ("outcome",)) -> Iterator[tuple[tuple, Any]]:
+    "Each definition that starts from a field, with the place of the field."
+    of = next((name for name in ("outcomes", "labels") if hasattr(outcome, name)), None)
+    if of is None:
+        yield (*path, "field"), outcome
+    for i, part in enumerate(outcome.parts if of else ()):
+        yield from _fields_of(part, (*path, of, i))
+
+
+def _no_outcome(spec: Spec, document: Document, biobank: Biobank) -> list[Problem]:
+    "Why the outcome cannot be read: each part that cannot, or else all of them together."
+    tried = (_try(document, place, lambda one=one: read_outcome(biobank, one))[1]
+             for place, one in _fields_of(spec.outcome))  # fmt: skip
+    problems = [problem for found in tried for problem in found]
+    return problems or _try(document, ("outcome",), lambda: read_outcome(biobank, spec.outcome))[1]
+
+
 def _missing_trackers(spec: Spec, document: Document) -> Iterator[Problem]:
     "Trackers whose package is not installed."
     for i, name in enumerate(spec.train.trackers):
-        yield from _try(document, ("train", "trackers", i), lambda one=name: require_extra(one, one))[1]
+        yield from _try(document, ("train", "trackers", i), lambda one=name: require_tracker(one))[1]
 
 
 def _too_late(

@@ -32,7 +32,7 @@ __all__ = ['app', 'Own', 'words', 'SetOption', 'Coding', 'ingest', 'describe', '
 app = typer.Typer(help="Multi-modal deep learning on UK Biobank, from extract to honest report.", no_args_is_help=True,
                   pretty_exceptions_enable=False, add_completion=False)  # fmt: skip
 
-
+# %% ../nbs/90_cli.ipynb #b5d98a46
 def _show(rows: list[dict[str, Any]], title: str = "") -> None:
     "Print rows as a table; numbers to the right."
     if not rows:
@@ -63,7 +63,40 @@ def _common(
 ) -> None:
     get_logger()
 
+# %% ../nbs/90_cli.ipynb #620885e8
+Own = Annotated[
+    Path | None, typer.Option(help="What `ukbmm dictionary update` made; the shipped one if left out.")
+]
+_Tables = Annotated[
+    list[Path],
+    typer.Argument(help="The files of an extract, text or parquet; or a folder with all there is."),
+]
+_NewBiobank = Annotated[Path, typer.Option(help="Folder of the new Biobank; must not exist.")]
+_OwnFields = Annotated[Path | None, typer.Option(help="Table of your own fields.")]
+_OwnCodings = Annotated[Path | None, typer.Option(help="Table of your own codings.")]
+_OwnSpecialValues = Annotated[
+    Path | None, typer.Option(help="Your own meanings of special values: coding, value, kind, number.")
+]
+_LeaveOut = Annotated[
+    list[str] | None,
+    typer.Option(help="Pass over a column or field: its name in the table, p31_i0 or p31; once for each."),
+]
 
+# %% ../nbs/90_cli.ipynb #45e5b388
+_Relatedness = Annotated[Path | None, typer.Option(help="UK Biobank's relatedness file.")]
+_Genotypes = Annotated[
+    list[Path] | None, typer.Option(help="PLINK files without .bed; once for each chromosome.")
+]
+_Records = Annotated[
+    list[Path] | None,
+    typer.Option(help="Records of hospitals, deaths or primary care; once for each file."),
+]
+_Withdrawals = Annotated[
+    list[Path] | None, typer.Option(help="Withdrawal list; may be given more than once.")
+]
+_Bridge = Annotated[Path | None, typer.Option(help="Bridge to tables of another application.")]
+
+# %% ../nbs/90_cli.ipynb #54d61f83
 class Coding(str, Enum):
     "What a table of categories holds."
 
@@ -72,53 +105,45 @@ class Coding(str, Enum):
     labels = "labels"
 
 
+_Build = Annotated[str, typer.Option(help="Genome build of the genotypes.")]
+_DropNegative = Annotated[bool, typer.Option(help="Drop rows with a negative identifier.")]
+_Memory = Annotated[float, typer.Option(help="Memory for turning genotypes round, in GiB.")]
+_Encoding = Annotated[str | None, typer.Option(help="Encoding of the tables; found if left out.")]
+_Coding = Annotated[Coding, typer.Option(help="What the tables hold; found if left out.")]
+
+# %% ../nbs/90_cli.ipynb #d4c810ee
 @app.command()
 def ingest(
-    tables: Annotated[
-        list[Path],
-        typer.Argument(help="The files of an extract, text or parquet; or a folder with all there is."),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder of the new Biobank; must not exist.")],
-    dictionary: Annotated[
-        Path | None, typer.Option(help="What `ukbmm dictionary update` made; the shipped one if left out.")
-    ] = None,
-    fields: Annotated[Path | None, typer.Option(help="Table of your own fields.")] = None,
-    codings: Annotated[Path | None, typer.Option(help="Table of your own codings.")] = None,
-    special_values: Annotated[
-        Path | None, typer.Option(help="Your own meanings of special values: coding, value, kind, number.")
-    ] = None,
-    relatedness: Annotated[Path | None, typer.Option(help="UK Biobank's relatedness file.")] = None,
-    genotypes: Annotated[
-        list[Path] | None, typer.Option(help="PLINK files without .bed; once for each chromosome.")
-    ] = None,
-    records: Annotated[
-        list[Path] | None,
-        typer.Option(help="Records of hospitals, deaths or primary care; once for each file."),
-    ] = None,
-    withdrawals: Annotated[
-        list[Path] | None, typer.Option(help="Withdrawal list; may be given more than once.")
-    ] = None,
-    build: Annotated[str, typer.Option(help="Genome build of the genotypes.")] = "unknown",
-    drop_negative_eids: Annotated[bool, typer.Option(help="Drop rows with a negative identifier.")] = False,
-    memory_gib: Annotated[float, typer.Option(help="Memory for turning genotypes round, in GiB.")] = 1.5,
-    encoding: Annotated[str | None, typer.Option(help="Encoding of the tables; found if left out.")] = None,
-    coding: Annotated[Coding, typer.Option(help="What the tables hold; found if left out.")] = Coding.auto,
-    bridge: Annotated[Path | None, typer.Option(help="Bridge to tables of another application.")] = None,
-    leave_out: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Pass over a column or field: its name in the table, p31_i0 or p31; once for each."
-        ),
-    ] = None,
+    tables: _Tables,
+    out: _NewBiobank,
+    dictionary: Own = None,
+    fields: _OwnFields = None,
+    codings: _OwnCodings = None,
+    special_values: _OwnSpecialValues = None,
+    relatedness: _Relatedness = None,
+    genotypes: _Genotypes = None,
+    records: _Records = None,
+    withdrawals: _Withdrawals = None,
+    build: _Build = "unknown",
+    drop_negative_eids: _DropNegative = False,
+    memory_gib: _Memory = 1.5,
+    encoding: _Encoding = None,
+    coding: _Coding = Coding.auto,
+    bridge: _Bridge = None,
+    leave_out: _LeaveOut = None,
 ) -> None:
     "Read an extract into a Biobank folder, once; what became of it is in its ingest.html and ingest.json."
+    _ingest(tables, out, dictionary=dictionary, special_values=special_values, fields=fields, codings=codings,
+        relatedness=relatedness, genotypes=genotypes, records=records, withdrawals=withdrawals, drop_negative=drop_negative_eids, build=build, memory_gib=memory_gib,
+        encoding=encoding, coding=coding.value, bridge=bridge, leave_out=leave_out or ())  # fmt: skip
+
+# %% ../nbs/90_cli.ipynb #15c680b5
+def _ingest(tables: list[Path], out: Path, **options: Any) -> None:
+    "Read an extract, and print what became of it."
     from ukbmm.biobank.description import add_report
     from ukbmm.biobank.store import ingest as read
 
-    biobank = read(
-        tables, out, dictionary=dictionary, special_values=special_values, fields=fields, codings=codings, relatedness=relatedness, genotypes=genotypes, records=records, withdrawals=withdrawals,
-        drop_negative=drop_negative_eids, build=build, memory_gib=memory_gib, encoding=encoding, coding=coding.value, bridge=bridge, leave_out=leave_out or (),
-    )  # fmt: skip
+    biobank = read(tables, out, **options)
     for line in biobank.report():
         print(redact(line))  # a column's name comes from the file
     add_report(biobank)
@@ -142,21 +167,21 @@ def _share(text: str) -> float:
     number = re.search(r"\d+", text)
     return float(number[0]) + {"<": -0.5, ">": 0.5}.get(text[0], 0.0) if number else -1.0
 
-# %% ../nbs/90_cli.ipynb #d575fec2
+# %% ../nbs/90_cli.ipynb #414a20fe
+_Opened = Annotated[Path, typer.Argument(help="Folder of a Biobank.")]
+_Page = Annotated[Path | None, typer.Option(help="Write a page with figures instead, to this file.")]
+_Columns = Annotated[bool, typer.Option("--columns", help="List every column, not groups of them.")]
+
+# %% ../nbs/90_cli.ipynb #cb9274f8
 @app.command()
 def describe(
-    biobank: Annotated[Path, typer.Argument(help="Folder of a Biobank.")],
+    biobank: _Opened,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-    html: Annotated[
-        Path | None, typer.Option(help="Write a page with figures instead, to this file.")
-    ] = None,
-    columns: Annotated[
-        bool, typer.Option("--columns", help="List every column, not groups of them.")
-    ] = False,
+    html: _Page = None,
+    columns: _Columns = False,
 ) -> None:
     "Say what is in a Biobank: groups of columns and how full they are, genotypes, relatives."
-    from ukbmm.biobank.description import describe as list_columns
-    from ukbmm.biobank.description import description
+    from ukbmm.biobank.description import describe as list_columns, description
     from ukbmm.biobank.store import Biobank
 
     opened = Biobank.open(biobank)
@@ -171,18 +196,20 @@ def describe(
             len(opened) - opened.manifest["table"]["n_withdrawn"]
         )  # as in the report: the difference would tell
         print(json.dumps({"participants": n, "report": lines, "columns": rows}, indent=1))
-        return
-    for line in lines:
-        print(line)
-    _show(rows if columns else _by_group(rows))
-    if not columns:
+    else:
+        _show_columns(lines, rows, columns)
+
+# %% ../nbs/90_cli.ipynb #e2f1ea32
+def _show_columns(lines: list[str], rows: list[dict[str, Any]], each: bool) -> None:
+    "Print what is in a Biobank, and a table of its columns or of groups of them."
+    print(*lines, sep="\n")
+    _show(rows if each else _by_group(rows))
+    if not each:
         print("Figures: --html PAGE. Every column, and why values are missing: --columns.")
 
-
+# %% ../nbs/90_cli.ipynb #4332518f
 @app.command()
-def verify(
-    biobank: Annotated[Path, typer.Argument(help="Folder of a Biobank.")],
-) -> None:
+def verify(biobank: _Opened) -> None:
     "Compare every file of a Biobank with its checksum."
     from ukbmm.biobank.store import Biobank
     from ukbmm.core import StoreError
@@ -197,12 +224,7 @@ def verify(
         )
     print("every file is as it was written")
 
-# %% ../nbs/90_cli.ipynb #414a20fe
-Own = Annotated[
-    Path | None, typer.Option(help="What `ukbmm dictionary update` made; the shipped one if left out.")
-]
-
-
+# %% ../nbs/90_cli.ipynb #9a339de6
 def _dictionary(path: Path | None) -> Any:
     "The shipped dictionary, or one of the user's own."
     from ukbmm.biobank.dictionary import Dictionary, load_dictionary
@@ -227,7 +249,7 @@ def show_field(
     if "tree" in about:
         print(known.tree(known[field].coding).show(most=30))
 
-
+# %% ../nbs/90_cli.ipynb #c4b03316
 @words.command("update")
 def update_dictionary(
     files: Annotated[
@@ -246,7 +268,7 @@ def update_dictionary(
     print(update)
     print(out)
 
-
+# %% ../nbs/90_cli.ipynb #fe3c1604
 @words.command("search")
 def search_fields(
     text: Annotated[list[str], typer.Argument(help="Words that a title must hold, in any order.")],
@@ -254,17 +276,8 @@ def search_fields(
 ) -> None:
     "List the fields whose titles hold some words."
     found = _dictionary(dictionary).search(" ".join(text))
-    _show(
-        [
-            {
-                "field": f.field_id,
-                "title": f.title,
-                "type": f.value_type.replace("_", " "),
-                "units": f.units or "",
-            }
-            for f in found
-        ]
-    )
+    rows = [(f.field_id, f.title, f.value_type.replace("_", " "), f.units or "") for f in found]
+    _show([dict(zip(("field", "title", "type", "units"), row, strict=True)) for row in rows])
     print(f"{len(found):,} field{'' if len(found) == 1 else 's'}")
 
 # %% ../nbs/90_cli.ipynb #61c4ba49
@@ -272,7 +285,7 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override a value of the spec, such as outcome.field=21001.")
 ]
 
-
+# %% ../nbs/90_cli.ipynb #68a6a385
 @app.command()
 def check(
     spec: Annotated[Path, typer.Argument(help="A spec file.")],
@@ -297,7 +310,7 @@ def check(
     if not as_json:
         print(f"{spec.name}: all is well")
 
-
+# %% ../nbs/90_cli.ipynb #c94786df
 @app.command()
 def schema(
     out: Annotated[Path, typer.Argument(help="Where to write the JSON Schema.")] = Path("spec.schema.json"),
@@ -308,7 +321,7 @@ def schema(
     write_spec_schema(out)
     print(out)
 
-# %% ../nbs/90_cli.ipynb #c94786df
+# %% ../nbs/90_cli.ipynb #cdd36859
 def _results(run: Any) -> None:
     "Print a table of every model's metrics, or one for each of several outcomes."
     results = run.results()
@@ -319,7 +332,7 @@ def _results(run: Any) -> None:
         shown = found.droplevel("outcome").loc[:, (found != "").any().to_numpy()]
         _show(shown.reset_index().to_dict("records"), str(title))
 
-
+# %% ../nbs/90_cli.ipynb #8df5e931
 @app.command()
 def run(
     spec: Annotated[Path, typer.Argument(help="A spec file.")],
@@ -343,7 +356,7 @@ def run(
         _results(finished)
         print(finished.path)
 
-
+# %% ../nbs/90_cli.ipynb #4100a74e
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
@@ -358,19 +371,26 @@ def report(
     print(write_report(Run.open(run), out))
 
 # %% ../nbs/90_cli.ipynb #d81d3645
+_People = Annotated[int, typer.Option(help="Invented people.")]
+_Variants = Annotated[int, typer.Option(help="Invented variants.")]
+_Seed = Annotated[int, typer.Option(help="Another seed, another biobank.")]
+_Form = Annotated[
+    str,
+    typer.Option("--format", help="Form of the main table, such as ukbconv-csv, rap-raw or rap-labels."),
+]
+_Faults = Annotated[
+    list[str] | None, typer.Option(help="A fault to plant, such as split; may be given more than once.")
+]
+
+# %% ../nbs/90_cli.ipynb #1e67d253
 @app.command()
 def synth(
     out: Annotated[Path, typer.Argument(help="Folder to fill as UK Biobank would; must not exist.")],
-    participants: Annotated[int, typer.Option(help="Invented people.")] = 10_000,
-    variants: Annotated[int, typer.Option(help="Invented variants.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Another seed, another biobank.")] = 0,
-    form: Annotated[
-        str,
-        typer.Option("--format", help="Form of the main table, such as ukbconv-csv, rap-raw or rap-labels."),
-    ] = "ukbconv-csv",
-    fault: Annotated[
-        list[str] | None, typer.Option(help="A fault to plant, such as split; may be given more than once.")
-    ] = None,
+    participants: _People = 10_000,
+    variants: _Variants = 2000,
+    seed: _Seed = 0,
+    form: _Form = "ukbconv-csv",
+    fault: _Faults = None,
     gz: Annotated[bool, typer.Option("--gz", help="Compress the main table.")] = False,
 ) -> None:
     "Invent a biobank and write it as UK Biobank would deliver it, with the truth about it. `ukbmm ingest OUT` reads it."
@@ -378,9 +398,7 @@ def synth(
     from ukbmm.core import StoreError
 
     if out.exists():
-        raise StoreError(
-            f"the folder {out.name}", "a new folder", "one that exists", "Choose another, or remove it."
-        )
+        raise StoreError(f"the folder {out.name}", "a new folder", "one that exists", "Choose another, or remove it.")  # fmt: skip
     part = out.with_name(out.name + ".partial")
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -390,13 +408,13 @@ def synth(
         shutil.rmtree(part, ignore_errors=True)
     print(out)
 
-
+# %% ../nbs/90_cli.ipynb #29fbd0df
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the synthetic biobank and the run.")] = Path("demo"),
-    participants: Annotated[int, typer.Option(help="Invented people.")] = 3000,
-    variants: Annotated[int, typer.Option(help="Invented variants.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Another seed, another biobank.")] = 0,
+    participants: _People = 3000,
+    variants: _Variants = 2000,
+    seed: _Seed = 0,
     assignments: SetOption = None,
 ) -> None:
     "Make a synthetic biobank with a known truth and run the main job on it. The last line is the report."
@@ -407,18 +425,21 @@ def demo(
     from ukbmm.workflow.spec import Spec, demo_spec
 
     path = out / f"synthetic-{participants}-{variants}-{seed}.biobank"
-    get_logger().info(
-        "a synthetic biobank of %s people and %s variants", f"{participants:,}", f"{variants:,}"
-    )
+    said = "a synthetic biobank of %s people and %s variants"
+    get_logger().info(said, f"{participants:,}", f"{variants:,}")
     biobank = Biobank.open(path) if path.exists() else synthetic_biobank(path, participants, variants, seed)
     write_text(out / "demo.yaml", demo_spec())
     finished = TrainingPipeline(Spec.load(out / "demo.yaml", assignments or []), biobank, out / "runs").run()
-    truth = json.loads((path / "truth.json").read_text())
     _results(finished)
-    print(
-        f"what can be reached: r = {truth['r_perfect']:.3f}, without the planted combination {truth['r_perfect_additive']:.3f}"
-    )
+    _print_truth(path)
     print(finished.path / "report.html")
+
+# %% ../nbs/90_cli.ipynb #494c7c0c
+def _print_truth(biobank: Path) -> None:
+    "Print what the best prediction could reach."
+    truth = json.loads((biobank / "truth.json").read_text())
+    alone = f"without the planted combination {truth['r_perfect_additive']:.3f}"
+    print(f"what can be reached: r = {truth['r_perfect']:.3f}, {alone}")
 
 # %% ../nbs/90_cli.ipynb #fc0ee3f0
 def main(
@@ -441,7 +462,7 @@ def main(
     except Exception as error:
         return _other(error)
 
-
+# %% ../nbs/90_cli.ipynb #efab7252
 def _other(error: Exception) -> int:
     "Say what happened where it was not an error of the package."
     if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # typer's own: a wrong option

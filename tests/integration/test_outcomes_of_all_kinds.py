@@ -76,10 +76,12 @@ def test_a_study_goes_the_whole_way(kind, followed, tmp_path):
 
 def test_what_dates_say_before_the_visit_leaves_the_cohort_and_times_count_from_it(followed, tmp_path):
     pipeline = study(SPEC.replace("{OUTCOME}", OUTCOMES["survival"]), followed, tmp_path).prepare()
-    columns = followed.read(["p53_i0", "p131286", "p40000_i0"]).to_dict(as_series=False)
+    columns = followed.read(["p53_i0", "p131286", "p40000_i0", "p191"]).to_dict(as_series=False)
     for row in pipeline.cohort.rows[:200]:
-        visit, event, death = (columns[name][row] for name in columns)
-        last = min([day for day in (event, death) if day] + [pl.Series(["2022-10-31"]).str.to_date()[0]])
+        visit, event, death, lost = (columns[name][row] for name in columns)
+        last = min(
+            [day for day in (event, death, lost) if day] + [pl.Series(["2022-10-31"]).str.to_date()[0]]
+        )
         time, happened = pipeline.outcome.values[row]
         assert time == pytest.approx((last - visit).days / 365.25) and time > 0
         assert happened == (event is not None and event == last)

@@ -27,11 +27,9 @@ from ukbmm.biobank.names import canonical, parse_name
 from ukbmm.biobank.population import draw_people
 from ukbmm.biobank.records import (
     GP_ENDS,
-    NO_OPERATION,
     PROVIDERS,
     SPECIAL_DATES,
     TABLES,
-    TRACES,
     Volume,
     draw_records,
     lost_reason,
@@ -47,6 +45,7 @@ from ukbmm.biobank.summaries import (
     outcomes,
     summarise,
 )
+from ukbmm.biobank.traces import NO_OPERATION, OTHER_CAUSES, TRACES
 from ukbmm.core import TableError, UkbmmError, rng_for
 
 DATES = {
@@ -456,7 +455,7 @@ def test_certificates_name_what_people_died_of(cohort):
     both = causes.join(onsets.select("eid", "cause"), on="eid")
     for name, trace in TRACES.items():
         assert set(both.filter(pl.col("cause") == name)["cause_icd10"]) <= set(trace.icd10)
-    assert set(both.filter(pl.col("cause") == "other_death")["cause_icd10"]) <= set(tables.OTHER_CAUSES)
+    assert set(both.filter(pl.col("cause") == "other_death")["cause_icd10"]) <= set(OTHER_CAUSES)
 
 
 def test_tables_of_other_people_and_unknown_nations_are_refused():

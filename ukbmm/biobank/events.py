@@ -181,7 +181,7 @@ def _texts(layout: Layout) -> pl.LazyFrame:
     names = dict(zip(frame.collect_schema().names(), layout.names, strict=True))
     return frame.rename(names).cast(pl.String)
 
-# %% ../../nbs/biobank/17b_events.ipynb #a5aa4b23
+
 def _rows(participants: np.ndarray) -> pl.Expr:
     "The expression that makes rows of the Biobank from identifiers."
 
@@ -191,7 +191,7 @@ def _rows(participants: np.ndarray) -> pl.Expr:
     column = pl.col("eid").cast(pl.Int64)
     return column.map_batches(look_up, return_dtype=pl.Int32, is_elementwise=True).alias("row")
 
-# %% ../../nbs/biobank/17b_events.ipynb #b7a0cd44
+
 def _typed(layout: Layout, participants: np.ndarray, date: str) -> pl.LazyFrame:
     "The table with rows for identifiers, and types; without the rows of people who are no participants."
     columns = [_rows(participants)]

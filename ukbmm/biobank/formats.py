@@ -44,7 +44,7 @@ class Format:
     clock: str = " "  # Between a day and a time
     whole: bool = False  # Is 170.0 written 170?
 
-
+# %% ../../nbs/biobank/18b_formats.ipynb #a7ef9f00
 _UKBCONV = {"clock": "T", "whole": True, "lists": "spread"}
 FORMATS = {
     "ukbconv-csv": Format("ukbconv csv", ".csv", "ukbconv", quotes="always", **_UKBCONV),

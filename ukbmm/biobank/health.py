@@ -23,9 +23,7 @@ class Hazard:
 
     shape: float  # 1 for a constant rate; the rate grows with the (shape - 1)th power of age
     scale: float  # Age in years at which the cumulative hazard is 1 where all causes are 0 and sex is female
-    effects: dict[
-        str, float
-    ]  # Log hazard ratios: of a cause per standard deviation, of men, of a product "a x b"
+    effects: dict[str, float]  # Log hazard ratios: of a cause per standard deviation, of men, of "a x b"
     only: int | None = None  # Sex that can have it, 0 female and 1 male; None for both
     after: str | None = None  # A disease above this one that changes the hazard from its onset; None for none
     after_effect: float = 0.0  # Log hazard ratio from that onset
@@ -76,120 +74,57 @@ def onset_age(
 
 # %% ../../nbs/biobank/18e_health.ipynb #29f44ee8
 _HEART = {
-    "hypertension": Hazard(
-        4.5, 74.5, {"sex": 0.15, "adiposity": 0.35, "pressure": 0.60, "genetic": 0.15, "kidney": 0.10}
-    ),
-    "infarction": Hazard(
-        5.0,
-        143.7,
-        {"sex": 0.80, "lipids": 0.40, "smoking": 0.35, "pressure": 0.25, "genetic": 0.35, "glycaemia": 0.15},
-        acute=0.10,
-        fatality=0.004,
-    ),
-    "coronary_disease": Hazard(
-        5.0,
-        124.8,
-        {"sex": 0.60, "lipids": 0.35, "smoking": 0.25, "pressure": 0.20, "genetic": 0.35, "imaging": 0.15},
-        after="infarction",
-        after_effect=2.5,
-        fatality=0.002,
-    ),
-    "atrial_fibrillation": Hazard(
-        7.0, 105.2, {"sex": 0.50, "adiposity": 0.30, "pressure": 0.20, "genetic": 0.30, "imaging": 0.20}
-    ),
-    "heart_failure": Hazard(
-        7.5,
-        117.6,
-        {"sex": 0.30, "adiposity": 0.30, "pressure": 0.20, "kidney": 0.20, "imaging": 0.35},
-        after="infarction",
-        after_effect=1.2,
-        fatality=0.015,
-    ),
-}
+    "hypertension": Hazard(4.5, 74.5, {"sex": 0.15, "adiposity": 0.35, "pressure": 0.60, "genetic": 0.15, "kidney": 0.10}),
+    "infarction": Hazard(5.0, 143.7, {"sex": 0.80, "lipids": 0.40, "smoking": 0.35, "pressure": 0.25, "genetic": 0.35, "glycaemia": 0.15},
+                         acute=0.10, fatality=0.004),
+    "coronary_disease": Hazard(5.0, 124.8, {"sex": 0.60, "lipids": 0.35, "smoking": 0.25, "pressure": 0.20, "genetic": 0.35, "imaging": 0.15},
+                               after="infarction", after_effect=2.5, fatality=0.002),
+    "atrial_fibrillation": Hazard(7.0, 105.2, {"sex": 0.50, "adiposity": 0.30, "pressure": 0.20, "genetic": 0.30, "imaging": 0.20}),
+    "heart_failure": Hazard(7.5, 117.6, {"sex": 0.30, "adiposity": 0.30, "pressure": 0.20, "kidney": 0.20, "imaging": 0.35},
+                            after="infarction", after_effect=1.2, fatality=0.015),
+}  # fmt: skip
 
 # %% ../../nbs/biobank/18e_health.ipynb #e80c2d37
 _STROKE = {
-    "ischaemic_stroke": Hazard(
-        6.0,
-        141.5,
-        {"sex": 0.25, "pressure": 0.40, "smoking": 0.25, "genetic": 0.15, "imaging": 0.25},
-        after="atrial_fibrillation",
-        after_effect=0.9,
-        acute=0.05,
-        fatality=0.008,
-    ),
-    "cerebral_haemorrhage": Hazard(
-        6.0, 183.5, {"sex": 0.20, "pressure": 0.50, "imaging": 0.20}, acute=0.30, fatality=0.02
-    ),
-    "subarachnoid_haemorrhage": Hazard(
-        3.0, 396.0, {"sex": -0.40, "smoking": 0.40, "pressure": 0.20}, acute=0.15, fatality=0.005
-    ),
-}
+    "ischaemic_stroke": Hazard(6.0, 141.5, {"sex": 0.25, "pressure": 0.40, "smoking": 0.25, "genetic": 0.15, "imaging": 0.25},
+                               after="atrial_fibrillation", after_effect=0.9, acute=0.05, fatality=0.008),
+    "cerebral_haemorrhage": Hazard(6.0, 183.5, {"sex": 0.20, "pressure": 0.50, "imaging": 0.20},
+                                   acute=0.30, fatality=0.02),
+    "subarachnoid_haemorrhage": Hazard(3.0, 396.0, {"sex": -0.40, "smoking": 0.40, "pressure": 0.20},
+                                       acute=0.15, fatality=0.005),
+}  # fmt: skip
 
 # %% ../../nbs/biobank/18e_health.ipynb #c6403609
 _DEGENERATION = {
-    "alzheimer": Hazard(
-        13.0,
-        107.7,
-        {"sex": -0.10, "cognition": -0.40, "genetic": 0.50, "imaging": 0.45},
-        from_visit=True,
-        fatality=0.12,
-    ),
-    "vascular_dementia": Hazard(
-        12.0,
-        119.2,
-        {"sex": 0.15, "cognition": -0.40, "pressure": 0.30, "imaging": 0.40},
-        after="ischaemic_stroke",
-        after_effect=1.0,
-        from_visit=True,
-        fatality=0.15,
-    ),
-    "other_dementia": Hazard(
-        12.0, 111.8, {"cognition": -0.40, "imaging": 0.35}, from_visit=True, fatality=0.12
-    ),
-    "frontotemporal_dementia": Hazard(
-        5.0, 291.0, {"cognition": -0.20, "genetic": 0.40, "imaging": 0.50}, from_visit=True, fatality=0.12
-    ),
-    "parkinson": Hazard(
-        8.0, 132.8, {"sex": 0.45, "genetic": 0.25, "imaging": 0.25, "smoking": -0.15}, fatality=0.02
-    ),
+    "alzheimer": Hazard(13.0, 107.7, {"sex": -0.10, "cognition": -0.40, "genetic": 0.50, "imaging": 0.45},
+                        from_visit=True, fatality=0.12),
+    "vascular_dementia": Hazard(12.0, 119.2, {"sex": 0.15, "cognition": -0.40, "pressure": 0.30, "imaging": 0.40},
+                                after="ischaemic_stroke", after_effect=1.0, from_visit=True, fatality=0.15),
+    "other_dementia": Hazard(12.0, 111.8, {"cognition": -0.40, "imaging": 0.35},
+                             from_visit=True, fatality=0.12),
+    "frontotemporal_dementia": Hazard(5.0, 291.0, {"cognition": -0.20, "genetic": 0.40, "imaging": 0.50},
+                                      from_visit=True, fatality=0.12),
+    "parkinson": Hazard(8.0, 132.8, {"sex": 0.45, "genetic": 0.25, "imaging": 0.25, "smoking": -0.15},
+                        fatality=0.02),
     "supranuclear_palsy": Hazard(8.0, 188.0, {"imaging": 0.40}, from_visit=True, fatality=0.25),
     "system_atrophy": Hazard(6.0, 265.0, {"imaging": 0.40}, from_visit=True, fatality=0.25),
-    "motor_neurone_disease": Hazard(
-        5.0, 243.5, {"sex": 0.30, "genetic": 0.30}, from_visit=True, fatality=0.4
-    ),
-}
+    "motor_neurone_disease": Hazard(5.0, 243.5, {"sex": 0.30, "genetic": 0.30},
+                                    from_visit=True, fatality=0.4),
+}  # fmt: skip
 
 # %% ../../nbs/biobank/18e_health.ipynb #dcfed144
 _BODY = {
     "type_1_diabetes": Hazard(1.0, 8200.0, {"sex": 0.20, "genetic": 0.50, "glycaemia": 0.30}, fatality=0.002),
-    "type_2_diabetes": Hazard(
-        5.0,
-        124.5,
-        {"sex": 0.40, "adiposity": 0.45, "glycaemia": 0.60, "genetic": 0.30, "genetic x adiposity": 0.25},
-        fatality=0.001,
-    ),
-    "kidney_disease": Hazard(
-        8.0,
-        104.6,
-        {"kidney": 0.70, "pressure": 0.20, "inflammation": 0.10},
-        after="type_2_diabetes",
-        after_effect=0.8,
-        fatality=0.003,
-    ),
-    "kidney_failure": Hazard(
-        2.0,
-        2050.0,
-        {"kidney": 0.50, "genetic": 0.15},
-        after="kidney_disease",
-        after_effect=4.0,
-        fatality=0.06,
-    ),
-    "lung_disease": Hazard(
-        6.0, 116.8, {"sex": 0.10, "smoking": 0.90, "inflammation": 0.25, "genetic": 0.10}, fatality=0.009
-    ),
+    "type_2_diabetes": Hazard(5.0, 124.5, {"sex": 0.40, "adiposity": 0.45, "glycaemia": 0.60, "genetic": 0.30, "genetic x adiposity": 0.25},
+                              fatality=0.001),
+    "kidney_disease": Hazard(8.0, 104.6, {"kidney": 0.70, "pressure": 0.20, "inflammation": 0.10},
+                             after="type_2_diabetes", after_effect=0.8, fatality=0.003),
+    "kidney_failure": Hazard(2.0, 2050.0, {"kidney": 0.50, "genetic": 0.15},
+                             after="kidney_disease", after_effect=4.0, fatality=0.06),
+    "lung_disease": Hazard(6.0, 116.8, {"sex": 0.10, "smoking": 0.90, "inflammation": 0.25, "genetic": 0.10},
+                           fatality=0.009),
     "asthma": Hazard(0.8, 365.0, {"sex": -0.25, "adiposity": 0.10, "inflammation": 0.20, "genetic": 0.25}),
-}
+}  # fmt: skip
 
 # %% ../../nbs/biobank/18e_health.ipynb #d8932a3c
 _CANCER = {
@@ -272,9 +207,7 @@ def _dates(birth: np.ndarray, age: np.ndarray, last: np.ndarray) -> pl.Series:
 def draw_onsets(
     people: pl.DataFrame,  # One row a person: eid, sex, birth, visit_0 and the causes that hazards name
     rng: np.random.Generator,
-) -> (
-    pl.DataFrame
-):  # eid, the date of each of DISEASES, `death`, and `cause` (a name of HAZARDS); null where none
+) -> pl.DataFrame:  # eid, dates of DISEASES, `death`, and `cause` (a name of HAZARDS); null where none
     "Draw when each disease began and when each person died, up to HORIZON; rows are those of `people`."
     visit, birth = _age_at(people, "visit_0"), _days(people["birth"])
     ages = _disease_ages(people, visit, rng)

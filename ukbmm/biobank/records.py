@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +15,32 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from ..core import TableError, UkbmmError, atomic_file
-
 # %% auto #0
-__all__ = ['PROVIDERS', 'GP_ENDS', 'TRACES', 'BACKGROUND', 'INJURIES', 'EXTERNAL', 'OLD_BACKGROUND', 'OPERATIONS', 'ADDED',
-           'OLD_OPERATIONS', 'NO_OPERATION', 'OTHER_CAUSES', 'CONTRIBUTORY', 'PRACTICE_RECORDS', 'CODES', 'ICD9_UNTIL',
-           'OPCS3_UNTIL', 'HESIN', 'DISTINCT', 'OLD_DISTINCT', 'OLD_SECONDARY', 'MOST_CONTRIBUTORY', 'TUMOURS',
-           'REGISTERED', 'MOST_FURTHER', 'CANCER_ICD9_UNTIL', 'MEASURES', 'COMPUTERS', 'OTHER_READ', 'SPECIAL_DATES',
-           'DRUGS', 'SCRIPTS_A_YEAR', 'TABLES', 'FORMS', 'Provider', 'lost_reason', 'window', 'Trace', 'Volume',
-           'dotted', 'draw_records', 'record_files']
+__all__ = ['PROVIDERS', 'GP_ENDS', 'PRACTICE_RECORDS', 'ICD9_UNTIL', 'OPCS3_UNTIL', 'HESIN', 'DISTINCT', 'OLD_DISTINCT',
+           'OLD_SECONDARY', 'MOST_CONTRIBUTORY', 'TUMOURS', 'REGISTERED', 'MOST_FURTHER', 'CANCER_ICD9_UNTIL',
+           'MEASURES', 'COMPUTERS', 'OTHER_READ', 'SPECIAL_DATES', 'DRUGS', 'SCRIPTS_A_YEAR', 'TABLES', 'FORMS',
+           'Provider', 'lost_reason', 'window', 'Volume', 'dotted', 'draw_records', 'record_files']
+
+# %% ../../nbs/biobank/18f_records.ipynb #4e0273e8
+from ukbmm.biobank.traces import (
+    ADDED,
+    BACKGROUND,
+    CONTRIBUTORY,
+    EXTERNAL,
+    INJURIES,
+    NO_OPERATION,
+    OLD_BACKGROUND,
+    OLD_OPERATIONS,
+    OPERATIONS,
+    OTHER_CAUSES,
+    PLACES,
+    TRACES,
+    code_places,
+    code_text,
+    draw_codes,
+    ranked_codes,
+)
+from ..core import TableError, UkbmmError, atomic_file
 
 # %% ../../nbs/biobank/18f_records.ipynb #bb53f09e
 class Provider(NamedTuple):
@@ -51,6 +68,8 @@ PROVIDERS = {
         "Wales": Provider("E/W", datetime.date(1972, 1, 1), datetime.date(2020, 12, 31)),
     },
 }
+
+# %% ../../nbs/biobank/18f_records.ipynb #c0cb483b
 GP_ENDS = {
     1: datetime.date(2017, 5, 31),  # England, Vision
     2: datetime.date(2017, 3, 31),  # Scotland
@@ -78,9 +97,7 @@ def window(
     people: pl.DataFrame,  # With nation, eid and lost
     onsets: pl.DataFrame,  # With death
     source: str,  # A key of PROVIDERS
-) -> tuple[
-    np.ndarray, np.ndarray
-]:  # float [batch]: first and last day, since 1970; the last before the first for none
+) -> tuple[np.ndarray, np.ndarray]:  # float [batch]: first and last day since 1970; last < first for none
     "Say for which days a source looks at each person."
     spans = PROVIDERS[source]
     strange = sorted(set(people["nation"].unique()) - set(spans))
@@ -93,175 +110,6 @@ def window(
     end = np.minimum(last, np.minimum(_days(onsets["death"]), _days(people["lost"])))
     withdrawn = lost_reason(people).eq_missing(5).to_numpy()
     return first, np.where(withdrawn, -np.inf, end)
-
-# %% ../../nbs/biobank/18f_records.ipynb #485d99de
-@dataclass(frozen=True)
-class Trace:
-    "How a disease gets into records."
-
-    icd10: dict[str, float]  # Codes without dots, each with its share of people
-    icd9: str  # Code in Scottish episodes before April 1996; empty where it was not coded then
-    later: str  # ICD-10 code in episodes after the first weeks; empty for the code of the person
-    admitted: float  # Share that is taken to hospital for it
-    lag: float  # Mean days from onset to that admission
-    mentioned: float  # Chance that a later episode for another reason names it
-    certified: float  # Chance that a death certificate names it as contributory
-    read: tuple[str, str] | None = None  # Read codes of versions 2 and 3; None where practices do not code it
-    known: float = 0.0  # Share whose practice codes it
-    delay: float = 0.5  # Mean years from onset to that code
-    repeated: float = 0.1  # Further codes a year in the practice
-    block: str = ""  # Start of ICD-10 to which the Read codes map; empty for that of the commonest code
-
-# %% ../../nbs/biobank/18f_records.ipynb #e53e2cca
-_ICD = {
-    "hypertension": ({"I10": 1.0}, "4019", ""),
-    "infarction": ({"I214": 0.5, "I219": 0.185, "I211": 0.145, "I210": 0.115, "I213": 0.02, "I220": 0.035},
-                   "4109", "I252"),
-    "coronary_disease": ({"I251": 0.55, "I259": 0.45}, "4149", ""),
-    "atrial_fibrillation": ({"I48": 0.35, "I489": 0.4, "I480": 0.15, "I482": 0.1}, "4273", ""),
-    "heart_failure": ({"I500": 0.55, "I501": 0.25, "I509": 0.2}, "4280", ""),
-    "ischaemic_stroke": ({"I639": 0.4, "I635": 0.18, "I634": 0.12, "I633": 0.1, "I630": 0.02, "I64": 0.18},
-                         "4349", "I64"),
-    "cerebral_haemorrhage": ({"I619": 0.5, "I610": 0.2, "I614": 0.15, "I611": 0.15}, "431", ""),
-    "subarachnoid_haemorrhage": ({"I609": 0.6, "I607": 0.2, "I601": 0.2}, "430", ""),
-    "alzheimer": ({"G309": 0.55, "F009": 0.35, "G301": 0.1}, "3310", ""),
-    "vascular_dementia": ({"F019": 0.8, "F011": 0.2}, "2904", ""),
-    "other_dementia": ({"F03": 0.85, "F051": 0.15}, "2900", ""),
-    "frontotemporal_dementia": ({"G310": 0.7, "F020": 0.3}, "3311", ""),
-    "parkinson": ({"G20": 1.0}, "3320", ""),
-    "supranuclear_palsy": ({"G231": 1.0}, "", ""),
-    "system_atrophy": ({"G232": 0.6, "G903": 0.4}, "", ""),
-    "motor_neurone_disease": ({"G122": 1.0}, "3352", ""),
-    "type_1_diabetes": ({"E109": 0.7, "E103": 0.3}, "2501", ""),
-    "type_2_diabetes": ({"E119": 0.9, "E118": 0.1}, "2500", ""),
-    "kidney_disease": ({"N189": 0.4, "N183": 0.6}, "585", ""),
-    "kidney_failure": ({"N185": 0.8, "N180": 0.2}, "585", ""),
-    "lung_disease": ({"J449": 0.55, "J440": 0.25, "J441": 0.195, "J410": 0.005}, "496", ""),
-    "asthma": ({"J459": 0.9, "J450": 0.05, "J451": 0.05}, "4939", ""),
-    "breast_cancer": ({"C509": 0.6, "C504": 0.25, "C508": 0.15}, "1749", ""),
-    "prostate_cancer": ({"C61": 1.0}, "185", ""),
-    "colorectal_cancer": ({"C187": 0.25, "C180": 0.15, "C189": 0.1, "C182": 0.1, "C19": 0.1, "C20": 0.3},
-                          "1539", ""),
-    "lung_cancer": ({"C341": 0.5, "C343": 0.25, "C349": 0.25}, "1629", ""),
-    "skin_cancer": ({"C443": 0.6, "C444": 0.1, "C445": 0.15, "C449": 0.15}, "1739", ""),
-    "melanoma": ({"C435": 0.35, "C436": 0.25, "C437": 0.25, "C439": 0.15}, "1729", ""),
-    "cervical_neoplasia": ({"D069": 0.8, "D060": 0.2}, "2331", ""),
-    "other_cancer": ({"C679": 0.14, "C64": 0.12, "C541": 0.1, "C56": 0.07, "C833": 0.1, "C859": 0.08, "C900": 0.07,
-                      "C920": 0.05, "C159": 0.08, "C169": 0.05, "C259": 0.08, "C73": 0.06}, "1991", ""),
-}  # fmt: skip
-
-# %% ../../nbs/biobank/18f_records.ipynb #283b19ae
-_HOSPITAL = {
-    "hypertension": (0.0, 3.0, 0.42, 0.15),
-    "infarction": (0.8, 0.5, 0.3, 0.3),
-    "coronary_disease": (0.35, 60, 0.45, 0.35),
-    "atrial_fibrillation": (0.3, 20, 0.6, 0.25),
-    "heart_failure": (0.45, 30, 0.5, 0.4),
-    "ischaemic_stroke": (0.9, 0.5, 0.3, 0.3),
-    "cerebral_haemorrhage": (0.85, 0.5, 0.05, 0.3),
-    "subarachnoid_haemorrhage": (0.85, 0.5, 0.05, 0.3),
-    "alzheimer": (0.1, 200, 0.55, 0.6),
-    "vascular_dementia": (0.1, 200, 0.55, 0.6),
-    "other_dementia": (0.1, 200, 0.55, 0.6),
-    "frontotemporal_dementia": (0.1, 200, 0.55, 0.6),
-    "parkinson": (0.12, 200, 0.7, 0.5),
-    "supranuclear_palsy": (0.3, 200, 0.7, 0.6),
-    "system_atrophy": (0.3, 200, 0.7, 0.6),
-    "motor_neurone_disease": (0.5, 100, 0.8, 0.8),
-    "type_1_diabetes": (0.3, 10, 0.75, 0.4),
-    "type_2_diabetes": (0.0, 3.0, 0.7, 0.35),
-    "kidney_disease": (0.03, 200, 0.45, 0.25),
-    "kidney_failure": (0.7, 40, 0.9, 0.8),
-    "lung_disease": (0.25, 400, 0.5, 0.4),
-    "asthma": (0.06, 900, 0.32, 0.05),
-    "breast_cancer": (0.9, 20, 0.15, 0.1),
-    "prostate_cancer": (0.7, 40, 0.25, 0.1),
-    "colorectal_cancer": (0.95, 15, 0.2, 0.1),
-    "lung_cancer": (0.85, 15, 0.5, 0.1),
-    "skin_cancer": (0.45, 40, 0.01, 0.0),
-    "melanoma": (0.7, 30, 0.05, 0.1),
-    "cervical_neoplasia": (0.5, 30, 0.0, 0.0),
-    "other_cancer": (0.9, 15, 0.25, 0.1),
-}
-
-# %% ../../nbs/biobank/18f_records.ipynb #8f4a5c31
-_PRACTICE = {
-    "hypertension": (("G20..", "XE0Ub"), 0.85, 1.0, 0.3, ""),
-    "infarction": (("G30..", "X200E"), 0.65, 0.1, 0.05, ""),
-    "coronary_disease": (("G3...", "XE2uV"), 0.75, 0.5, 0.1, ""),
-    "atrial_fibrillation": (("G5730", "G5730"), 0.85, 0.5, 0.1, ""),
-    "heart_failure": (("G58..", "G58.."), 0.7, 0.5, 0.1, ""),
-    "ischaemic_stroke": (("G66..", "X00D1"), 0.75, 0.1, 0.05, "I64"),
-    "cerebral_haemorrhage": (("G61..", "G61.."), 0.6, 0.1, 0.1, ""),
-    "subarachnoid_haemorrhage": (("G60..", "G60.."), 0.6, 0.1, 0.1, ""),
-    "alzheimer": (("F110.", "F110."), 0.7, 1.5, 0.1, ""),
-    "vascular_dementia": (("Eu01.", "Eu01."), 0.7, 1.5, 0.1, ""),
-    "other_dementia": (("Eu02z", "Eu02z"), 0.7, 1.5, 0.1, ""),
-    "frontotemporal_dementia": (("F111.", "F111."), 0.7, 1.5, 0.1, ""),
-    "parkinson": (("F12..", "F12.."), 0.9, 0.5, 0.1, ""),
-    "motor_neurone_disease": (("F152.", "F152."), 0.8, 0.5, 0.1, ""),
-    "type_1_diabetes": (("C10E.", "X40J4"), 0.95, 0.1, 0.5, ""),
-    "type_2_diabetes": (("C10F.", "X40J5"), 0.95, 0.5, 0.8, ""),
-    "kidney_disease": (("1Z12.", "XaLHI"), 0.8, 0.7, 0.4, ""),
-    "kidney_failure": (("1Z14.", "XaLHK"), 0.9, 0.5, 0.1, ""),
-    "lung_disease": (("H3...", "H3..."), 0.85, 1.0, 0.6, ""),
-    "asthma": (("H33..", "H33.."), 0.95, 0.5, 0.4, ""),
-    "breast_cancer": (("B34..", "B34.."), 0.85, 0.1, 0.1, ""),
-    "prostate_cancer": (("B46..", "B46.."), 0.85, 0.1, 0.1, ""),
-    "colorectal_cancer": (("B13..", "B13.."), 0.85, 0.1, 0.1, ""),
-    "lung_cancer": (("B22..", "B22.."), 0.85, 0.1, 0.1, ""),
-    "skin_cancer": (("B33..", "B33.."), 0.6, 0.1, 0.1, ""),
-    "melanoma": (("B32..", "B32.."), 0.85, 0.1, 0.1, ""),
-    "cervical_neoplasia": (("B831.", "B831."), 0.5, 0.1, 0.1, ""),
-    "other_cancer": (("B6...", "B6..."), 0.7, 0.1, 0.1, ""),
-}
-TRACES = {name: Trace(*_ICD[name], *_HOSPITAL[name], *_PRACTICE.get(name, ())) for name in _ICD}
-
-# %% ../../nbs/biobank/18f_records.ipynb #91d44376
-BACKGROUND = tuple(
-    """K573 K635 R074 H269 Z864 Z880 K219 K449 N390 R104 Z921 K297 Z867 M171 Z961 R55 K649 R69 E780 Z720 Z885
-R103 K590 D126 Z538 Z501 R31 K409 N40 Z955 K802 G560 F329 D649 Z966 K210 K529 R073 M545 K629 E669 I839
-K621 D125 H251 Z886 J189 M169 N179 R194 L989 Z860 D509 R195 N201 Z858 M199 J22 K922 H353 R11 G473 Z853
-Z871 Z874 M161 K30 L720 N200 D128 F171 N812 B962 H409 M239 M751 R509 R060 A099 J181 Z988 E039 L031 I849
-L570 D171 F419 Z904 R51 N950 M201 M819 I802 G409 N32 H259 K805 Z856 R002 M810 R42 A419 E871 L309 Z907
-D259 K859 K566 J342 Z905 M232 E876 R33 N840 N920 F102 N811 Z900 I841 L82 I842 I739 R198 K921 H919 D225
-K429 I951 Z090 R798 J984 R072 K440 M2551 K295 D235 R17 N393 M1990 J330 Z800 Z803 H028 G439 H110 E559
-I269 M479 L029""".split()
-)
-INJURIES = ("S525", "S5250", "S826", "S8260", "S720", "S7200", "S422", "S420", "S009", "T810", "T814", "T845")
-EXTERNAL = ("W190", "W010", "W109", "W189", "X599", "Y831", "Y834", "Y839", "Y838")  # what caused an injury
-OLD_BACKGROUND = tuple(
-    """4549 5509 7865 7890 6262 7179 4740 5409 5990 3540 2189 5641 7292 7242 5533 3669 4540 6185 5959 4556 6202
-7274 8242 8130 7350 6391 9170 4550 5693""".split()
-)
-OPERATIONS = tuple(
-    """G451 H221 C712 C751 M459 G459 H251 W822 Q181 W371 W401 H201 T202 A651 S065 K634 J183 W903 A521 E036 M653
-L859 P231 C791 H333 K751 K401 W879 H511 S067 T241 K491 Q103 M421 B283 W152 Q074 L852 V544 E251 K601 K453
-T521 X403""".split()
-)
-ADDED = tuple(
-    """Z942 Z943 Y534 Z941 Y752 Y981 U212 Y982 Z286 Z274 Y539 U201 Z846 X292 U051 Z281 Y713 Z284 Z285 U354 Y973
-U071 U081""".split()
-)
-OLD_OPERATIONS = tuple("055 0552 0553 0611 0612 048 0461 0521 0531 0591 110 1101 1102".split())
-NO_OPERATION = "X998"
-OTHER_CAUSES = (  # underlying causes of death that have nothing to do with the modelled diseases
-    "J189",
-    "K746",
-    "A419",
-    "J841",
-    "K703",
-    "I710",
-    "K559",
-    "N179",
-    "I269",
-    "N390",
-    "W190",
-    "K859",
-    "G931",
-    "I350",
-)
-CONTRIBUTORY = ("J189", "N179", "A419", "E669", "K746", "R54", "I269")
 
 # %% ../../nbs/biobank/18f_records.ipynb #ccb22f20
 @dataclass(frozen=True)
@@ -279,49 +127,6 @@ PRACTICE_RECORDS = {  # lines of each person with any
     "gp_clinical": {"showcase": 537.4, "here": 57.2},
     "gp_scripts": {"showcase": 259.8, "here": 65.4},
 }
-
-# %% ../../nbs/biobank/18f_records.ipynb #2f1a744f
-CODES = tuple(
-    sorted(
-        {
-            *BACKGROUND,
-            *INJURIES,
-            *EXTERNAL,
-            *OLD_BACKGROUND,
-            *OPERATIONS,
-            *ADDED,
-            *OLD_OPERATIONS,
-            NO_OPERATION,
-        }
-        | {*OTHER_CAUSES, *CONTRIBUTORY}
-        | {code for trace in TRACES.values() for code in (*trace.icd10, trace.icd9, trace.later)}
-    )
-)
-_PLACES = {code: place for place, code in enumerate(CODES)}
-
-
-def _numbers(codes: Iterable[str]) -> np.ndarray:
-    "int [code]: the places of codes in CODES."
-    return np.array([_PLACES[code] for code in codes])
-
-# %% ../../nbs/biobank/18f_records.ipynb #a7c69abb
-def _text(numbers: np.ndarray) -> pl.Series:
-    "The codes at some places of CODES."
-    return pl.Series(CODES, dtype=pl.String).gather(numbers)
-
-
-def _ranked(codes: tuple[str, ...], size: int, rng: np.random.Generator) -> np.ndarray:
-    "int [size]: codes, the first of a list oftener than the last."
-    share = np.cumsum(1 / (np.arange(len(codes)) + 8.0))
-    return _numbers(codes)[np.searchsorted(share[:-1] / share[-1], rng.random(size), side="right")]
-
-
-def _codes_of(onsets: pl.DataFrame, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    "int [batch] by disease: the ICD-10 code that each person has, or would have, for it."
-    return {
-        name: rng.choice(_numbers(trace.icd10), size=onsets.height, p=list(trace.icd10.values()))
-        for name, trace in TRACES.items()
-    }
 
 # %% ../../nbs/biobank/18f_records.ipynb #25025612
 def _background_episodes(
@@ -350,23 +155,30 @@ def _admissions(
         found.append((row, day[row], position))
     return found
 
-# %% ../../nbs/biobank/18f_records.ipynb #9686efde
+# %% ../../nbs/biobank/18f_records.ipynb #f8325584
 def _place(group: np.ndarray) -> np.ndarray:
     "int [row]: 0, 1, 2, ... within runs of equal values."
     first = np.flatnonzero(np.concatenate([[True], group[1:] != group[:-1]])) if len(group) else group
     return np.arange(len(group)) - np.repeat(first, np.diff(np.concatenate([first, [len(group)]])))
 
 
+def _whole(numbers: np.ndarray) -> pl.Series:
+    "Whole numbers; null where a number is not finite."
+    return pl.Series(np.where(np.isfinite(numbers), numbers, np.nan)).fill_nan(None).cast(pl.Int64)
+
+
 def _date(days: np.ndarray) -> pl.Series:
     "Days since 1970 as dates; null where the number is not finite."
-    return pl.Series(np.where(np.isfinite(days), days, np.nan)).fill_nan(None).cast(pl.Int32).cast(pl.Date)
+    return _whole(days).cast(pl.Int32).cast(pl.Date)
 
 # %% ../../nbs/biobank/18f_records.ipynb #556abaaa
+ICD9_UNTIL = 9587  # 1996-04-01, in days since 1970: Scottish episodes before it are coded in ICD-9
+OPCS3_UNTIL = 7030  # 1989-04-01: Scottish episodes before it are coded in OPCS-3
+
+
 def _episodes(
     people: pl.DataFrame, onsets: pl.DataFrame, volume: Volume, rng: np.random.Generator
-) -> dict[
-    str, np.ndarray
-]:  # row, day, disease, stay (days), place (0, 1, ... for each person), old and oldest coding
+) -> dict[str, np.ndarray]:  # row, day, disease, stay (days), place (0, 1, ... of a person), icd9, opcs3
     "Draw every episode in hospital, in order of person and day."
     start, end = window(people, onsets, "hospital")
     row, day = _background_episodes(people, start, end, volume, rng)
@@ -377,20 +189,8 @@ def _episodes(
     row, day, disease = row[order], day[order], disease[order]
     stay = np.minimum(rng.geometric(0.45, len(row)) - 1, end[row] - day)
     scottish = (people["nation"] == "Scotland").to_numpy()[row]
-    old = scottish & (day < ICD9_UNTIL), scottish & (day < OPCS3_UNTIL)
-    return {
-        "row": row,
-        "day": day,
-        "disease": disease,
-        "stay": stay,
-        "place": _place(row),
-        "icd9": old[0],
-        "opcs3": old[1],
-    }
-
-
-ICD9_UNTIL = 9587  # 1996-04-01, in days since 1970: Scottish episodes before it are coded in ICD-9
-OPCS3_UNTIL = 7030  # 1989-04-01: Scottish episodes before it are coded in OPCS-3
+    coding = {"icd9": scottish & (day < ICD9_UNTIL), "opcs3": scottish & (day < OPCS3_UNTIL)}
+    return {"row": row, "day": day, "disease": disease, "stay": stay, "place": _place(row)} | coding
 
 # %% ../../nbs/biobank/18f_records.ipynb #9a3cfbd4
 HESIN = """eid ins_index dsource source epistart epiend epidur bedyear epistat epitype epiorder spell_index
@@ -398,50 +198,33 @@ spell_seq spelbgin spelend speldur pctcode gpprpct category elecdate elecdur adm
 admimeth admisorc_uni admisorc firstreg classpat_uni classpat intmanag_uni intmanag mainspef_uni
 mainspef tretspef_uni tretspef operstat disdate dismeth_uni dismeth disdest_uni disdest carersi""".split()
 _HESIN_DATES = ("epistart", "epiend", "elecdate", "admidate", "disdate")
-_HESIN_TEXT = (
-    "dsource",
-    "source",
-    "pctcode",
-    "gpprpct",
-    "spelend",
-    "mainspef",
-    "tretspef",
-    "operstat",
-    "carersi",
-)
+_HESIN_TEXT = "dsource source pctcode gpprpct spelend mainspef tretspef operstat carersi".split()
 
 # %% ../../nbs/biobank/18f_records.ipynb #1813ff87
-def _hesin(people: pl.DataFrame, episodes: dict[str, np.ndarray], rng: np.random.Generator) -> pl.DataFrame:
-    "Write episodes as the table hesin."
+def _filled(people: pl.DataFrame, episodes: dict[str, np.ndarray], rng: np.random.Generator) -> pl.DataFrame:
+    "The columns of hesin that are not empty."
     row, day, stay, place = (episodes[name] for name in ("row", "day", "stay", "place"))
     start, end = _date(day), _date(day + stay)
     missing = pl.Series(rng.random(len(row)) < 1 / 150)
     names = {nation: provider.name for nation, provider in PROVIDERS["hospital"].items()}
     emergency = (episodes["disease"] >= 0) | (rng.random(len(row)) < 0.3)
-    filled = {
-        "eid": people["eid"].to_numpy()[row],
-        "ins_index": place,
-        "dsource": people["nation"].replace_strict(names, return_dtype=pl.String).gather(row),
-        "epistart": pl.select(pl.when(~missing).then(start)).to_series(),
-        "epiend": end,
-        "epidur": stay.astype(int),
-        "epistat": np.full(len(row), 3),
-        "epitype": np.ones(len(row), dtype=int),
-        "epiorder": np.ones(len(row), dtype=int),
-        "spell_index": place,
-        "spell_seq": np.zeros(len(row), dtype=int),
-        "admidate": start,
-        "admimeth_uni": np.where(emergency, 2001, 1001),
-        "disdate": end,
-        "dismeth_uni": np.ones(len(row), dtype=int) * 1000,
-    }
-    kinds = (
-        dict.fromkeys(HESIN, pl.Int64)
-        | dict.fromkeys(_HESIN_DATES, pl.Date)
-        | dict.fromkeys(_HESIN_TEXT, pl.String)
+    dates = {"epistart": pl.select(pl.when(~missing).then(start)).to_series(), "epiend": end}
+    ids = {"eid": people["eid"].to_numpy()[row], "ins_index": place, "spell_index": place}
+    same = {"epistat": 3, "epitype": 1, "epiorder": 1, "spell_seq": 0, "dismeth_uni": 1000}
+    return pl.DataFrame(ids | dates | {"admidate": start, "disdate": end}).with_columns(
+        dsource=people["nation"].replace_strict(names, return_dtype=pl.String).gather(row),
+        epidur=pl.Series(stay.astype(int)),
+        admimeth_uni=pl.Series(np.where(emergency, 2001, 1001)),
+        **{name: pl.lit(value, dtype=pl.Int64) for name, value in same.items()},
     )
-    empty = {name: pl.lit(None, dtype=kinds[name]) for name in HESIN if name not in filled}
-    return pl.DataFrame(filled).with_columns(**empty).select(HESIN)
+
+
+def _hesin(people: pl.DataFrame, episodes: dict[str, np.ndarray], rng: np.random.Generator) -> pl.DataFrame:
+    "Write episodes as the table hesin."
+    dates, text = dict.fromkeys(_HESIN_DATES, pl.Date), dict.fromkeys(_HESIN_TEXT, pl.String)
+    kinds, filled = dict.fromkeys(HESIN, pl.Int64) | dates | text, _filled(people, episodes, rng)
+    empty = {name: pl.lit(None, dtype=kinds[name]) for name in HESIN if name not in filled.columns}
+    return filled.with_columns(**empty).select(HESIN)
 
 # %% ../../nbs/biobank/18f_records.ipynb #d706db64
 DISTINCT = 55  # Episodes after which a person's main diagnoses are those of the first ones again
@@ -460,14 +243,14 @@ def _main_codes(
     "int [episode]: the main diagnosis, in ICD-10 or, where that was the coding then, ICD-9."
     size, place = len(episodes["row"]), episodes["place"]
     main = np.where(
-        rng.random(size) < 0.06, rng.choice(_numbers(INJURIES), size), _ranked(BACKGROUND, size, rng)
+        rng.random(size) < 0.06, rng.choice(code_places(INJURIES), size), ranked_codes(BACKGROUND, size, rng)
     )
-    old = _again(_ranked(OLD_BACKGROUND, size, rng), place, OLD_DISTINCT)
+    old = _again(ranked_codes(OLD_BACKGROUND, size, rng), place, OLD_DISTINCT)
     main = np.where(episodes["icd9"], old, _again(main, place, DISTINCT))
     for position, (name, trace) in enumerate(TRACES.items()):
         these = np.flatnonzero(episodes["disease"] == position)
         coded = codes[name][episodes["row"][these]]
-        main[these] = np.where(episodes["icd9"][these], _PLACES[trace.icd9 or "7865"], coded)
+        main[these] = np.where(episodes["icd9"][these], PLACES[trace.icd9 or "7865"], coded)
     return main
 
 # %% ../../nbs/biobank/18f_records.ipynb #63af84c8
@@ -484,12 +267,30 @@ def _mentions(
         use = (since > 28) & (episodes["disease"] != position) & (rng.random(len(since)) < trace.mentioned)
         use &= ~episodes["icd9"] | (trace.icd9 != "")
         episode = np.flatnonzero(use)
-        coded = _PLACES[trace.later] if trace.later else codes[name][episodes["row"][episode]]
+        coded = PLACES[trace.later] if trace.later else codes[name][episodes["row"][episode]]
         found.append(episode)
-        named.append(np.where(episodes["icd9"][episode], _PLACES[trace.icd9], coded))
+        named.append(np.where(episodes["icd9"][episode], PLACES[trace.icd9], coded))
     return np.concatenate(found), np.concatenate(named)
 
 # %% ../../nbs/biobank/18f_records.ipynb #b6704ef2
+def _further(
+    episodes: dict[str, np.ndarray], volume: Volume, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:  # episode, code
+    "Secondary diagnoses that have nothing to do with the diseases."
+    size = len(episodes["row"])
+    extra = np.repeat(np.arange(size), rng.geometric(1 / (1 + volume.secondary), size) - 1)
+    extra = extra[~episodes["icd9"][extra] | (rng.random(len(extra)) < OLD_SECONDARY)]
+    place = _place(episodes["row"][extra])
+    old = _again(ranked_codes(OLD_BACKGROUND, len(extra), rng), place, OLD_DISTINCT)
+    return extra, np.where(episodes["icd9"][extra], old, ranked_codes(BACKGROUND, len(extra), rng))
+
+
+def _once(columns: dict[str, np.ndarray]) -> pl.DataFrame:
+    "Lines in order of episode and level, without a code that the episode had before."
+    table = pl.DataFrame(columns).unique(["episode", "code"], keep="first", maintain_order=True)
+    return table.sort("episode", "level", maintain_order=True)
+
+# %% ../../nbs/biobank/18f_records.ipynb #e0e86895
 def _diagnoses(
     people: pl.DataFrame,
     onsets: pl.DataFrame,
@@ -503,38 +304,21 @@ def _diagnoses(
     main = _main_codes(episodes, codes, rng)
     named, chronic = _mentions(onsets, episodes, codes, rng)
     noted = ~episodes["icd9"][named] | (rng.random(len(named)) < OLD_SECONDARY)
-    named, chronic = named[noted], chronic[noted]
-    extra = np.repeat(np.arange(size), rng.geometric(1 / (1 + volume.secondary), size) - 1)
-    extra = extra[~episodes["icd9"][extra] | (rng.random(len(extra)) < OLD_SECONDARY)]
-    place = _place(episodes["row"][extra])
-    old = _again(_ranked(OLD_BACKGROUND, len(extra), rng), place, OLD_DISTINCT)
-    added = np.where(episodes["icd9"][extra], old, _ranked(BACKGROUND, len(extra), rng))
-    injured = np.flatnonzero(np.isin(main, _numbers(INJURIES)))
-    parts = [
-        (np.arange(size), main, 1),
-        (named, chronic, 2),
-        (extra, added, 2),
-        (injured, rng.choice(_numbers(EXTERNAL), len(injured)), 3),
-    ]
-    table = pl.DataFrame(
-        {
-            "episode": np.concatenate([part[0] for part in parts]),
-            "code": np.concatenate([part[1] for part in parts]),
-            "level": np.concatenate([np.full(len(part[0]), part[2]) for part in parts]),
-        }
-    )
-    table = table.unique(["episode", "code"], keep="first", maintain_order=True).sort(
-        "episode", "level", maintain_order=True
-    )
-    return _diagnosis_columns(people, episodes, table)
+    further = _further(episodes, volume, rng)
+    injured = np.flatnonzero(np.isin(main, code_places(INJURIES)))
+    caused = injured, rng.choice(code_places(EXTERNAL), len(injured))
+    parts = [(np.arange(size), main), (named[noted], chronic[noted]), further, caused]
+    level = np.repeat([1, 2, 2, 3], [len(episode) for episode, _ in parts])
+    episode, code = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+    return _diagnosis_columns(people, episodes, _once({"episode": episode, "code": code, "level": level}))
 
-# %% ../../nbs/biobank/18f_records.ipynb #e0e86895
+# %% ../../nbs/biobank/18f_records.ipynb #05bbecf6
 def _diagnosis_columns(
     people: pl.DataFrame, episodes: dict[str, np.ndarray], table: pl.DataFrame
 ) -> pl.DataFrame:
     "Give diagnoses the columns of hesin_diag."
     episode = table["episode"].to_numpy()
-    old, code = pl.Series(episodes["icd9"][episode]), _text(table["code"].to_numpy())
+    old, code = pl.Series(episodes["icd9"][episode]), code_text(table["code"].to_numpy())
     none = pl.lit(None, dtype=pl.String)
     return table.select(
         eid=pl.Series(people["eid"].to_numpy()[episodes["row"][episode]]),
@@ -553,28 +337,18 @@ def _operations(
 ) -> pl.DataFrame:
     "Write the operations of all episodes as the table hesin_oper."
     size = len(episodes["row"])
-    nothing = _PLACES[NO_OPERATION]
-    main = np.where(rng.random(size) < 0.3, nothing, _ranked(OPERATIONS, size, rng))
+    nothing = PLACES[NO_OPERATION]
+    main = np.where(rng.random(size) < 0.3, nothing, ranked_codes(OPERATIONS, size, rng))
     more = np.repeat(np.arange(size), rng.poisson(volume.operations, size) * (main != nothing))
     first = np.flatnonzero(~episodes["opcs3"] | (main != nothing))
     episode = np.concatenate([first, more])
-    code = np.concatenate([main[first], _ranked(ADDED, len(more), rng)])
+    code = np.concatenate([main[first], ranked_codes(ADDED, len(more), rng)])
     old = episodes["opcs3"][episode]
-    code = np.where(old, _ranked(OLD_OPERATIONS, len(code), rng), code)
+    code = np.where(old, ranked_codes(OLD_OPERATIONS, len(code), rng), code)
     day = episodes["day"][episode] + np.floor(rng.random(len(code)) * (episodes["stay"][episode] + 1))
     day = np.where(code == nothing, np.inf, day)
-    table = pl.DataFrame(
-        {
-            "episode": episode,
-            "code": code,
-            "level": np.repeat([1, 2], [len(first), len(more)]),
-            "day": day,
-            "old": old,
-        }
-    )
-    table = table.unique(["episode", "code"], keep="first", maintain_order=True).sort(
-        "episode", "level", maintain_order=True
-    )
+    level = np.repeat([1, 2], [len(first), len(more)])
+    table = _once({"episode": episode, "code": code, "level": level, "day": day, "old": old})
     return _operation_columns(people, episodes, table)
 
 # %% ../../nbs/biobank/18f_records.ipynb #26481d23
@@ -584,7 +358,7 @@ def _operation_columns(
     "Give operations the columns of hesin_oper."
     episode = table["episode"].to_numpy()
     before = table["day"].to_numpy() - episodes["day"][episode]
-    code = _text(table["code"].to_numpy())
+    code = code_text(table["code"].to_numpy())
     none = pl.lit(None, dtype=pl.String)
     return table.select(
         eid=pl.Series(people["eid"].to_numpy()[episodes["row"][episode]]),
@@ -599,11 +373,6 @@ def _operation_columns(
         posopdur=_whole(episodes["stay"][episode] - before),
         preopdur=_whole(before),
     )
-
-# %% ../../nbs/biobank/18f_records.ipynb #c051777a
-def _whole(numbers: np.ndarray) -> pl.Series:
-    "Whole numbers; null where a number is not finite."
-    return pl.Series(np.where(np.isfinite(numbers), numbers, np.nan)).fill_nan(None).cast(pl.Int64)
 
 # %% ../../nbs/biobank/18f_records.ipynb #631f2482
 MOST_CONTRIBUTORY = 15  # Contributory causes on a certificate
@@ -641,12 +410,30 @@ def _underlying(
     onsets: pl.DataFrame, codes: dict[str, np.ndarray], rng: np.random.Generator
 ) -> np.ndarray:  # int [batch]
     "The code of what each person died of; an arbitrary one for those who did not die."
-    code = _ranked(OTHER_CAUSES, onsets.height, rng)
+    code = ranked_codes(OTHER_CAUSES, onsets.height, rng)
     for name in TRACES:
         code = np.where(onsets["cause"].eq_missing(name).to_numpy(), codes[name], code)
     return code
 
 # %% ../../nbs/biobank/18f_records.ipynb #af4c2bea
+def _named(
+    onsets: pl.DataFrame, row: np.ndarray, codes: dict[str, np.ndarray], rng: np.random.Generator
+) -> pl.DataFrame:  # line, code
+    "What certificates name: the underlying cause, then diseases that the dead had, then others."
+    underlying = _underlying(onsets, codes, rng)[row]
+    superseded = np.concatenate([row[1:] == row[:-1], [False]]) if len(row) else np.zeros(0, dtype=bool)
+    underlying = np.where(superseded, ranked_codes(OTHER_CAUSES, len(row), rng), underlying)
+    parts = [(np.arange(len(row)), underlying)]
+    for name, trace in TRACES.items():
+        ill = onsets[name].is_not_null().to_numpy()[row] & (rng.random(len(row)) < trace.certified)
+        parts.append((np.flatnonzero(ill), codes[name][row[ill]]))
+    more = np.flatnonzero(rng.random(len(row)) < 0.45)
+    parts.append((more, rng.choice(code_places(CONTRIBUTORY), len(more))))
+    lines, named = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+    table = pl.DataFrame({"line": lines, "code": named})
+    return table.unique(maintain_order=True, keep="first").sort("line", maintain_order=True)
+
+# %% ../../nbs/biobank/18f_records.ipynb #49cf5989
 def _causes(
     onsets: pl.DataFrame,
     deaths: pl.DataFrame,
@@ -655,28 +442,14 @@ def _causes(
     rng: np.random.Generator,
 ) -> pl.DataFrame:
     "Write the causes on certificates as the table death_cause."
-    underlying = _underlying(onsets, codes, rng)[row]
-    superseded = np.concatenate([row[1:] == row[:-1], [False]]) if len(row) else np.zeros(0, dtype=bool)
-    underlying = np.where(superseded, _ranked(OTHER_CAUSES, len(row), rng), underlying)
-    lines, named = [np.arange(len(row))], [underlying]
-    for name, trace in TRACES.items():
-        ill = onsets[name].is_not_null().to_numpy()[row] & (rng.random(len(row)) < trace.certified)
-        lines.append(np.flatnonzero(ill))
-        named.append(codes[name][row[ill]])
-    more = np.flatnonzero(rng.random(len(row)) < 0.45)
-    lines, named = (
-        np.concatenate([*lines, more]),
-        np.concatenate([*named, rng.choice(_numbers(CONTRIBUTORY), len(more))]),
-    )
-    table = pl.DataFrame({"line": lines, "code": named})
-    table = table.unique(maintain_order=True, keep="first").sort("line", maintain_order=True)
+    table = _named(onsets, row, codes, rng)
     table = table.filter(_place(table["line"].to_numpy()) <= MOST_CONTRIBUTORY)
     place = _place(table["line"].to_numpy())
     certificate = deaths.select("eid", "ins_index")[table["line"].to_numpy()]
     return certificate.with_columns(
         arr_index=pl.Series(place),
         level=pl.Series(np.where(place == 0, 1, 2)),
-        cause_icd10=_text(table["code"].to_numpy()),
+        cause_icd10=code_text(table["code"].to_numpy()),
     )
 
 # %% ../../nbs/biobank/18f_records.ipynb #64cd0d89
@@ -721,23 +494,22 @@ def _cancers(
     "Write the registry as the table cancer."
     row, day, kind = _registrations(people, onsets, rng)
     old = pl.Series(day < CANCER_ICD9_UNTIL)
-    coded = _text(np.choose(kind, [codes[name][row] for name in TUMOURS]))
+    coded = code_text(np.choose(kind, [codes[name][row] for name in TUMOURS]))
     nation, year = people["nation"].to_numpy()[row], _date(day).dt.year().to_numpy()
     english = (nation == "England") & (year >= 2013)
     names = {place: provider.name for place, provider in PROVIDERS["cancer"].items()}
     origin = people["nation"].replace_strict(names, return_dtype=pl.String).gather(row)
     table = pl.DataFrame({"eid": people["eid"].to_numpy()[row], "ins_index": _place(row), "date": _date(day)})
-    born = _days(people["birth"])[row]
+    age = (day - _days(people["birth"])[row]) / 365.25
     histology, behaviour = (np.array([tumour[i] for tumour in TUMOURS.values()])[kind] for i in (0, 1))
     return table.with_columns(
         icd10=pl.when(~old).then(coded),
-        icd9=pl.when(old).then(_text(_numbers(TRACES[name].icd9 for name in TUMOURS)[kind])),
-        age=pl.Series(np.round((day - born) / 365.25, 1)),
+        icd9=pl.when(old).then(code_text(code_places(TRACES[name].icd9 for name in TUMOURS)[kind])),
+        age=pl.Series(np.round(age, 1)),
         histology=pl.Series(histology),
         behaviour=pl.Series(behaviour),
-        format=pl.Series(
-            np.where(english, 13, 3)
-        ),  # Scotland's, 4 and 22, share a label: an export of labels would lose them
+        # Scotland's, 4 and 22, share a label: an export of labels would lose them
+        format=pl.Series(np.where(english, 13, 3)),
         origin=pl.when(pl.Series(english)).then(pl.lit("NCIN")).otherwise(origin),
     )
 
@@ -825,6 +597,18 @@ def _coded(
     return np.concatenate([row, again]), np.concatenate([day[row], later])
 
 # %% ../../nbs/biobank/18f_records.ipynb #d4e6a66e
+def _measured(
+    people: pl.DataFrame, row: np.ndarray, kind: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:  # float [line]; NaN for what is no measurement
+    "Draw what was measured: mostly the hidden cause, and noise."
+    value = np.full(len(row), np.nan)
+    for position, (mean, sd, cause) in enumerate(MEASURES.values()):
+        these = np.flatnonzero(kind == position)
+        noise = rng.normal(size=len(these))
+        value[these] = mean + sd * (0.8 * people[cause].to_numpy()[row[these]] + 0.6 * noise)
+    return value
+
+# %% ../../nbs/biobank/18f_records.ipynb #65c55beb
 def _background_codes(
     people: pl.DataFrame,
     provider: np.ndarray,
@@ -839,22 +623,23 @@ def _background_codes(
     busy = rate * rng.gamma(2.0, 0.5, len(here))
     row, day = _spread(here, start[here], end[here], busy, rng)
     reads = [*MEASURES, *OTHER_READ]
-    kind = np.where(
-        rng.random(len(row)) < 0.5,
-        rng.integers(0, len(MEASURES), len(row)),
-        rng.integers(len(MEASURES), len(reads), len(row)),
-    )
-    value = np.full(len(row), np.nan)
-    for position, (mean, sd, cause) in enumerate(MEASURES.values()):
-        these = np.flatnonzero(kind == position)
-        noise = rng.normal(size=len(these))
-        value[these] = mean + sd * (0.8 * people[cause].to_numpy()[row[these]] + 0.6 * noise)
+    measured, other = rng.random(len(row)) < 0.5, len(MEASURES)
+    kind = np.where(measured, rng.integers(0, other, len(row)), rng.integers(other, len(reads), len(row)))
+    value = _measured(people, row, kind, rng)
     second = np.where(kind == 0, np.round(0.6 * value), np.nan)
     values = {"value1": pl.Series(value).fill_nan(None).round(1), "value2": pl.Series(second).fill_nan(None)}
     read = pl.Series(reads).gather(kind)
     return pl.DataFrame({"row": row, "day": day, "read_2": read, "read_3": read, **values})
 
-# %% ../../nbs/biobank/18f_records.ipynb #65c55beb
+# %% ../../nbs/biobank/18f_records.ipynb #2ed66f0b
+SPECIAL_DATES = (
+    datetime.date(1901, 1, 1),  # before birth
+    datetime.date(1902, 2, 2),  # the day of birth
+    datetime.date(1903, 3, 3),  # in the year of birth
+    datetime.date(2037, 7, 7),  # in the future
+)  # what UK Biobank writes where the date in a practice's record cannot be right or would tell the birthday
+
+
 def _disease_codes(
     onsets: pl.DataFrame, provider: np.ndarray, start: np.ndarray, end: np.ndarray, rng: np.random.Generator
 ) -> pl.DataFrame:  # row, day, read_2, read_3
@@ -863,28 +648,14 @@ def _disease_codes(
     for name, trace in TRACES.items():
         if trace.read is not None:
             row, day = _coded(name, onsets, provider, start, end, rng)
-            version_2, version_3 = trace.read
-            parts.append(
-                pl.DataFrame({"row": row, "day": day}).with_columns(
-                    read_2=pl.lit(version_2), read_3=pl.lit(version_3)
-                )
-            )
+            reads = {
+                f"read_{version}": pl.lit(code) for version, code in zip((2, 3), trace.read, strict=True)
+            }
+            parts.append(pl.DataFrame({"row": row, "day": day}).with_columns(**reads))
     table = pl.concat(parts)
-    special = np.array([*(_days(pl.Series([date]))[0] for date in SPECIAL_DATES), np.inf])
-    wrong = np.where(
-        rng.random(table.height) < 0.004,
-        special[rng.integers(0, len(special), table.height)],
-        table["day"].to_numpy(),
-    )
-    return table.with_columns(day=pl.Series(wrong))
-
-
-SPECIAL_DATES = (
-    datetime.date(1901, 1, 1),  # before birth
-    datetime.date(1902, 2, 2),  # the day of birth
-    datetime.date(1903, 3, 3),  # in the year of birth
-    datetime.date(2037, 7, 7),  # in the future
-)  # what UK Biobank writes where the date in a practice's record cannot be right or would tell the birthday
+    special = np.append(_days(pl.Series(SPECIAL_DATES)), np.inf)
+    wrong, which = rng.random(table.height) < 0.004, rng.integers(0, len(special), table.height)
+    return table.with_columns(day=pl.Series(np.where(wrong, special[which], table["day"].to_numpy())))
 
 # %% ../../nbs/biobank/18f_records.ipynb #f62ad273
 def _gp_clinical(
@@ -1004,14 +775,11 @@ def draw_records(
 ) -> dict[str, pl.DataFrame]:  # By the names of TABLES, ordered by person as in `people`
     "Draw the records that onsets leave behind; raises `TableError` where the tables are of different people."
     if not people["eid"].equals(onsets["eid"]):
-        raise TableError(
-            "the table of onsets", "the people of the other table, in their order", "other people"
-        )
+        expected = "the people of the other table, in their order"
+        raise TableError("the table of onsets", expected, "other people")
     code_rng, hospital, certificate, registry, practice_rng, clinical, script = rng.spawn(7)
-    codes = _codes_of(onsets, code_rng)
-    episodes = _episodes(people, onsets, volume, hospital)
-    deaths, row = _deaths(people, onsets, certificate)
-    practice = _practice(people, onsets, practice_rng)
+    codes, episodes = draw_codes(people.height, code_rng), _episodes(people, onsets, volume, hospital)
+    (deaths, row), practice = _deaths(people, onsets, certificate), _practice(people, onsets, practice_rng)
     return {
         "hesin": _hesin(people, episodes, hospital),
         "hesin_diag": _diagnoses(people, onsets, episodes, codes, volume, hospital),
@@ -1035,9 +803,7 @@ FORMS = {
 def record_files(
     folder: str | Path,  # Where to write; made if need be
     form: str,  # "portal" for the Data Portal's text, "rap" for the Research Analysis Platform's CSV
-) -> Iterator[
-    Callable[[dict[str, pl.DataFrame]], None]
-]:  # Call it with each chunk; every chunk has the same tables
+) -> Iterator[Callable[[dict[str, pl.DataFrame]], None]]:  # Call it with each chunk, of the same tables
     "Write record tables chunk by chunk; whole files or none. Raises `UkbmmError` for an unknown form."
     if form not in FORMS:
         raise UkbmmError("the form of record tables", " or ".join(FORMS), repr(form))

@@ -13,7 +13,8 @@ import polars as pl
 from .dictionary import Dictionary, Field
 from .health import YEAR
 from .names import Column
-from .records import SPECIAL_DATES, TRACES, lost_reason
+from .records import SPECIAL_DATES, lost_reason
+from .traces import TRACES
 from ..core import TableError
 
 # %% auto #0
@@ -128,27 +129,20 @@ def _origins(records: dict[str, pl.DataFrame]) -> pl.DataFrame:
 # %% ../../nbs/biobank/18h_summaries.ipynb #03dd7388
 def _certificate(people: pl.DataFrame, records: dict[str, pl.DataFrame], instance: int) -> pl.DataFrame:
     "The fields of one instance of death certificates."
-    death = (
-        records["death"].filter(pl.col("ins_index") == instance).join(people.select("eid", "birth"), on="eid")
-    )
+    death = records["death"].filter(pl.col("ins_index") == instance)
     causes = records["death_cause"].filter(pl.col("ins_index") == instance).sort("eid", "arr_index")
-    underlying = (
-        causes.filter(pl.col("level") == 1)
-        .group_by("eid")
-        .agg(pl.col("cause_icd10").first().alias("underlying"))
+    underlying, others = (
+        causes.filter(pl.col("level") == level).group_by("eid", maintain_order=True).agg(causes="cause_icd10")
+        for level in (1, 2)
     )
-    others = (
-        causes.filter(pl.col("level") == 2)
-        .group_by("eid", maintain_order=True)
-        .agg(pl.col("cause_icd10").alias("others"))
-    )
+    joined = death.join(people.select("eid", "birth"), on="eid").join(underlying, on="eid", how="left")
+    joined = joined.join(others, on="eid", how="left", suffix="_others")
     days = (pl.col("date_of_death") - pl.col("birth")).dt.total_days()
-    joined = death.join(underlying, on="eid", how="left").join(others, on="eid", how="left")
     return joined.select(
         "eid",
         pl.col("date_of_death").alias(f"p40000_i{instance}"),
-        pl.col("underlying").alias(f"p40001_i{instance}"),
-        *_spread_out(joined, "others", _positions(40002, instance)),
+        pl.col("causes").list.first().alias(f"p40001_i{instance}"),
+        *_spread_out(joined, "causes_others", _positions(40002, instance)),
         (days / YEAR).round(1).alias(f"p40007_i{instance}"),
         pl.col("source").cast(pl.Int32).alias(f"p40018_i{instance}"),
         pl.col("dsource").alias(f"p40020_i{instance}"),

@@ -86,7 +86,7 @@ def _as_lists(classes: list[Codes]) -> list[list[int]]:
         raise ValueError(f"code {twice[0]} is in more than one class" if twice else "a class without codes")
     return lists
 
-
+# %% ../../nbs/cohort/20_outcomes.ipynb #4b0a2ae8
 class MulticlassOutcome(_FieldOutcome):
     "One of several classes, without an order."
 
@@ -138,7 +138,7 @@ class SurvivalOutcome(_FieldOutcome):
         "Fields of the events that compete."
         return [self.field]
 
-
+# %% ../../nbs/cohort/20_outcomes.ipynb #5505a1b7
 class CompetingOutcome(SurvivalOutcome):
     "Time to the first of several events, and which it is."
 
@@ -185,7 +185,7 @@ class MultilabelOutcome(_PartsOutcome):
         "The definitions of the labels."
         return self.labels
 
-
+# %% ../../nbs/cohort/20_outcomes.ipynb #6f9f610c
 SINGLE = (RegressionOutcome | BinaryOutcome | MulticlassOutcome | OrdinalOutcome | MultilabelOutcome
           | SurvivalOutcome | CompetingOutcome)  # fmt: skip
 
@@ -218,15 +218,11 @@ class Outcome:
     column: str  # Column of the Biobank it was made from; the first where there are several
     values: np.ndarray  # float64 [participant] or [participant, k]; NaN where unknown. A value; 1 for yes and 0 for no; the number of the class; time and event
     dates: np.ndarray | None = (
-        None  # datetime64[D] [participant]: of an event, NaT where none; None if there are no dates
+        None  # datetime64[D] [participant]: of an event, NaT where none; None: no dates
     )
     already: np.ndarray | None = None  # bool [participant]: had it, from birth or at a date that nobody knows
-    ends: np.ndarray | None = (
-        None  # datetime64[D] [participant]: end of follow-up; None where nobody is followed
-    )
-    causes: np.ndarray | None = (
-        None  # float64 [participant]: number of the event from 1, 0 for none, NaN where nobody can tell
-    )
+    ends: np.ndarray | None = None  # datetime64[D] [participant]: end of follow-up; None: nobody is followed
+    causes: np.ndarray | None = None  # float64 [participant]: the event from 1, 0 for none, NaN where unknown
     classes: tuple[str, ...] = ()  # What the classes, the labels or the competing events are called
     horizons: tuple[float, ...] = ()  # Years at which the risk is wanted
     parts: tuple[Outcome, ...] = ()  # The outcomes it is made from
@@ -235,34 +231,39 @@ class Outcome:
     def __repr__(self) -> str:
         return f"Outcome {self.title!r}, {self.kind}, of {len(self.values):,} participants"
 
-    @property
-    def matrix(self) -> np.ndarray:  # float64 [participant, k]
-        "The values in columns."
-        return self.values if self.values.ndim == 2 else self.values[:, None]
-
-    @property
-    def known(self) -> np.ndarray:  # bool [participant]
-        "For whom the outcome is known; of several, at least one."
-        return ~np.isnan(self.matrix).all(axis=1)
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        "Columns of the Biobank that it was made from."
-        return (self.column, *self.further)
-
-    @property
-    def dated(self) -> bool:
-        "Does it depend on an index date?"
-        return self.dates is not None or any(part.dated for part in self.parts)
-
-    @property
-    def strata(self) -> np.ndarray | None:  # float64 [participant]
-        "What folds balance: the value, the event, or nothing where there are several outcomes."
-        if self.parts:
-            return None
-        return self.values if self.ends is None else self.values[:, 1]
-
 # %% ../../nbs/cohort/20_outcomes.ipynb #88e2e035
+@patch(as_prop=True)
+def matrix(self: Outcome) -> np.ndarray:  # float64 [participant, k]
+    "The values in columns."
+    return self.values if self.values.ndim == 2 else self.values[:, None]
+
+
+@patch(as_prop=True)
+def known(self: Outcome) -> np.ndarray:  # bool [participant]
+    "For whom the outcome is known; of several, at least one."
+    return ~np.isnan(self.matrix).all(axis=1)
+
+
+@patch(as_prop=True)
+def columns(self: Outcome) -> tuple[str, ...]:
+    "Columns of the Biobank that it was made from."
+    return (self.column, *self.further)
+
+
+@patch(as_prop=True)
+def dated(self: Outcome) -> bool:
+    "Does it depend on an index date?"
+    return self.dates is not None or any(part.dated for part in self.parts)
+
+
+@patch(as_prop=True)
+def strata(self: Outcome) -> np.ndarray | None:  # float64 [participant]
+    "What folds balance: the value, the event, or nothing where there are several outcomes."
+    if self.parts:
+        return None
+    return self.values if self.ends is None else self.values[:, 1]
+
+# %% ../../nbs/cohort/20_outcomes.ipynb #110f7ca8
 def _yes_or_no(values: pl.Series, settings: BinaryOutcome) -> np.ndarray:
     "1 for cases, 0 for controls, NaN for others."
     if settings.above is not None:
@@ -272,7 +273,7 @@ def _yes_or_no(values: pl.Series, settings: BinaryOutcome) -> np.ndarray:
         answer = pl.when(values.is_in(settings.cases)).then(True).when(no).then(False)
     return pl.select(answer.cast(pl.Float64)).to_series().fill_null(np.nan).to_numpy()
 
-
+# %% ../../nbs/cohort/20_outcomes.ipynb #4066d1b2
 NO_EVENT = tuple(
     MISSING_KINDS.index(kind) for kind in ("empty", "not_applicable", "not_asked", "placeholder")
 )  # Kinds of missing dates that say that nothing happened
@@ -285,7 +286,7 @@ def _events(cleaned: Cleaned) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     answer = np.where(kinds == 0, 1.0, np.where(np.isin(kinds, NO_EVENT), 0.0, np.nan))
     return answer, cleaned.values.cast(pl.Date).to_numpy().astype("datetime64[D]"), already
 
-
+# %% ../../nbs/cohort/20_outcomes.ipynb #0d2ff11a
 def _words(codes: Iterable[int], labels: dict[str, str]) -> str:
     "Codes in words."
     return " or ".join(labels.get(str(code), f"code {code}") for code in codes)
@@ -301,30 +302,21 @@ def _title(settings: _FieldOutcome, title: str, labels: dict[str, str]) -> str:
         return f"{title}, after the index date"
     return f"{title}: {_words(settings.cases, labels)}"
 
-# %% ../../nbs/cohort/20_outcomes.ipynb #cd4b0c39
+# %% ../../nbs/cohort/20_outcomes.ipynb #e0d4b1c9
 def _refuse(biobank: Biobank, column: str, settings: _FieldOutcome) -> None:
     "Raise `CohortError` where a column can't be such an outcome."
     field, kind = biobank.field(column), settings.kind
-    thing, found = (
-        f"outcome field {field.field_id} ({field.title})",
-        f"a {field.value_type} field".replace("_", " "),
-    )
+    thing = f"outcome field {field.field_id} ({field.title})"
+    found = f"a {field.value_type} field".replace("_", " ")
     if kind == "regression" and not field.is_number:
         raise CohortError(thing, "a quantity", found, "Use `kind: binary` with `cases`, or another field.")
     dated, wanted = field.value_type in ("date", "time"), isinstance(settings, SurvivalOutcome)
     if (wanted or (kind == "binary" and settings.incident)) and not dated:
-        remedy = (
-            "Choose the field of the date."
-            if wanted
-            else "Leave `incident` out, or choose the field of the date."
-        )
+        remedy = "Choose the field of the date." if wanted else "Leave `incident` out, or choose the field of the date."  # fmt: skip
         raise CohortError(thing, "a date", found, remedy)
     countable = field.is_number or (field.value_type == "categorical_single" and not field.text_codes)
-    if (
-        kind in ("binary", "multiclass", "ordinal")
-        and not getattr(settings, "incident", False)
-        and not countable
-    ):
+    coded = kind in ("binary", "multiclass", "ordinal") and not getattr(settings, "incident", False)
+    if coded and not countable:
         remedy = "Of a date, say `incident: true`." if dated and kind == "binary" else None
         raise CohortError(thing, "codes or numbers", found, remedy)
 
@@ -334,7 +326,7 @@ def _nobody(settings: _FieldOutcome, title: str, answer: np.ndarray) -> None:
     if np.isnan(answer).all():
         raise CohortError(f"outcome field {settings.field} ({title})", "a value for somebody", "none at all")
 
-# %% ../../nbs/cohort/20_outcomes.ipynb #110f7ca8
+# %% ../../nbs/cohort/20_outcomes.ipynb #917fd7a3
 def _classes(values: pl.Series, classes: list[list[int]]) -> np.ndarray:
     "The number of each one's class from 0, NaN for other codes."
     number = pl.lit(None, pl.Float64)
@@ -342,7 +334,7 @@ def _classes(values: pl.Series, classes: list[list[int]]) -> np.ndarray:
         number = pl.when(values.is_in(codes)).then(pl.lit(float(i))).otherwise(number)
     return pl.select(number).to_series().fill_null(np.nan).to_numpy()
 
-
+# %% ../../nbs/cohort/20_outcomes.ipynb #a0e21437
 def _of_field(biobank: Biobank, settings: _FieldOutcome) -> Outcome:
     "An outcome that one field tells."
     column = biobank.column(settings.field, settings.instance, settings.array)
@@ -359,16 +351,12 @@ def _of_field(biobank: Biobank, settings: _FieldOutcome) -> Outcome:
         answer = _yes_or_no(cleaned.values, settings)
     else:
         classes = _as_lists(settings.classes if kind == "multiclass" else settings.ordered)
-        answer, more["classes"] = (
-            _classes(cleaned.values, classes),
-            tuple(_words(codes, labels) for codes in classes),
-        )
+        answer, more["classes"] = _classes(cleaned.values, classes), tuple(_words(codes, labels) for codes in classes)  # fmt: skip
     _nobody(settings, field.title, answer)
     suffix = {"regression": "", "binary": "_case"}.get(kind, "_class")
     units = (field.units or "") if kind == "regression" else ""
-    return Outcome(
-        kind, column + suffix, _title(settings, field.title, labels), units, column, answer, **more
-    )
+    title = _title(settings, field.title, labels)
+    return Outcome(kind, column + suffix, title, units, column, answer, **more)
 
 # %% ../../nbs/cohort/20_outcomes.ipynb #25854da7
 def _earliest(
@@ -389,7 +377,7 @@ def _earliest(
     unsure = np.isnan(answers).any(axis=0) & ~(happened == 1)
     return np.where(unsure, np.nan, happened), np.fmin.reduce(dates), np.any(already, axis=0), columns
 
-
+# %% ../../nbs/cohort/20_outcomes.ipynb #dd730695
 def _event(
     biobank: Biobank, settings: SurvivalOutcome
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
@@ -400,7 +388,7 @@ def _event(
     _refuse(biobank, column, settings)
     return (*_events(biobank.clean([column])[column]), (column,))
 
-
+# %% ../../nbs/cohort/20_outcomes.ipynb #cdc852e4
 def _of_dates(biobank: Biobank, settings: SurvivalOutcome) -> Outcome:
     "Dates of events and ends of follow-up; times follow from the index date."
     events = [_event(biobank, settings)]
@@ -421,7 +409,7 @@ def _of_dates(biobank: Biobank, settings: SurvivalOutcome) -> Outcome:
                    np.full((len(biobank), 2), np.nan), first, np.any(already, axis=0), ends, causes, titles,
                    tuple(settings.horizons), further=tuple([*columns[0][1:], *further]))  # fmt: skip
 
-
+# %% ../../nbs/cohort/20_outcomes.ipynb #23e6c012
 def _of_parts(biobank: Biobank, settings: _PartsOutcome) -> Outcome:
     "Several outcomes side by side."
     parts = tuple(read_outcome(biobank, part) for part in settings.parts)
@@ -435,7 +423,7 @@ def _of_parts(biobank: Biobank, settings: _PartsOutcome) -> Outcome:
     name = f"{columns[0]}_{settings.kind}"
     return Outcome(settings.kind, name, settings.name or ", ".join(titles), "", columns[0], values, classes=titles, parts=parts, further=tuple(columns[1:]))  # fmt: skip
 
-
+# %% ../../nbs/cohort/20_outcomes.ipynb #3f96cfe6
 def read_outcome(
     biobank: Biobank,  # Where the field is
     settings: SINGLE | SeveralOutcome,  # The definition
@@ -460,7 +448,7 @@ def at_risk(
     free = ~self.already & ~(self.dates <= index_date) & ~np.isnat(index_date)
     return free if self.ends is None else free & (self.ends > index_date)
 
-
+# %% ../../nbs/cohort/20_outcomes.ipynb #7afc89d1
 @patch
 def at(
     self: Outcome,
@@ -475,9 +463,5 @@ def at(
         return replace(self, values=np.where(free, self.matrix, np.nan)[:, 0])
     days = (np.fmin(self.dates, self.ends) - index_date).astype("timedelta64[D]").astype(np.float64)
     event = np.where(np.isnan(self.causes) | (self.dates <= self.ends), self.causes, 0.0)
-    return replace(
-        self,
-        values=np.where(
-            free & ~np.isnan(event)[:, None], np.stack([days / DAYS_A_YEAR, event], axis=1), np.nan
-        ),
-    )
+    times = np.stack([days / DAYS_A_YEAR, event], axis=1)
+    return replace(self, values=np.where(free & ~np.isnan(event)[:, None], times, np.nan))

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from fastcore.basics import patch
+
 from ..core import Registry, UkbmmError, compiled
 
 # %% auto #0
@@ -142,25 +144,27 @@ class Metric:
     within_folds: bool = False  # Does it compare people, and so those of one fold only?
     at_horizon: bool = False  # Does it score risks at the last horizon, and so need to know the horizons?
 
-    def __call__(
-        self,
-        target: np.ndarray,
-        prediction: np.ndarray,
-        weights: np.ndarray | None = None,  # [draw, person]; None computes one number
-        fold: np.ndarray | None = None,  # [person]; None takes everybody as one fold
-        horizons: Sequence[float] | None = None,  # Years of the risks, ascending; None where there are none
-    ) -> float | np.ndarray:
-        "Compute it: one number, or one for each row of `weights`; raises `EvaluationError` where horizons are wanting."
-        target, prediction = np.asarray(target, dtype=np.float64), np.asarray(prediction, dtype=np.float64)
-        if weights is None:
-            return float(self(target, prediction, np.ones((1, len(target))), fold, horizons)[0])
-        if self.at_horizon and not horizons:
-            raise EvaluationError(f"the {self.title}", "the horizons of the risks, in years", "none")
-        more: dict[str, Any] = {"horizons": horizons} if self.kind in TIMED else {}
-        if self.within_folds:
-            fold = np.zeros(len(target)) if fold is None else np.asarray(fold)
-            more["fold"] = np.unique(fold, return_inverse=True)[1]
-        return self.compute(target, prediction, np.asarray(weights, dtype=np.float64), **more)
+# %% ../../nbs/evaluation/50_metrics.ipynb #c4862ce2
+@patch
+def __call__(
+    self: Metric,
+    target: np.ndarray,
+    prediction: np.ndarray,
+    weights: np.ndarray | None = None,  # [draw, person]; None computes one number
+    fold: np.ndarray | None = None,  # [person]; None takes everybody as one fold
+    horizons: Sequence[float] | None = None,  # Years of the risks, ascending; None where there are none
+) -> float | np.ndarray:
+    "Compute it: one number, or one for each row of `weights`; raises `EvaluationError` where horizons are wanting."
+    target, prediction = np.asarray(target, dtype=np.float64), np.asarray(prediction, dtype=np.float64)
+    if weights is None:
+        return float(self(target, prediction, np.ones((1, len(target))), fold, horizons)[0])
+    if self.at_horizon and not horizons:
+        raise EvaluationError(f"the {self.title}", "the horizons of the risks, in years", "none")
+    more: dict[str, Any] = {"horizons": horizons} if self.kind in TIMED else {}
+    if self.within_folds:
+        fold = np.zeros(len(target)) if fold is None else np.asarray(fold)
+        more["fold"] = np.unique(fold, return_inverse=True)[1]
+    return self.compute(target, prediction, np.asarray(weights, dtype=np.float64), **more)
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #95368286
 METRICS = Registry("metric")
@@ -384,42 +388,29 @@ def _log_loss_labels(target: np.ndarray, prediction: np.ndarray, weights: np.nda
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #7b7047c6
 @compiled
-def _pairs(group, event, rank, ranks, weights, won, pairs):
+def _pairs(bounds, event, rank, ranks, weights, won, pairs):
     "Add up weights [person, draw] of concordant and of comparable pairs; people go from the longest time to the shortest."
     draws = range(weights.shape[1])
-    tree, total, below, start = (
-        np.zeros((ranks + 1, len(draws))),
-        np.zeros(len(draws)),
-        np.zeros(len(draws)),
-        0,
-    )
-    while start < len(group):
-        stop = start + 1
-        while stop < len(group) and group[stop] == group[start]:
-            stop += 1
+    tree, total, below = np.zeros((ranks + 1, len(draws))), np.zeros(len(draws)), np.zeros(len(draws))
+    for group in range(len(bounds) - 1):  # people of the same time
         for step in range(3):  # put in those followed without it, compare the events, put them in as well
-            for i in range(start, stop):
-                if (step == 0) == event[i]:
-                    continue
+            for i in range(bounds[group], bounds[group + 1]):
                 place = rank[i]
-                if step == 1:
+                if step == 1 and event[i]:
                     below[:] = 0.0
                     for last in (place, place - 1):  # a tie counts a half
                         while last > 0:
                             for draw in draws:
                                 below[draw] += tree[last, draw]
                             last -= last & -last
-                    for draw in draws:
-                        won[draw] += 0.5 * weights[i, draw] * below[draw]
-                        pairs[draw] += weights[i, draw] * total[draw]
-                else:
-                    for draw in draws:
-                        total[draw] += weights[i, draw]
+                    won += 0.5 * weights[i] * below
+                    pairs += weights[i] * total
+                elif step != 1 and event[i] == (step == 2):
+                    total += weights[i]
                     while place <= ranks:
                         for draw in draws:
                             tree[place, draw] += weights[i, draw]
                         place += place & -place
-        start = stop
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #10415e97
 def _concordant(
@@ -428,7 +419,9 @@ def _concordant(
     "Weights of concordant and of comparable pairs [draw]."
     order = np.argsort(-time, kind="stable")
     rank = np.unique(risk, return_inverse=True)[1][order] + 1
-    people = time[order], event[order], rank, int(rank.max(initial=1))
+    later = time[order]
+    bounds = np.r_[0, np.flatnonzero(later[1:] != later[:-1]) + 1, len(later)]
+    people = bounds, event[order], rank, int(rank.max(initial=1))
     won, pairs = np.zeros(len(weights)), np.zeros(len(weights))
 
     def count(some: slice) -> None:
@@ -482,9 +475,7 @@ def _first_concordance(
 def _stand_in(order, time, event, horizon, weights, counted):
     "Weigh people, in ascending order of time, by one over the chance of having been followed; NaN where nobody was up to the horizon."
     for draw in range(weights.shape[0]):
-        chance, start, left = 1.0, 0, 0.0
-        for i in range(len(order)):
-            left += weights[draw, i]
+        chance, start, left = 1.0, 0, weights[draw].sum()
         while start < len(order) and time[start] <= horizon:
             stop, events, ended = start + 1, 0.0, 0.0
             while stop < len(order) and time[stop] == time[start]:

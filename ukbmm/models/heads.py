@@ -20,7 +20,7 @@ from ..config import Settings
 from ..core import ModelError, did_you_mean
 from ..data.blocks import OutcomeBlock
 from .layers import mlp
-from .losses import LOSSES, Loss, full_precision
+from .losses import LOSSES, Loss, ascending, full_precision
 from .survival import SurvivalLoss  # noqa: F401, registers the losses of times
 
 # %% auto #0
@@ -41,15 +41,9 @@ class Head(nn.Module):
         super().__init__()
         if loss is not None and loss.n_outputs != n_outputs:
             raise ModelError(f"a head for {type(loss).__name__}", f"{loss.n_outputs} outputs", f"{n_outputs}")
-        self.net = mlp([dim, hidden, n_outputs], dropout, last_zero=True)
-        self.loss = loss
+        self.net, self.loss = mlp([dim, hidden, n_outputs], dropout, last_zero=True), loss
         n_weights = 0 if loss is None else loss.n_weights
         self.log_variance = nn.Parameter(torch.zeros(n_weights)) if n_weights else None
-
-    def start_at(self, constant: float | Tensor) -> None:
-        "Set the constant that the head starts at."
-        with torch.no_grad():
-            self.net[-1].bias.copy_(torch.as_tensor(constant))
 
     def forward(self, fused: Tensor, additive: Tensor | None = None) -> Tensor:  # [batch, class]
         "Predict raw outputs: of `fused` [batch, dim], and the linear part's `additive` [batch, class] on top."
@@ -59,6 +53,13 @@ class Head(nn.Module):
         if self.log_variance is None:
             return output
         return torch.cat([output, self.log_variance.to(output.dtype).expand(len(output), -1)], dim=1)
+
+# %% ../../nbs/models/47_heads.ipynb #80f3bf84
+@patch
+def start_at(self: Head, constant: float | Tensor) -> None:
+    "Set the constant that the head starts at."
+    with torch.no_grad():
+        self.net[-1].bias.copy_(torch.as_tensor(constant))
 
 # %% ../../nbs/models/47_heads.ipynb #3f2160a0
 @LOSSES.register("several")
@@ -88,48 +89,55 @@ class SeveralLoss(Loss):
         parts = [loss_for(part) for part in block.parts()]
         return cls(parts, [part.targets.shape[1] for part in block.parts()], **options)
 
-    def pieces(self, output: Tensor, target: Tensor) -> Iterator[tuple[Loss, Tensor, Tensor]]:
-        "Each loss with its own outputs and targets."
-        return zip(
-            self.parts,
-            output[:, : self.n_outputs].split(self.outputs, 1),
-            target.split(self.widths, 1),
-            strict=True,
-        )
-
-    def forward(self, output: Tensor, target: Tensor, reduction: str | None = None) -> Tensor:
-        "The weighted sum; `output` ends in the logarithms of variances, as a `Head` gives them."
-        self.check_shapes(output, target)
-        output, reduction, total = full_precision(output), reduction or self.reduction, 0.0
-        for i, (part, own, truth) in enumerate(self.pieces(output, target)):
-            s = output[:, self.n_outputs + i : self.n_outputs + i + 1]
-            s = s if reduction == "none" else s.mean()
-            value = part(own, truth, reduction)
-            total = total + (value if part.factor is None else part.factor * torch.exp(-s) * value + 0.5 * s)
-        return total
-
-    def activation(self, output: Tensor) -> Tensor:  # [batch, class]
-        "What is read of each outcome, side by side."
-        output = output[:, : self.n_outputs].split(self.outputs, 1)
-        return torch.cat([part.activation(own) for part, own in zip(self.parts, output, strict=True)], dim=1)
-
-    def start(self, target: Tensor) -> Tensor:  # [class]
-        "The constants of each outcome."
-        split = target.split(self.widths, 1)
-        return torch.cat([part.start(own) for part, own in zip(self.parts, split, strict=True)])
-
-    @property
-    def finishes(self) -> bool:
-        "Does one of them learn something when training is over?"
-        return any(part.finishes for part in self.parts)
-
-    def finish(self, output: Tensor, target: Tensor) -> SeveralLoss:
-        "Learn what each of them learns when training is over."
-        for part, own, truth in self.pieces(output, target):
-            part.finish(own, truth)
-        return self
-
 # %% ../../nbs/models/47_heads.ipynb #e3deef73
+@patch
+def pieces(self: SeveralLoss, output: Tensor, target: Tensor) -> Iterator[tuple[Loss, Tensor, Tensor]]:
+    "Each loss with its own outputs and targets."
+    own = output[:, : self.n_outputs].split(self.outputs, 1)
+    return zip(self.parts, own, target.split(self.widths, 1), strict=True)
+
+
+@patch
+def forward(self: SeveralLoss, output: Tensor, target: Tensor, reduction: str | None = None) -> Tensor:
+    "The weighted sum; `output` ends in the logarithms of variances, as a `Head` gives them."
+    self.check_shapes(output, target)
+    output, reduction, total = full_precision(output), reduction or self.reduction, 0.0
+    for i, (part, own, truth) in enumerate(self.pieces(output, target)):
+        s = output[:, self.n_outputs + i : self.n_outputs + i + 1]
+        s = s if reduction == "none" else s.mean()
+        value = part(own, truth, reduction)
+        total = total + (value if part.factor is None else part.factor * torch.exp(-s) * value + 0.5 * s)
+    return total
+
+# %% ../../nbs/models/47_heads.ipynb #293575f5
+@patch
+def activation(self: SeveralLoss, output: Tensor) -> Tensor:  # [batch, class]
+    "What is read of each outcome, side by side."
+    output = output[:, : self.n_outputs].split(self.outputs, 1)
+    return torch.cat([part.activation(own) for part, own in zip(self.parts, output, strict=True)], dim=1)
+
+
+@patch
+def start(self: SeveralLoss, target: Tensor) -> Tensor:  # [class]
+    "The constants of each outcome."
+    split = target.split(self.widths, 1)
+    return torch.cat([part.start(own) for part, own in zip(self.parts, split, strict=True)])
+
+
+@patch(as_prop=True)
+def finishes(self: SeveralLoss) -> bool:
+    "Does one of them learn something when training is over?"
+    return any(part.finishes for part in self.parts)
+
+
+@patch
+def finish(self: SeveralLoss, output: Tensor, target: Tensor) -> SeveralLoss:
+    "Learn what each of them learns when training is over."
+    for part, own, truth in self.pieces(output, target):
+        part.finish(own, truth)
+    return self
+
+# %% ../../nbs/models/47_heads.ipynb #ba19afc9
 @patch(as_prop=True)
 def reads(self: SeveralLoss) -> list[int]:
     "Columns of `activation` of each outcome."
@@ -148,7 +156,7 @@ def shifts(self: SeveralLoss) -> Tensor:  # [score, class]
     "Scores of each outcome move its own raw outputs."
     return torch.block_diag(*(part.shifts for part in self.parts))
 
-
+# %% ../../nbs/models/47_heads.ipynb #e68fea12
 def cut(
     whole: Any,  # [batch, column]: a tensor or an array
     widths: Sequence[int],  # Columns of each piece
@@ -158,8 +166,7 @@ def cut(
 
 # %% ../../nbs/models/47_heads.ipynb #e55ec829
 def loss_for(
-    outcome: str
-    | OutcomeBlock,  # A fitted block; or a kind whose loss needs to know nothing, such as "regression"
+    outcome: str | OutcomeBlock,  # A fitted block; or a kind whose loss needs nothing, such as "regression"
     loss: str | None = None,  # Name of a loss for this kind; None takes the one that is named like the kind
     **options: Any,  # Of the loss, such as `delta` of huber or `intervals` of hazard
 ) -> Loss:
@@ -177,33 +184,34 @@ def loss_for(
     try:
         return LOSSES[name](**options)
     except TypeError:
-        raise ModelError(
-            f"the loss of {kind!r}", "a fitted OutcomeBlock, which knows classes and times", "its kind alone"
-        ) from None
+        wanted = "a fitted OutcomeBlock, which knows classes and times"
+        raise ModelError(f"the loss of {kind!r}", wanted, "its kind alone") from None
 
 # %% ../../nbs/models/47_heads.ipynb #d6d6c4b5
+def _check_options(kind: str, options: dict[str, Any]) -> None:
+    "Raise `ValueError` for a loss that does not exist, an option that it does not have, or quantiles that cannot be."
+    if kind not in LOSSES:
+        raise ValueError(f"no loss {kind!r}. {did_you_mean(kind, LOSSES.names())}")
+    quantiles = options.get("quantiles")
+    if not ascending([0.0, *(quantiles or [0.5]), 1.0]):
+        raise ValueError(f"expected quantiles between 0 and 1, ascending, found {quantiles}")
+    made = LOSSES[kind]
+    known = {*signature(made.__init__).parameters, *signature(made.of).parameters}
+    foreign = [name for name in options if name not in known]
+    if foreign:
+        raise ValueError(f"the loss {kind!r} has no option {foreign[0]!r}")
+
+# %% ../../nbs/models/47_heads.ipynb #41279260
 class LossSettings(Settings):
     "What a network is trained with."
 
-    kind: str = Setting(
-        description="Name of a registered loss for the kind of outcome, such as huber or deephit"
-    )
-    delta: float | None = Setting(
-        None, gt=0, description="huber: standard deviations from which errors count singly"
-    )
+    kind: str = Setting(description="Name of a registered loss for the kind of outcome, such as huber or deephit")  # fmt: skip
+    delta: float | None = Setting(None, gt=0, description="huber: standard deviations from which errors count singly")  # fmt: skip
     quantiles: list[float] | None = Setting(None, description="quantiles: which, between 0 and 1, ascending")
-    ties: Literal["efron", "breslow"] | None = Setting(
-        None, description="survival: how equal times are treated"
-    )
-    intervals: int | None = Setting(
-        None, ge=2, description="hazard, deephit: parts that time is cut into, at most"
-    )
-    alpha: float | None = Setting(
-        None, ge=0, le=1, description="deephit: weight of the likelihood against the ranking"
-    )
-    sigma: float | None = Setting(
-        None, gt=0, description="deephit: difference of risks that the ranking asks for"
-    )
+    ties: Literal["efron", "breslow"] | None = Setting(None, description="survival: how equal times are treated")  # fmt: skip
+    intervals: int | None = Setting(None, ge=2, description="hazard, deephit: parts that time is cut into, at most")  # fmt: skip
+    alpha: float | None = Setting(None, ge=0, le=1, description="deephit: weight of the likelihood against the ranking")  # fmt: skip
+    sigma: float | None = Setting(None, gt=0, description="deephit: difference of risks that the ranking asks for")  # fmt: skip
 
     @property
     def options(self) -> dict[str, Any]:
@@ -212,14 +220,5 @@ class LossSettings(Settings):
 
     @model_validator(mode="after")
     def _has_the_options(self) -> LossSettings:
-        if self.kind not in LOSSES:
-            raise ValueError(f"no loss {self.kind!r}. {did_you_mean(self.kind, LOSSES.names())}")
-        edges = [0.0, *(self.quantiles or [0.5]), 1.0]
-        if any(low >= high for low, high in zip(edges, edges[1:], strict=False)):
-            raise ValueError(f"expected quantiles between 0 and 1, ascending, found {self.quantiles}")
-        made = LOSSES[self.kind]
-        known = {*signature(made.__init__).parameters, *signature(made.of).parameters}
-        foreign = [name for name in self.options if name not in known]
-        if foreign:
-            raise ValueError(f"the loss {self.kind!r} has no option {foreign[0]!r}")
+        _check_options(self.kind, self.options)
         return self

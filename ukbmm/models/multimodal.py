@@ -48,18 +48,6 @@ class MultiModalModel(nn.Module):
         self.encoders, self.fusion, self.head = nn.ModuleDict(encoders), fusion, head
         self.single, self.answers = single, None  # [batch, modality, class], after a training step
 
-    def _inputs(self, x: Mapping[str, Any]) -> tuple[list[Any], Tensor]:
-        "Each modality's input with absent slots blanked, and `present`."
-        names = [name for name in x if name not in RESERVED]
-        if names != list(self.encoders):
-            raise ModelError(
-                "the batch", f"the modalities {', '.join(self.encoders)}", ", ".join(names) or "none"
-            )
-        if not torch.compiler.is_compiling():
-            check_shapes(x)
-        present = x["present"]
-        return [blank_absent(x[name], present[:, i]) for i, name in enumerate(names)], present
-
     def forward(self, x: Mapping[str, Any]) -> Tensor:  # [batch, class]
         "Predict raw outputs."
         inputs, present = self._inputs(x)
@@ -70,6 +58,19 @@ class MultiModalModel(nn.Module):
         if self.single is not None and self.training:
             self.answers = self._single(z, present, additive)
         return self.head(self.fusion(z, present), additive.sum(dim=1))
+
+# %% ../../nbs/models/48_multimodal.ipynb #74b8dda0
+@patch
+def _inputs(self: MultiModalModel, x: Mapping[str, Any]) -> tuple[list[Any], Tensor]:
+    "Each modality's input with absent slots blanked, and `present`."
+    names = [name for name in x if name not in RESERVED]
+    if names != list(self.encoders):
+        wanted = f"the modalities {', '.join(self.encoders)}"
+        raise ModelError("the batch", wanted, ", ".join(names) or "none")
+    if not torch.compiler.is_compiling():
+        check_shapes(x)
+    present = x["present"]
+    return [blank_absent(x[name], present[:, i]) for i, name in enumerate(names)], present
 
 # %% ../../nbs/models/48_multimodal.ipynb #cf7bd343
 @patch
@@ -109,7 +110,7 @@ class ModelSettings(Settings):
             loss_for(outcome) if self.loss is None else loss_for(outcome, self.loss.kind, **self.loss.options)
         )
 
-
+# %% ../../nbs/models/48_multimodal.ipynb #19daf650
 def build_encoder(
     block: Block,  # A fitted block
     dim: int,  # Width of the representation
@@ -128,7 +129,7 @@ def build_encoder(
         )
     return fits[0].of(block, dim, n_outputs, settings or fits[0].settings_class())
 
-# %% ../../nbs/models/48_multimodal.ipynb #19daf650
+# %% ../../nbs/models/48_multimodal.ipynb #c222a444
 def build_head(
     fusion: nn.Module,  # What comes before
     settings: ModelSettings,
@@ -141,7 +142,7 @@ def build_head(
         head.net = mlp([settings.fusion.dim, n_outputs], last_zero=True)
     return head
 
-
+# %% ../../nbs/models/48_multimodal.ipynb #bab291a0
 def build_model(
     blocks: Mapping[str, Block],  # Fitted blocks by modality
     settings: ModelSettings | None = None,  # None takes the defaults
@@ -151,10 +152,11 @@ def build_model(
 ) -> MultiModalModel:
     "Make a network for some blocks; raises `ModelError` for settings of an encoder that there is none of."
     settings, encoders = settings or ModelSettings(), encoders or {}
-    for name in encoders:
-        if name not in blocks:
-            raise ModelError(f"encoder settings of modality {name!r}", "a modality of the network", "none",
-                             did_you_mean(name, list(blocks)))  # fmt: skip
+    for name in (name for name in encoders if name not in blocks):
+        remedy = did_you_mean(name, list(blocks))
+        raise ModelError(
+            f"encoder settings of modality {name!r}", "a modality of the network", "none", remedy
+        )
     seed_everything(seed, "weights")
     dim, n_outputs = settings.fusion.dim, 1 if loss is None else loss.n_outputs
     parts = {name: build_encoder(block, dim, encoders.get(name), n_outputs) for name, block in blocks.items()}
@@ -164,31 +166,6 @@ def build_model(
     return MultiModalModel(parts, fusion, build_head(fusion, settings, loss), single)
 
 # %% ../../nbs/models/48_multimodal.ipynb #7276e144
-@patch
-def start_from(
-    self: MultiModalModel,
-    linear: LinearModel,  # Fitted to the same blocks
-    learn: bool = False,  # Go on learning the linear part?
-) -> MultiModalModel:
-    "Take a ridge regression as the additive part and its intercept as the constant."
-    if list(linear.weights) != list(self.encoders):
-        raise ModelError(
-            "the linear model", f"the modalities {', '.join(self.encoders)}", ", ".join(linear.weights)
-        )
-    loss = self.head.loss or linear.loss
-    _same_scores(loss, linear, self.head.net[-1].out_features)
-    for name, encoder in self.encoders.items():
-        encoder.load_additive(linear.weights[name] @ loss.shifts, linear.offsets[name] @ loss.shifts)
-    if type(loss) is type(linear.loss):  # another loss starts at its own constants
-        self.head.start_at(linear.intercept)
-    if self.single is not None:
-        with torch.no_grad():
-            self.single.answer.bias.copy_(self.head.net[-1].bias)
-    for parameter in self.additive_parameters():
-        parameter.requires_grad_(learn)
-    return self
-
-
 def _same_scores(loss: Loss, linear: LinearModel, n_outputs: int) -> None:
     "Raise `ModelError` where a linear model is not for the outcome of the network."
     if loss.shifts.shape != (len(linear.penalties), n_outputs):
@@ -205,6 +182,30 @@ def additive_parameters(self: MultiModalModel) -> list[nn.Parameter]:
         for part in (encoder.linear, getattr(encoder, "level_scores", None))
     )
     return [parameter for part in parts if part is not None for parameter in part.parameters()]
+
+# %% ../../nbs/models/48_multimodal.ipynb #7a42ab34
+@patch
+def start_from(
+    self: MultiModalModel,
+    linear: LinearModel,  # Fitted to the same blocks
+    learn: bool = False,  # Go on learning the linear part?
+) -> MultiModalModel:
+    "Take a ridge regression as the additive part and its intercept as the constant."
+    if list(linear.weights) != list(self.encoders):
+        wanted = f"the modalities {', '.join(self.encoders)}"
+        raise ModelError("the linear model", wanted, ", ".join(linear.weights))
+    loss = self.head.loss or linear.loss
+    _same_scores(loss, linear, self.head.net[-1].out_features)
+    for name, encoder in self.encoders.items():
+        encoder.load_additive(linear.weights[name] @ loss.shifts, linear.offsets[name] @ loss.shifts)
+    if type(loss) is type(linear.loss):  # another loss starts at its own constants
+        self.head.start_at(linear.intercept)
+    if self.single is not None:
+        with torch.no_grad():
+            self.single.answer.bias.copy_(self.head.net[-1].bias)
+    for parameter in self.additive_parameters():
+        parameter.requires_grad_(learn)
+    return self
 
 # %% ../../nbs/models/48_multimodal.ipynb #26be975d
 MASK = 0xFFFFFFFF  # 32 bits

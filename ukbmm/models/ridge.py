@@ -43,7 +43,7 @@ def _parts(width: int) -> list[slice]:
     "All columns, some at a time."
     return [slice(start, min(start + CHUNK_COLUMNS, width)) for start in range(0, width, CHUNK_COLUMNS)]
 
-
+# %% ../../nbs/models/47a_ridge.ipynb #401484f9
 def design_width(
     block: Block,  # A fitted block
 ) -> int:
@@ -54,14 +54,13 @@ def design_width(
         return 2 * len(block.number_names) + sum(block.levels.sizes)
     if hasattr(block, "design_width"):
         return block.design_width
-    raise DataError(
-        f"the block {block.name!r}",
+    expected, remedy = (
         "a table, genotypes, or a block with a `design`",
-        type(block).__name__,
         "Leave it out of the ridge regression.",
     )
+    raise DataError(f"the block {block.name!r}", expected, type(block).__name__, remedy)
 
-
+# %% ../../nbs/models/47a_ridge.ipynb #04e40940
 class Columns:
     "The centred and scaled columns of one modality, in pieces."
 
@@ -86,23 +85,27 @@ class Columns:
         if not isinstance(block, SNPBlock):
             self.scale = torch.where(spread > 1e-6, 1 / spread.clamp(min=1e-6), 0.0).float()
 
-    def _raw(self, rows: np.ndarray, at_once: int) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
-        "Pieces of the design as the block gives them, zero where absent; each row is read once."
-        for start in range(0, len(rows), at_once):
-            some = torch.from_numpy(np.asarray(rows[start : start + at_once], dtype=np.int64))
-            raw, there = self.block.batch(some).to(self.device), self.block.present(some).to(self.device)
-            for part in _parts(self.width):
-                x = _design(self.block, raw, part.start, part.stop) * there[:, None]
-                yield slice(start, start + len(some)), part, x, there
+# %% ../../nbs/models/47a_ridge.ipynb #41ace2f2
+@patch
+def _raw(self: Columns, rows: np.ndarray, at_once: int) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+    "Pieces of the design as the block gives them, zero where absent; each row is read once."
+    for start in range(0, len(rows), at_once):
+        some = torch.from_numpy(np.asarray(rows[start : start + at_once], dtype=np.int64))
+        raw, there = self.block.batch(some).to(self.device), self.block.present(some).to(self.device)
+        for part in _parts(self.width):
+            x = _design(self.block, raw, part.start, part.stop) * there[:, None]
+            yield slice(start, start + len(some)), part, x, there
 
-    def pieces(
-        self,
-        rows: np.ndarray,  # People [batch]
-        at_once: int | None = None,  # People of a piece; None takes CHUNK_ROWS
-    ) -> Iterator[tuple[slice, slice, Tensor]]:
-        "Centred and scaled pieces: places among `rows`, columns, values."
-        for place, part, x, there in self._raw(rows, at_once or CHUNK_ROWS):
-            yield place, part, (x - self.centre[part]) * self.scale[part] * there[:, None]
+
+@patch
+def pieces(
+    self: Columns,
+    rows: np.ndarray,  # People [batch]
+    at_once: int | None = None,  # People of a piece; None takes CHUNK_ROWS
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    "Centred and scaled pieces: places among `rows`, columns, values."
+    for place, part, x, there in self._raw(rows, at_once or CHUNK_ROWS):
+        yield place, part, (x - self.centre[part]) * self.scale[part] * there[:, None]
 
 # %% ../../nbs/models/47a_ridge.ipynb #1cff77c8
 def to_columns(
@@ -146,28 +149,7 @@ class DualKernel:
             self.size[name] = max(float(kernel.diagonal().mean()), 1e-12)
             self.kernels[name] = kernel / self.size[name]
 
-    def solve(self, inside: np.ndarray, y: Tensor, penalties: Tensor) -> Tensor:  # [person, score, penalty]
-        "Solve for the people at places `inside`, for all columns of `y` [person, score] and all penalties."
-        at = torch.from_numpy(inside).to(y.device)
-        kernel = sum(self.kernels.values())[at][:, at]
-        centred = kernel - kernel.mean(0) - kernel.mean(1, keepdim=True) + kernel.mean()
-        values, vectors = _spectrum(centred, self.rank)
-        target = y[at] - y[at].mean(0)
-        turned = vectors.T @ target
-        beyond = target - vectors @ turned  # what no column can reach
-        shrunk = (turned[:, :, None] / (values[:, None, None] + penalties)).flatten(1)
-        return (vectors @ shrunk).view(*target.shape, -1) + beyond[:, :, None] / penalties
-
-    def contributions(self, outside: np.ndarray, inside: np.ndarray, alpha: Tensor) -> Tensor:
-        "What each modality adds to scores of people `outside` [person, modality, k] by `alpha` [person, k], 0 on average over `inside`."
-        out, at = torch.from_numpy(outside).to(alpha.device), torch.from_numpy(inside).to(alpha.device)
-        scores = [
-            kernel[out][:, at] @ alpha - (kernel[at][:, at] @ alpha).mean(0)
-            for kernel in self.kernels.values()
-        ]
-        return torch.stack(scores, dim=1)
-
-
+# %% ../../nbs/models/47a_ridge.ipynb #593eb81e
 def _spectrum(kernel: Tensor, rank: int) -> tuple[Tensor, Tensor]:  # [k] and [person, k]
     "Eigenvalues and vectors of a kernel that so many columns made; the few columns of a table need no full decomposition."
     if 4 * rank >= len(kernel):
@@ -178,7 +160,50 @@ def _spectrum(kernel: Tensor, rank: int) -> tuple[Tensor, Tensor]:  # [k] and [p
     values, turn = torch.linalg.eigh(basis.T @ kernel @ basis)
     return values.clamp(min=0), basis @ turn
 
+
+@patch
+def solve(
+    self: DualKernel, inside: np.ndarray, y: Tensor, penalties: Tensor
+) -> Tensor:  # [person, score, penalty]
+    "Solve for the people at places `inside`, for all columns of `y` [person, score] and all penalties."
+    at = torch.from_numpy(inside).to(y.device)
+    kernel = sum(self.kernels.values())[at][:, at]
+    centred = kernel - kernel.mean(0) - kernel.mean(1, keepdim=True) + kernel.mean()
+    values, vectors = _spectrum(centred, self.rank)
+    target = y[at] - y[at].mean(0)
+    turned = vectors.T @ target
+    beyond = target - vectors @ turned  # what no column can reach
+    shrunk = (turned[:, :, None] / (values[:, None, None] + penalties)).flatten(1)
+    return (vectors @ shrunk).view(*target.shape, -1) + beyond[:, :, None] / penalties
+
+# %% ../../nbs/models/47a_ridge.ipynb #f2b8ac9f
+@patch
+def contributions(self: DualKernel, outside: np.ndarray, inside: np.ndarray, alpha: Tensor) -> Tensor:
+    "What each modality adds to scores of people `outside` [person, modality, k] by `alpha` [person, k], 0 on average over `inside`."
+    out, at = torch.from_numpy(outside).to(alpha.device), torch.from_numpy(inside).to(alpha.device)
+    scores = [
+        kernel[out][:, at] @ alpha - (kernel[at][:, at] @ alpha).mean(0) for kernel in self.kernels.values()
+    ]
+    return torch.stack(scores, dim=1)
+
 # %% ../../nbs/models/47a_ridge.ipynb #6fa30e59
+def _steps(
+    multiply, y: Tensor, penalty: Tensor, tolerance: float, most: int
+) -> Iterator[tuple[float, Tensor, float]]:
+    "Steps of plain conjugate gradients with one penalty: how far, the residual after it, and what it shrank by, squared."
+    direction, residual, squared = y, y, float(y @ y)
+    goal = tolerance**2 * squared
+    for _ in range(most):
+        if squared <= goal:
+            return
+        product = multiply(direction) + penalty * direction
+        step = squared / float(direction @ product)
+        residual = residual - step * product
+        squared, before = float(residual @ residual), squared
+        yield step, residual, squared / before
+        direction = residual + direction * (squared / before)
+
+# %% ../../nbs/models/47a_ridge.ipynb #057d9216
 def shifted_cg(
     multiply,  # Function from float64 [person] to K times it
     y: Tensor,  # float64 [person]
@@ -187,25 +212,19 @@ def shifted_cg(
     most: int = 300,  # Iterations at most
 ) -> Tensor:  # float64 [person, penalty]
     "Solve (K + penalty) alpha = y for all penalties with one series of products."
-    shift, residual = penalties - penalties[0], y.clone()
-    solution = torch.zeros(len(y), len(penalties), dtype=y.dtype, device=y.device)
-    directions = y[:, None].repeat(1, len(penalties))
-    zeta, zeta_before = torch.ones_like(penalties), torch.ones_like(penalties)
-    step_before, ratio_before, squared = 1.0, 0.0, float(residual @ residual)
-    goal = tolerance**2 * squared
-    for _ in range(most):
-        if squared <= goal:
-            break
-        product = multiply(directions[:, 0]) + penalties[0] * directions[:, 0]
-        step = squared / float(directions[:, 0] @ product)
+    shift, directions = penalties - penalties[0], y[:, None].repeat(1, len(penalties))
+    solution, zeta, zeta_before = (
+        torch.zeros_like(directions),
+        torch.ones_like(penalties),
+        torch.ones_like(penalties),
+    )
+    step_before, ratio_before = 1.0, 0.0
+    for step, residual, ratio in _steps(multiply, y, penalties[0], tolerance, most):
         below = step * ratio_before * (zeta_before - zeta) + zeta_before * step_before * (1 + shift * step)
         going = zeta.abs() > 1e-60  # a large penalty is solved early, and its multiple underflows
         zeta_next = torch.where(going, zeta * zeta_before * step_before / below, 0.0)
         growth = torch.where(going, zeta_next / zeta, 0.0)
         solution += directions * (step * growth)
-        residual = residual - step * product
-        squared, squared_before = float(residual @ residual), squared
-        ratio = squared / squared_before
         directions = residual[:, None] * zeta_next + directions * (ratio * growth**2)
         zeta_before, zeta, step_before, ratio_before = zeta, zeta_next, step, ratio
     return solution
@@ -225,30 +244,39 @@ class StreamKernel:
             length = sum(float(x.double().square().sum()) for _, _, x in of_one.pieces(rows))
             self.size[name] = max(length / len(rows), 1e-12)
 
-    def solve(self, inside: np.ndarray, y: Tensor, penalties: Tensor) -> Tensor:  # [person, score, penalty]
-        "Solve for the people at places `inside`, for all columns of `y` [person, score] and all penalties."
-        rows, target = self.rows[inside], y[torch.from_numpy(inside).to(y.device)]
+# %% ../../nbs/models/47a_ridge.ipynb #89cfe6fa
+@patch
+def _product(self: StreamKernel, rows: np.ndarray, v: Tensor) -> Tensor:  # float64 [person]
+    "The centred kernel of some people times values of theirs."
+    centred = (v - v.mean()).float()[:, None]
+    parts = [
+        to_people(columns, rows, to_columns(columns, rows, centred) / self.size[name])
+        for name, columns in self.columns.items()
+    ]
+    product = sum(parts)[:, 0].double()
+    return product - product.mean()
 
-        def multiply(v: Tensor) -> Tensor:
-            centred = (v - v.mean()).float()[:, None]
-            parts = [
-                to_people(c, rows, to_columns(c, rows, centred) / self.size[name])
-                for name, c in self.columns.items()
-            ]
-            product = sum(parts)[:, 0].double()
-            return product - product.mean()
 
-        centred = target - target.mean(0)
-        return torch.stack([shifted_cg(multiply, column, penalties) for column in centred.T], dim=1)
+@patch
+def solve(
+    self: StreamKernel, inside: np.ndarray, y: Tensor, penalties: Tensor
+) -> Tensor:  # [person, score, penalty]
+    "Solve for the people at places `inside`, for all columns of `y` [person, score] and all penalties."
+    rows, target = self.rows[inside], y[torch.from_numpy(inside).to(y.device)]
+    centred = target - target.mean(0)
+    solved = [shifted_cg(lambda v: self._product(rows, v), column, penalties) for column in centred.T]
+    return torch.stack(solved, dim=1)
 
-    def contributions(self, outside: np.ndarray, inside: np.ndarray, alpha: Tensor) -> Tensor:
-        "What each modality adds to scores of people `outside` [person, modality, k] by `alpha` [person, k], 0 on average over `inside`."
-        scores = []
-        for name, columns in self.columns.items():
-            weights = to_columns(columns, self.rows[inside], alpha.float()) / self.size[name]
-            mean = to_people(columns, self.rows[inside], weights).mean(0)
-            scores.append((to_people(columns, self.rows[outside], weights) - mean).double())
-        return torch.stack(scores, dim=1)
+# %% ../../nbs/models/47a_ridge.ipynb #d8e6308f
+@patch
+def contributions(self: StreamKernel, outside: np.ndarray, inside: np.ndarray, alpha: Tensor) -> Tensor:
+    "What each modality adds to scores of people `outside` [person, modality, k] by `alpha` [person, k], 0 on average over `inside`."
+    scores = []
+    for name, columns in self.columns.items():
+        weights = to_columns(columns, self.rows[inside], alpha.float()) / self.size[name]
+        mean = to_people(columns, self.rows[inside], weights).mean(0)
+        scores.append((to_people(columns, self.rows[outside], weights) - mean).double())
+    return torch.stack(scores, dim=1)
 
 # %% ../../nbs/models/47a_ridge.ipynb #dae6b292
 def residuals(
@@ -302,21 +330,23 @@ class LinearModel:
         penalties = ", ".join(f"{penalty:.3g}" for penalty in self.penalties)
         return f"LinearModel of {', '.join(self.weights)}, penalty {penalties}, fitted on {len(self.rows):,} rows"
 
-    def scores(
-        self, blocks: dict[str, Block], rows: np.ndarray
-    ) -> Tensor:  # float32 [batch, modality, score]
-        "What each modality adds to the scores; 0 for people without it."
-        out = torch.zeros(len(rows), len(self.weights), len(self.penalties))
-        for i, (name, weights) in enumerate(self.weights.items()):
-            for start in range(0, len(rows), CHUNK_ROWS):
-                some = torch.from_numpy(np.asarray(rows[start : start + CHUNK_ROWS], dtype=np.int64))
-                raw, there = blocks[name].batch(some), blocks[name].present(some)
-                score = self.offsets[name] + sum(
-                    _design(blocks[name], raw, part.start, part.stop) @ weights[part]
-                    for part in _parts(len(weights))
-                )
-                out[start : start + len(some), i] = torch.where(there[:, None], score, 0.0)
-        return out
+# %% ../../nbs/models/47a_ridge.ipynb #35cae2b8
+@patch
+def scores(
+    self: LinearModel, blocks: dict[str, Block], rows: np.ndarray
+) -> Tensor:  # float32 [batch, modality, score]
+    "What each modality adds to the scores; 0 for people without it."
+    out = torch.zeros(len(rows), len(self.weights), len(self.penalties))
+    for i, (name, weights) in enumerate(self.weights.items()):
+        for start in range(0, len(rows), CHUNK_ROWS):
+            some = torch.from_numpy(np.asarray(rows[start : start + CHUNK_ROWS], dtype=np.int64))
+            raw, there = blocks[name].batch(some), blocks[name].present(some)
+            score = self.offsets[name] + sum(
+                _design(blocks[name], raw, part.start, part.stop) @ weights[part]
+                for part in _parts(len(weights))
+            )
+            out[start : start + len(some), i] = torch.where(there[:, None], score, 0.0)
+    return out
 
 # %% ../../nbs/models/47a_ridge.ipynb #171c97e1
 @patch
@@ -353,7 +383,7 @@ def _own_weights(columns: Columns, rows: np.ndarray, alpha: Tensor, size: float)
     own = weights * columns.scale[:, None]
     return own.cpu(), (-(columns.centre[:, None] * own).sum(0) - mean).cpu()
 
-
+# %% ../../nbs/models/47a_ridge.ipynb #2d12c871
 def _inner_scores(kernel, y: Tensor, groups: list[np.ndarray], penalties: Tensor) -> Tensor:
     "Scores of everybody by models that did not see them [person, modality, score, penalty]; the means are added apart."
     everyone, scores = np.arange(len(y)), None
@@ -366,16 +396,12 @@ def _inner_scores(kernel, y: Tensor, groups: list[np.ndarray], penalties: Tensor
         scores[torch.from_numpy(outside).to(y.device)] = part
     return scores
 
-
+# %% ../../nbs/models/47a_ridge.ipynb #4a016f66
 def _places(rows: np.ndarray, inner: list[np.ndarray]) -> list[np.ndarray]:
     "The places of each inner fold among the rows; raises `DataError` for folds that do not fit."
     order, folds = np.argsort(rows), np.concatenate(inner)
     if len(folds) != len(rows) or not np.array_equal(np.unique(folds), rows[order]):
-        raise DataError(
-            "the inner folds",
-            "each row of the training rows in one of them",
-            "rows missing, twice or foreign",
-        )
+        raise DataError("the inner folds", "each row of the training rows in one of them", "rows missing, twice or foreign")  # fmt: skip
     return [order[np.searchsorted(rows, fold, sorter=order)] for fold in inner]
 
 # %% ../../nbs/models/47a_ridge.ipynb #6932b72c
@@ -388,7 +414,7 @@ def _fit_scores(
     best = errors.argmin(1)
     used, place = best.unique(return_inverse=True)
     alpha = kernel.solve(np.arange(len(y)), y, penalties[used])[:, each, place]
-    return scores[:, :, each, best], alpha, errors.cpu().numpy(), best
+    return scores[:, :, each, best].cpu(), alpha, errors.cpu().numpy(), best
 
 
 def _loss_of(target: OutcomeBlock) -> Loss:
@@ -401,6 +427,19 @@ def _loss_of(target: OutcomeBlock) -> Loss:
     return loss
 
 # %% ../../nbs/models/47a_ridge.ipynb #cf98c9a7
+def _kernel(columns: dict[str, Columns], rows: np.ndarray, method: str) -> DualKernel | StreamKernel:
+    "The kernel of some people, written down or streamed."
+    dual = method == "dual" or (method == "auto" and len(rows) <= DUAL_ROWS)
+    return (DualKernel if dual else StreamKernel)(columns, rows)
+
+
+def _on_scale(loss: Loss, score: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:  # [class] and [score]
+    "Constants and slopes of scores [batch, score]: those of a squared error are on its scale."
+    if isinstance(loss, RegressionLoss):
+        return loss.start(target).double(), torch.ones(score.shape[1]).double()
+    return calibrate(loss, score, target)
+
+# %% ../../nbs/models/47a_ridge.ipynb #c9a50b86
 def cross_fit(
     blocks: dict[str, Block],  # Fitted blocks by modality
     target: OutcomeBlock,  # Fitted target
@@ -414,17 +453,14 @@ def cross_fit(
     groups, loss = _places(rows, inner), _loss_of(target)
     known = target.batch(torch.from_numpy(np.asarray(rows))).double()
     columns = {name: Columns(block, rows, device) for name, block in blocks.items()}
-    dual = method == "dual" or (method == "auto" and len(rows) <= DUAL_ROWS)
-    kernel = (DualKernel if dual else StreamKernel)(columns, rows)
+    kernel = _kernel(columns, rows, method)
     grid = torch.tensor(penalties, dtype=torch.float64, device=device)
     chosen, alpha, errors, best = _fit_scores(kernel, residuals(loss, known).to(device), groups, grid)
-    chosen, intercept, slope = chosen.cpu(), loss.start(known).double(), torch.ones(len(best)).double()
-    if not isinstance(loss, RegressionLoss):
-        intercept, slope = calibrate(loss, chosen.sum(1), known)
-    own = {name: _own_weights(columns[name], rows, alpha, kernel.size[name]) for name in blocks}
-    scale = slope.float()
-    model = LinearModel(loss, tuple(grid[best].tolist()), {name: w * scale for name, (w, _) in own.items()},
-                        {name: b * scale for name, (_, b) in own.items()}, intercept, np.asarray(rows),
+    intercept, slope = _on_scale(loss, chosen.sum(1), known)
+    own = {name: [part * slope.float() for part in _own_weights(columns[name], rows, alpha, kernel.size[name])]
+           for name in blocks}  # fmt: skip
+    model = LinearModel(loss, tuple(grid[best].tolist()), {name: w for name, (w, _) in own.items()},
+                        {name: b for name, (_, b) in own.items()}, intercept, np.asarray(rows),
                         (chosen * slope).float(), errors)  # fmt: skip
     loss.finish(model.raw(model.cross_fitted), known)
     return model

@@ -15,26 +15,25 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
+from fastai.callback.core import Callback
 from fastcore.basics import patch
 
+# %% auto #0
+__all__ = ['HISTORY', 'TrainingPipeline', 'check_study']
+
+# %% ../../nbs/workflow/76_pipeline.ipynb #2c04dc55
 from ..biobank.store import Biobank
 from ..cohort.cohort import Cohort, define_cohort
 from ..cohort.leakage import audit, refuse_leaks
 from ..cohort.outcomes import Outcome, read_outcome
 from ..cohort.splits import save_split, split_cohort
 from ..config import Document, Problem
-from ukbmm.core import (
-    CohortError,
-    UkbmmError,
-    atomic_file,
-    derive_seed,
-    duration,
-    get_logger,
-    rng_for,
-    write_text,
-)
+from ..core import CohortError, UkbmmError, atomic_file, derive_seed
+from ..core import duration, get_logger, rng_for, write_text
 from ..data.blocks import Block, OutcomeBlock, PhenotypeBlock, Source
 from ..data.loaders import fitted_loaders
+
+# %% ../../nbs/workflow/76_pipeline.ipynb #129e2191
 from ..disclosure import MIN_COUNT, Step, is_small, show_count, show_parts, show_share
 from ..evaluation.metrics import PREFIX, metrics_for, model_names, numbers_of, of_outcome
 from ..evaluation.uncertainty import evaluate
@@ -51,9 +50,6 @@ from .report import write_report
 from .run import Run, start_run
 from .spec import Spec, check_spec, validate_spec
 
-# %% auto #0
-__all__ = ['HISTORY', 'TrainingPipeline', 'check_study']
-
 # %% ../../nbs/workflow/76_pipeline.ipynb #700da459
 class TrainingPipeline:
     "The way of a spec: prepare, fit, evaluate, report."
@@ -68,55 +64,27 @@ class TrainingPipeline:
         self.run_directory: Run | None = None
         self.processes = Processes()  # Alone, until `run` has joined others
 
-    def prepare(self) -> TrainingPipeline:
-        "Define the cohort, split it, and refuse leaks; writes nothing unless all is well."
-        self.blocks = {
-            name: modality.block(name).open(self.biobank) for name, modality in self.spec.modalities.items()
-        }
-        self.columns = [column for block in self.blocks.values() for column in block.columns]
-        self.outcome, self.cohort = self._cohort()
-        self.split = split_cohort(self.cohort, self.biobank, self.spec.validation, self.spec.seed)
-        self.findings = refuse_leaks(audit(self.biobank, self.cohort, self.split, self.columns))
-        return self
+# %% ../../nbs/workflow/76_pipeline.ipynb #828bbb94
+@patch
+def prepare(self: TrainingPipeline) -> TrainingPipeline:
+    "Define the cohort, split it, and refuse leaks; writes nothing unless all is well."
+    self.blocks = {
+        name: modality.block(name).open(self.biobank) for name, modality in self.spec.modalities.items()
+    }
+    self.columns = [column for block in self.blocks.values() for column in block.columns]
+    self.outcome, self.cohort = self._cohort()
+    self.split = split_cohort(self.cohort, self.biobank, self.spec.validation, self.spec.seed)
+    self.findings = refuse_leaks(audit(self.biobank, self.cohort, self.split, self.columns))
+    return self
 
-    def run(self) -> Run:
-        "Go the whole way; takes up an unfinished run of the same spec, data and version."
-        processes = self.processes = join()
-        self.prepare()
-        check_training(self.spec.train, processes.sharded)
-        run = Run(processes.told(lambda: start_run(self.out, self.spec, self.biobank).path))
-        self.run_directory, started = run, time.monotonic()
-        with on_sigterm(_stop), run.lock() if processes.first else contextlib.nullcontext():
-            try:
-                self.fit()
-                processes.told(lambda: self._finish(started))
-            except BaseException as error:
-                if processes.first:
-                    run.update(status="interrupted", error=type(error).__name__)
-                raise
-        return run
-
-    def _finish(self, started: float) -> None:
-        "Score and report; the first process does."
-        run = self.run_directory
-        self.evaluate()
-        run.update(seconds=run.record.get("seconds", 0.0) + time.monotonic() - started)
-        self.report()
-        run.update(status="finished")
-
-
-def _stop(*signal_and_frame) -> None:
-    "End where SIGTERM arrives; a training that goes on answers it by itself."
-    raise Stopped("the run was asked to stop (SIGTERM)", remedy="The same command goes on where it stopped.")
-
-# %% ../../nbs/workflow/76_pipeline.ipynb #53fce732
+# %% ../../nbs/workflow/76_pipeline.ipynb #3dd9140c
 def _dealt(outcome: Outcome, rows: np.ndarray, order: np.ndarray) -> Outcome:
     "The outcome with the values of `order` given to `rows`."
     values = outcome.values.copy()
     values[rows] = outcome.values[order]
     return replace(outcome, values=values, parts=tuple(_dealt(part, rows, order) for part in outcome.parts))
 
-
+# %% ../../nbs/workflow/76_pipeline.ipynb #9d7f5b1f
 @patch(as_prop=True)
 def _outcomes(self: TrainingPipeline) -> tuple[Outcome, ...]:
     "What is scored, one by one: the outcome, or each of several."
@@ -150,11 +118,8 @@ def _networks(
     linear: list[LinearModel] | None,
 ):
     "Train the networks of a fold; returns their mean prediction of the test rows, of each outcome, and their history."
-    settings, test = self.spec.train, self.split.test(fold)
-    target, together, additive = self._target(fold), None, None
-    if linear is not None and settings.start == "ridge":
-        together = linear[0] if len(linear) == 1 else side_by_side(linear, blocks, target.rows)
-        additive = together.shown(len(self.biobank), self.spec.model.loss_for(target))
+    settings, test, target = self.spec.train, self.split.test(fold), self._target(fold)
+    together, additive = self._start(blocks, target, linear)
     predictions, history = [], []
     for number in range(settings.networks):
         started = time.monotonic()
@@ -162,13 +127,29 @@ def _networks(
         with learn.no_bar(), learn.no_logging():
             learn.fit_one_cycle(settings.epochs)
         history += _epochs(learn, fold, number, time.monotonic() - started)
-        stayed = additive is not None and learn.best_weights.best_epoch == 0
-        if stayed and type(learn.loss_func) is type(together.loss):  # the ridge regression, to the last digit
+        if _stayed(learn, together):  # the ridge regression, to the last digit
             predictions.append(_scores(targets, linear, blocks, test))
         else:
             predictions.append(_of_each(self.outcome, learn.loss_func, predict_rows(learn, test)))
         self._keep(learn, fold, number)
     return [np.mean(of_one, axis=0) for of_one in zip(*predictions, strict=True)], history
+
+# %% ../../nbs/workflow/76_pipeline.ipynb #c17f3ada
+@patch
+def _start(
+    self: TrainingPipeline, blocks: dict[str, Block], target: OutcomeBlock, linear: list[LinearModel] | None
+) -> tuple[LinearModel | None, torch.Tensor | None]:
+    "What networks start from, the linear models side by side, and what it says of everybody; None where from nothing."
+    if linear is None or self.spec.train.start != "ridge":
+        return None, None
+    together = linear[0] if len(linear) == 1 else side_by_side(linear, blocks, target.rows)
+    return together, together.shown(len(self.biobank), self.spec.model.loss_for(target))
+
+
+def _stayed(learn, together: LinearModel | None) -> bool:
+    "Is a network still the linear model that it started from?"
+    start = together is not None and learn.best_weights.best_epoch == 0
+    return start and type(learn.loss_func) is type(together.loss)
 
 
 @patch
@@ -216,22 +197,29 @@ def _learner(
     additive: torch.Tensor | None,
 ) -> FusionLearner:
     "The learner of a network, which goes on from its last checkpoint."
-    spec, run, processes, settings = self.spec, self.run_directory, self.processes, self._train
+    spec, run, settings = self.spec, self.run_directory, self._train
     seed, name = derive_seed(spec.seed, "network", fold, number), _network(fold, number)
     train, valid = self.split.train(fold, number), self.split.valid(fold, number)
-    device = processes.device or (None if settings.device == "auto" else settings.device)
+    device = self.processes.device or (None if settings.device == "auto" else settings.device)
     size, workers = wanted_batch_size(settings, len(train)), settings.num_workers
     dls = fitted_loaders(blocks, target, train, valid, size, seed, workers, additive, device=device)
-    cbs = [Distributed(processes)] if processes.world > 1 else []
-    if run is not None:
-        cbs.append(Checkpoint(self._checkpoints / name, settings.checkpoint, of=run.record["fingerprint"]))
     encoders = {name: modality.encoder for name, modality in spec.modalities.items()}
     folder, title = (self.out, name) if run is None else (run.path, f"{run.path.name}-{name}")
     learn = learner_for(settings, dls, spec.model, encoders, linear if additive is not None else None, seed,
-                        folder, title, spec.model_dump(mode="json"), cbs)  # fmt: skip
+                        folder, title, spec.model_dump(mode="json"), self._callbacks(name))  # fmt: skip
     if settings.batch_size == "auto" and run is not None:
-        (run.update if processes.first else run.record.update)(batch_size=learn.dls.train.bs)
+        (run.update if self.processes.first else run.record.update)(batch_size=learn.dls.train.bs)
     return learn
+
+# %% ../../nbs/workflow/76_pipeline.ipynb #140180c3
+@patch
+def _callbacks(self: TrainingPipeline, name: str) -> list[Callback]:
+    "What shares a network's training among processes, and what writes its checkpoints."
+    cbs = [Distributed(self.processes)] if self.processes.world > 1 else []
+    if self.run_directory is not None:
+        mark = self.run_directory.record["fingerprint"]
+        cbs.append(Checkpoint(self._checkpoints / name, self.spec.train.checkpoint, of=mark))
+    return cbs
 
 
 @patch(as_prop=True)
@@ -245,7 +233,7 @@ def _train(self: TrainingPipeline) -> TrainSettings:
 def _network(fold: int, number: int) -> str:
     return f"fold-{fold:02d}-network-{number}"
 
-
+# %% ../../nbs/workflow/76_pipeline.ipynb #a1b55af5
 def _epochs(learn, fold: int, number: int, seconds: float) -> list[tuple]:
     "A network's losses by epoch; epoch 0 is before training."
     losses, values = learn.best_weights.losses, learn.recorder.values
@@ -271,33 +259,22 @@ def _keep(self: TrainingPipeline, learn, fold: int, number: int) -> None:
 def _checkpoints(self: TrainingPipeline) -> Path:
     return self.run_directory.path / "checkpoints"
 
-# %% ../../nbs/workflow/76_pipeline.ipynb #140180c3
+# %% ../../nbs/workflow/76_pipeline.ipynb #a0bbd466
 @patch
 def fit_fold(
     self: TrainingPipeline,
     fold: int,  # The fold that is tested
 ) -> tuple[pl.DataFrame, pl.DataFrame]:  # Predictions of its test rows; history of its networks
     "Fit every model without a fold, and predict the fold."
-    rows, test, wanted = self.split.development(fold), self.split.test(fold), self.spec.baselines
+    rows = self.split.development(fold)
     blocks = {name: block.copy().fit(self.biobank, rows) for name, block in self.blocks.items()}
     targets = [OutcomeBlock(one).fit(self.biobank, _known(one, rows)) for one in self._outcomes]
-    linear = (
-        self.processes.told(lambda: self._linear(fold, blocks, targets))
-        if "ridge" in wanted or self.spec.train.start == "ridge"
-        else None
-    )
-    predictions: dict[str, list[np.ndarray | None]] = {}
-    predictions["fusion"], history = self._networks(fold, blocks, targets, linear)
-    if not self.processes.first:  # the first goes on with the baselines
-        return self._table(fold, predictions), _history_table(history)
-    if "ridge" in wanted:
-        predictions["ridge"] = _scores(targets, linear, blocks, test)
-    if "lightgbm" in wanted:
-        predictions["lightgbm"] = self._trees(fold, blocks, targets)
-    covariates = self._linear(fold, blocks, targets, tables_only=True) if "covariates" in wanted else None
-    if covariates is not None and len(covariates[0].weights) < len(blocks):
-        predictions["covariates"] = _scores(targets, covariates, blocks, test)
-    self._refuse_what_saw_the_test(fold, blocks, targets, {"ridge": linear, "covariates": covariates})
+    needed = "ridge" in self.spec.baselines or self.spec.train.start == "ridge"
+    linear = self.processes.told(lambda: self._linear(fold, blocks, targets)) if needed else None
+    fusion, history = self._networks(fold, blocks, targets, linear)
+    predictions: dict[str, list[np.ndarray | None]] = {"fusion": fusion}
+    if self.processes.first:  # it goes on with the baselines
+        predictions |= self._baselines(fold, blocks, targets, linear)
     return self._table(fold, predictions), _history_table(history)
 
 
@@ -305,7 +282,28 @@ def _known(outcome: Outcome, rows: np.ndarray) -> np.ndarray:
     "The rows for which an outcome is known; where there is one outcome, all rows of a cohort."
     return rows[outcome.known[rows]]
 
-# %% ../../nbs/workflow/76_pipeline.ipynb #a1b55af5
+# %% ../../nbs/workflow/76_pipeline.ipynb #a15a65ea
+@patch
+def _baselines(
+    self: TrainingPipeline,
+    fold: int,
+    blocks: dict[str, Block],
+    targets: list[OutcomeBlock],
+    linear: list[LinearModel] | None,
+) -> dict[str, list[np.ndarray | None]]:
+    "What each baseline predicts of each outcome, once it is sure that nothing has learned from the test rows."
+    wanted, test, found = self.spec.baselines, self.split.test(fold), {}
+    if "ridge" in wanted:
+        found["ridge"] = _scores(targets, linear, blocks, test)
+    if "lightgbm" in wanted:
+        found["lightgbm"] = self._trees(fold, blocks, targets)
+    covariates = self._linear(fold, blocks, targets, tables_only=True) if "covariates" in wanted else None
+    if covariates is not None and len(covariates[0].weights) < len(blocks):
+        found["covariates"] = _scores(targets, covariates, blocks, test)
+    self._refuse_what_saw_the_test(fold, blocks, targets, {"ridge": linear, "covariates": covariates})
+    return found
+
+# %% ../../nbs/workflow/76_pipeline.ipynb #b415b13b
 @patch
 def _linear(
     self: TrainingPipeline,
@@ -322,7 +320,7 @@ def _linear(
     ]
     return None if models[0] is None else models
 
-
+# %% ../../nbs/workflow/76_pipeline.ipynb #e2b8867a
 @patch
 def _trees(
     self: TrainingPipeline, fold: int, blocks: dict[str, Block], targets: list[OutcomeBlock]
@@ -339,7 +337,7 @@ def _trees(
         )
     return found
 
-
+# %% ../../nbs/workflow/76_pipeline.ipynb #5ade6fa4
 @patch
 def _refuse_what_saw_the_test(
     self: TrainingPipeline,
@@ -360,7 +358,7 @@ def _refuse_what_saw_the_test(
         fitted[f"network {number}"] = fitted[f"trees {number}"] = np.concatenate(shown)
     refuse_leaks(audit(self.biobank, self.cohort, self.split, self.columns, {fold: fitted}))
 
-# %% ../../nbs/workflow/76_pipeline.ipynb #a0bbd466
+# %% ../../nbs/workflow/76_pipeline.ipynb #3a178889
 HISTORY = {
     "fold": pl.Int64,
     "network": pl.Int64,
@@ -378,7 +376,7 @@ HISTORY = {
 def _history_table(rows: list[tuple]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=HISTORY, orient="row")
 
-
+# %% ../../nbs/workflow/76_pipeline.ipynb #a4e3c9aa
 @patch
 def _table(
     self: TrainingPipeline, fold: int, predictions: dict[str, list[np.ndarray | None]]
@@ -399,7 +397,7 @@ def _ends(self: TrainingPipeline) -> list[str]:
     "How columns of each outcome end in a prediction table."
     return [f"_{i + 1}" for i in range(len(self._outcomes))] if self.outcome.kind == "several" else [""]
 
-
+# %% ../../nbs/workflow/76_pipeline.ipynb #e0751ace
 @patch
 def _each(self: TrainingPipeline, table: pl.DataFrame) -> list[tuple[Outcome, pl.DataFrame]]:
     "Each outcome with its own prediction table."
@@ -427,12 +425,19 @@ def fit(self: TrainingPipeline) -> None:
         table, history = self.fit_fold(fold)
         if not self.processes.first:
             continue
-        run.save_table(history, f"parts/fold-{fold:02d}.csv")
-        run.save_table(table, f"parts/fold-{fold:02d}.parquet")  # last: it says that the fold is done
-        for number in range(self.spec.train.networks):
-            shutil.rmtree(self._checkpoints / _network(fold, number), ignore_errors=True)
+        self._save_fold(fold, table, history)
         times.append(time.monotonic() - started)
         get_logger().info(self._progress(table, done + 1, len(folds), times))
+
+# %% ../../nbs/workflow/76_pipeline.ipynb #914ca953
+@patch
+def _save_fold(self: TrainingPipeline, fold: int, table: pl.DataFrame, history: pl.DataFrame) -> None:
+    "Write what a fold found; its checkpoints have done their work."
+    run = self.run_directory
+    run.save_table(history, f"parts/fold-{fold:02d}.csv")
+    run.save_table(table, f"parts/fold-{fold:02d}.parquet")  # last: it says that the fold is done
+    for number in range(self.spec.train.networks):
+        shutil.rmtree(self._checkpoints / _network(fold, number), ignore_errors=True)
 
 
 @patch
@@ -444,7 +449,7 @@ def _seeds(self: TrainingPipeline) -> dict[str, int]:
         for number in range(self.spec.train.networks)
     }
 
-
+# %% ../../nbs/workflow/76_pipeline.ipynb #8a051771
 @patch
 def _progress(self: TrainingPipeline, table: pl.DataFrame, done: int, total: int, times: list[float]) -> str:
     "Say how a fold went and how long the others will take."
@@ -461,6 +466,40 @@ def _first_score(outcome: Outcome, table: pl.DataFrame) -> str:
         for name in model_names(table)
     ]
     return f"{metric.title} {', '.join(scores)}"
+
+# %% ../../nbs/workflow/76_pipeline.ipynb #556d3597
+@patch
+def run(self: TrainingPipeline) -> Run:
+    "Go the whole way; takes up an unfinished run of the same spec, data and version."
+    processes = self.processes = join()
+    self.prepare()
+    check_training(self.spec.train, processes.sharded)
+    run = Run(processes.told(lambda: start_run(self.out, self.spec, self.biobank).path))
+    self.run_directory, started = run, time.monotonic()
+    with on_sigterm(_stop), run.lock() if processes.first else contextlib.nullcontext():
+        try:
+            self.fit()
+            processes.told(lambda: self._finish(started))
+        except BaseException as error:
+            if processes.first:
+                run.update(status="interrupted", error=type(error).__name__)
+            raise
+    return run
+
+# %% ../../nbs/workflow/76_pipeline.ipynb #608dfe79
+@patch
+def _finish(self: TrainingPipeline, started: float) -> None:
+    "Score and report; the first process does."
+    run = self.run_directory
+    self.evaluate()
+    run.update(seconds=run.record.get("seconds", 0.0) + time.monotonic() - started)
+    self.report()
+    run.update(status="finished")
+
+
+def _stop(*signal_and_frame) -> None:
+    "End where SIGTERM arrives; a training that goes on answers it by itself."
+    raise Stopped("the run was asked to stop (SIGTERM)", remedy="The same command goes on where it stopped.")
 
 # %% ../../nbs/workflow/76_pipeline.ipynb #adf220dc
 @patch
@@ -484,7 +523,7 @@ def evaluate(self: TrainingPipeline) -> dict:
     run.save_table(table, "predictions.parquet")
     return metrics
 
-
+# %% ../../nbs/workflow/76_pipeline.ipynb #cc50eba6
 @patch
 def report(self: TrainingPipeline) -> Path:
     "Write the HTML report."
@@ -495,12 +534,23 @@ def report(self: TrainingPipeline) -> Path:
     write_text(self.run_directory.path / "report.json", json.dumps(about, indent=1))
     return write_report(self.run_directory)
 
-# %% ../../nbs/workflow/76_pipeline.ipynb #cc50eba6
+# %% ../../nbs/workflow/76_pipeline.ipynb #0c635bfb
 def _about(outcome: Outcome) -> dict:
     "What a report needs to know of an outcome."
     return {"outcome": outcome.title, "units": outcome.units, "classes": list(outcome.classes), "horizons": list(outcome.horizons)}  # fmt: skip
 
 
+@patch
+def _audit(self: TrainingPipeline) -> list[dict]:
+    "The leakage audit; every fold was audited when it was fitted."
+    fitting = {
+        "check": "fitting",
+        "status": "ok",
+        "detail": f"nothing in {len(self.split.folds)} folds was fitted on rows it is tested on",
+    }
+    return [*self.findings.to_dicts(), fitting]
+
+# %% ../../nbs/workflow/76_pipeline.ipynb #40217557
 @patch
 def _tested(self: TrainingPipeline, outcome: Outcome) -> str:
     "For how many of those who were tested one of several outcomes is known; no more exactly than the flow says who there is."
@@ -517,7 +567,7 @@ def _people(self: TrainingPipeline) -> str:
     size, families = self.cohort.flow()[-1][2], self.split.table["family"].n_unique()
     return f"{size} participants" + (f" in {families:,} families" if size == f"{len(self.cohort):,}" else "")
 
-
+# %% ../../nbs/workflow/76_pipeline.ipynb #79648415
 @patch
 def _design(self: TrainingPipeline) -> list[str]:
     "Say how the study is tested."
@@ -533,6 +583,17 @@ def _design(self: TrainingPipeline) -> list[str]:
         )
     else:
         lines.append("Relatives were not looked at: the study asked for group_by: none.")
+    lines += self._not_fitted() + self._how_learned()
+    lines.append(f"{validation.inner} inner folds choose penalties and the epoch to stop at.")
+    if self.cohort.index_date is not None:
+        lines.append(f"Predictions are made at visit {self.cohort.visit}.")
+    return lines
+
+# %% ../../nbs/workflow/76_pipeline.ipynb #dd42bca7
+@patch
+def _not_fitted(self: TrainingPipeline) -> list[str]:
+    "Say which baselines were asked for but not fitted, and why."
+    lines = []
     tables = [isinstance(block, PhenotypeBlock) for block in self.blocks.values()]
     if "covariates" in self.spec.baselines and (all(tables) or not any(tables)):
         reason = "there are only tables, and it would be ridge itself" if all(tables) else "there is no table"
@@ -541,6 +602,13 @@ def _design(self: TrainingPipeline) -> list[str]:
     if "lightgbm" in self.spec.baselines and not kinds <= {*TREE_KINDS}:
         which = " to some of the outcomes" if kinds & {*TREE_KINDS} else ""
         lines.append(f"No boosted trees were fitted{which}: they know nothing of such an outcome.")
+    return lines
+
+# %% ../../nbs/workflow/76_pipeline.ipynb #c5e5441b
+@patch
+def _how_learned(self: TrainingPipeline) -> list[str]:
+    "Say how models of several outcomes and of outcomes that are no number learn."
+    lines, kinds = [], {one.kind for one in self._outcomes}
     if self.outcome.kind == "several":
         lines.append(
             f"One network learns {len(self._outcomes)} outcomes, weighted by uncertainty; all other models are of one outcome. Each is learned and tested on those for whom it is known."
@@ -549,23 +617,9 @@ def _design(self: TrainingPipeline) -> list[str]:
         lines.append(
             "Linear models are ridge regressions of what knowing nothing leaves of the outcome, calibrated by its likelihood."
         )
-    lines.append(f"{validation.inner} inner folds choose penalties and the epoch to stop at.")
-    if self.cohort.index_date is not None:
-        lines.append(f"Predictions are made at visit {self.cohort.visit}.")
     return lines
 
-
-@patch
-def _audit(self: TrainingPipeline) -> list[dict]:
-    "The leakage audit; every fold was audited when it was fitted."
-    fitting = {
-        "check": "fitting",
-        "status": "ok",
-        "detail": f"nothing in {len(self.split.folds)} folds was fitted on rows it is tested on",
-    }
-    return [*self.findings.to_dicts(), fitting]
-
-# %% ../../nbs/workflow/76_pipeline.ipynb #0c635bfb
+# %% ../../nbs/workflow/76_pipeline.ipynb #fed839e0
 def _line(modality: str, source: Source) -> dict[str, str]:
     "A line of the table of inputs, small counts hidden."
     counts = source.counts
@@ -574,7 +628,7 @@ def _line(modality: str, source: Source) -> dict[str, str]:
     return {"modality": modality, "title": ", ".join(filter(None, (source.title, source.note))), "column": ", ".join(source.columns),
             "present": show_share(counts["present"], sum(counts.values())), "missing": ", ".join(lacking)}  # fmt: skip
 
-
+# %% ../../nbs/workflow/76_pipeline.ipynb #9b2a6f82
 def _share(source: Source) -> float:
     "The share of participants who have something, in hundredths; all or nobody where that would tell fewer than five."
     have, everybody = source.counts["present"], sum(source.counts.values())
@@ -582,7 +636,7 @@ def _share(source: Source) -> float:
         return float(not is_small(have))
     return round(have / everybody, 2)
 
-
+# %% ../../nbs/workflow/76_pipeline.ipynb #be916b6d
 @patch
 def _inputs(self: TrainingPipeline) -> dict:
     "What went in: the lines of the report's table, and the shares of its figure."

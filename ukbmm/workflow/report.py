@@ -19,38 +19,20 @@ import polars as pl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .. import __version__
-from ..core import EID_PATTERN, duration, write_text
-from ..disclosure import assert_publishable, is_small, show_parts, show_share
-from ukbmm.evaluation.metrics import (
-    METRICS,
-    PREFIX,
-    TIMED,
-    metrics_for,
-    model_names,
-    number,
-    numbers_of,
-    of_outcome,
-)
-from ukbmm.evaluation.plots import (
-    plot_calibration,
-    plot_class_calibration,
-    plot_confusion,
-    plot_differences,
-    plot_horizon_calibration,
-    plot_incidence,
-    plot_learning,
-    plot_missing,
-    plot_models,
-    plot_parts,
-    plot_predictions,
-    plot_roc,
-)
-from .run import Run
-
 # %% auto #0
 __all__ = ['RISK', 'CLASSES', 'WORDS', 'GROUPS', 'SECTIONS', 'compare', 'verdict', 'picture', 'draw_figures', 'draw_training',
            'outcome_values', 'report_values', 'write_report']
+
+# %% ../../nbs/workflow/75_report.ipynb #ac98bb87
+from .. import __version__
+from ..core import EID_PATTERN, duration, write_text
+from ..disclosure import assert_publishable, is_small, show_parts, show_share
+from ..evaluation.metrics import METRICS, PREFIX, TIMED, metrics_for
+from ..evaluation.metrics import model_names, number, numbers_of, of_outcome
+from ..evaluation.plots import plot_calibration, plot_class_calibration, plot_confusion, plot_differences
+from ..evaluation.plots import plot_horizon_calibration, plot_incidence, plot_learning, plot_missing
+from ..evaluation.plots import plot_models, plot_parts, plot_predictions, plot_roc
+from .run import Run
 
 # %% ../../nbs/workflow/75_report.ipynb #5db130b9
 def compare(
@@ -187,7 +169,7 @@ def draw_figures(
         )
     return figures | _of_kind(metrics, table, about)
 
-
+# %% ../../nbs/workflow/75_report.ipynb #797ef83b
 def draw_training(
     history: pl.DataFrame,  # Losses of every network and epoch
     shares: dict[str, float],  # Share of participants who have each input
@@ -348,6 +330,8 @@ CLASSES = (
     "Area under the ROC curve of a class: the chance that somebody of a class has a higher probability of it than somebody of another, a mean over classes; 0.5 is chance. "
     "The log loss weighs each class alike, however rare.",
 )
+
+# %% ../../nbs/workflow/75_report.ipynb #0bca19ec
 WORDS = {
     "survival": RISK,
     "competing_risks": (
@@ -363,6 +347,8 @@ WORDS = {
         "Each label is scored on the participants for whom it is known; the numbers are means over labels.",
     ),
 }
+
+# %% ../../nbs/workflow/75_report.ipynb #897bcebb
 GROUPS = "groups of similar prediction with 95% intervals"
 SECTIONS = {  # Heading and note of the two figures
     "regression": ("Predictions and calibration", f"Density of participants; cells with fewer than five stay blank. Calibration: {GROUPS}; a slope of 1 is right, less is overconfident."),
@@ -373,7 +359,7 @@ SECTIONS = {  # Heading and note of the two figures
 }  # fmt: skip
 SECTIONS |= {"ordinal": SECTIONS["multiclass"], "competing_risks": SECTIONS["survival"]}
 
-# %% ../../nbs/workflow/75_report.ipynb #0bca19ec
+# %% ../../nbs/workflow/75_report.ipynb #5abba9f9
 def _numbers(outcome: dict) -> list[int]:
     "Every field that an outcome is made from."
     parts = outcome.get("labels") or outcome.get("outcomes")
@@ -388,7 +374,7 @@ def _fields(outcome: dict) -> str:
     more = [f"{len(numbers) - 5} more"] if len(numbers) > 6 else []
     return f"(field{'s' if len(numbers) > 1 else ''} {_list([*numbers[:5], *more] if more else numbers)})"
 
-
+# %% ../../nbs/workflow/75_report.ipynb #a80ded18
 def _title(name: str, outcome: str, fields: str) -> str:
     "The study's name and what was predicted, once where they are the same."
     said, outcome = name.replace("_", " "), shorten(outcome, 120, placeholder=" ...")
@@ -488,7 +474,7 @@ def _without_own(text: str, plan: str) -> str:
     own = set(EID_PATTERN.findall(plan))
     return EID_PATTERN.sub(lambda found: "" if found.group() in own else found.group(), text)
 
-
+# %% ../../nbs/workflow/75_report.ipynb #4bfc15c7
 def _figures(run: Run) -> tuple[list[dict[str, str]], dict[str, str]]:
     "The figures of each outcome, and those that all share."
     table, pairs = run.predictions(), _outcomes(run)
@@ -508,7 +494,7 @@ def _with(values: dict[str, Any], each: list[dict[str, str]], shared: dict[str, 
     outcomes = [{**one, "figures": drawn} for one, drawn in zip(values["outcomes"], safe, strict=False)]
     return {**values, "outcomes": outcomes, "figures": safe[-1]}
 
-
+# %% ../../nbs/workflow/75_report.ipynb #82752f20
 def write_report(
     run: Run,  # A finished run
     out: str | Path | None = None,  # Where to write; None writes report.html into the run

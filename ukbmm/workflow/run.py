@@ -35,17 +35,9 @@ __all__ = ['PACKAGES', 'environment', 'data_fingerprint', 'fingerprint', 'Run', 
 
 # %% ../../nbs/workflow/73_run.ipynb #dedcca43
 PACKAGES = (
-    "ukbmm",
-    "torch",
-    "fastai",
-    "fastcore",
-    "numpy",
-    "polars",
-    "pandas",
-    "scikit-learn",
-    "lightgbm",
-    "numba",
-)
+    "ukbmm", "torch", "fastai", "fastcore", "numpy",
+    "polars", "pandas", "scikit-learn", "lightgbm", "numba",
+)  # fmt: skip
 
 
 def _version(package: str) -> str:
@@ -54,29 +46,24 @@ def _version(package: str) -> str:
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
 
+# %% ../../nbs/workflow/73_run.ipynb #b3cc99a6
+def _git(*words: str) -> str | None:
+    "What git answers about the folder of this code; None where it refuses."
+    here = Path(__file__).parent if "__file__" in globals() else Path.cwd()
+    done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10)
+    return done.stdout.strip() if done.returncode == 0 else None
+
 
 def _git_commit() -> str | None:
     "The commit of the code that runs, with + where it was changed; None outside of a checkout."
-    here = Path(__file__).parent if "__file__" in globals() else Path.cwd()
     try:
-        ask = ["git", "-C", str(here)]
-        commit = subprocess.run(
-            [*ask, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-        inside = (
-            subprocess.run(
-                [*ask, "ls-files", "--error-unmatch", "."], capture_output=True, text=True, timeout=10
-            ).returncode
-            == 0
-        )
-        changed = subprocess.run(
-            [*ask, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10
-        ).stdout.strip()
+        commit, inside = _git("rev-parse", "HEAD"), _git("ls-files", "--error-unmatch", ".")
+        changed = _git("status", "--porcelain", "-uno")
     except (OSError, subprocess.SubprocessError):
         return None
-    return f"{commit}{'+' if changed else ''}" if inside else None
+    return None if commit is None or inside is None else f"{commit}{'+' if changed else ''}"
 
-
+# %% ../../nbs/workflow/73_run.ipynb #03d91d14
 def environment() -> dict[str, Any]:
     "Describe the machine and the software."
     import torch
@@ -90,7 +77,7 @@ def environment() -> dict[str, Any]:
             "cpus": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpu, "cuda": torch.version.cuda,
             "packages": {name: _version(name) for name in PACKAGES}, "git_commit": _git_commit()}  # fmt: skip
 
-# %% ../../nbs/workflow/73_run.ipynb #4cb9d193
+# %% ../../nbs/workflow/73_run.ipynb #7d53256b
 def data_fingerprint(
     biobank: Biobank,
 ) -> dict[str, Any]:
@@ -100,7 +87,7 @@ def data_fingerprint(
             "participants_sha256": manifest["files"]["participants.parquet"], "withdrawn": manifest["table"]["n_withdrawn"],
             "ingested_with": manifest["package"]}  # fmt: skip
 
-
+# %% ../../nbs/workflow/73_run.ipynb #077484e6
 def fingerprint(
     spec: Spec,
     biobank: Biobank,
@@ -110,11 +97,7 @@ def fingerprint(
     parts = [to_yaml(spec), json.dumps(data_fingerprint(biobank), sort_keys=True), code]
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]
 
-# %% ../../nbs/workflow/73_run.ipynb #077484e6
-def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-
-
+# %% ../../nbs/workflow/73_run.ipynb #d0098a46
 class Run:
     "A run directory: what was asked, what happened, what came out."
 
@@ -124,12 +107,8 @@ class Run:
     ):
         self.path = Path(path)
         if not (self.path / "record.json").is_file():
-            raise RunError(
-                f"the run {self.path.name}",
-                "a run directory",
-                "no record.json",
-                "Give the directory that `ukbmm run` printed.",
-            )
+            remedy = "Give the directory that `ukbmm run` printed."
+            raise RunError(f"the run {self.path.name}", "a run directory", "no record.json", remedy)
         self.record = json.loads((self.path / "record.json").read_text())
 
     @classmethod
@@ -140,24 +119,40 @@ class Run:
     def __repr__(self) -> str:
         return f"Run {self.path.name}, {self.record['status']}"
 
-    @property
-    def spec(self) -> Spec:
-        "The study as it was asked for."
-        return Spec.load(self.path / "spec.yaml")
+# %% ../../nbs/workflow/73_run.ipynb #72f3e6e6
+@patch(as_prop=True)
+def spec(self: Run) -> Spec:
+    "The study as it was asked for."
+    return Spec.load(self.path / "spec.yaml")
 
-    def update(self, **values: Any) -> None:
-        "Write something into the record."
-        self.record.update(values)
-        write_text(self.path / "record.json", json.dumps(self.record, indent=1))
 
-# %% ../../nbs/workflow/73_run.ipynb #39377533
+@patch
+def update(self: Run, **values: Any) -> None:
+    "Write something into the record."
+    self.record.update(values)
+    write_text(self.path / "record.json", json.dumps(self.record, indent=1))
+
+# %% ../../nbs/workflow/73_run.ipynb #9400868e
 @patch
 def save_table(self: Run, table: pl.DataFrame, name: str) -> None:
     "Write a parquet or a CSV table into the run, whole or not at all."
     with atomic_file(self.path / name) as path:
         table.write_csv(path) if name.endswith(".csv") else table.write_parquet(path, compression="zstd")
 
+# %% ../../nbs/workflow/73_run.ipynb #44771878
+@patch
+def _finished(self: Run, name: str) -> Path:
+    "The path of a file of the run; raises `RunError` where it was not written yet."
+    if not (self.path / name).is_file():
+        status = self.record["status"]
+        remedy = "Run the same `ukbmm run` again; it goes on where it stopped."
+        remedy = (
+            "The file was taken away: restore it, or run the study anew." if status == "finished" else remedy
+        )
+        raise RunError(f"{name} of the run {self.path.name}", "a finished run with this file", f"none in one that is {status}", remedy)  # fmt: skip
+    return self.path / name
 
+# %% ../../nbs/workflow/73_run.ipynb #7627966b
 @patch
 def predictions(self: Run) -> pl.DataFrame:
     "The prediction table; row-level data."
@@ -168,30 +163,6 @@ def predictions(self: Run) -> pl.DataFrame:
 def metrics(self: Run) -> dict:
     "Every metric of every model."
     return json.loads(self._finished("metrics.json").read_text())
-
-
-def _results(metrics: dict) -> pd.DataFrame:
-    "Values with their intervals, a row for each model."
-    written = {
-        model: {
-            METRICS[
-                name
-            ].title: f"{number(one['value'])} ({number(one['ci95'][0])} to {number(one['ci95'][1])})"
-            for name, one in found.items()
-        }
-        for model, found in metrics["models"].items()
-    }
-    return pd.DataFrame(written).T.rename_axis("model")
-
-
-@patch
-def results(self: Run) -> pd.DataFrame:  # A row for each model; values with their 95% intervals
-    "Every metric of every model, to be read; of several outcomes the models of each."
-    metrics = self.metrics()
-    if "outcomes" not in metrics:
-        return _results(metrics)
-    each = [_results(one) for one in metrics["outcomes"]]
-    return pd.concat(each, keys=[one["outcome"] for one in metrics["outcomes"]], names=["outcome"]).fillna("")
 
 
 @patch
@@ -205,18 +176,57 @@ def about(self: Run) -> dict:
     "What the pipeline noted for the report; aggregates only."
     return json.loads(self._finished("report.json").read_text())
 
+# %% ../../nbs/workflow/73_run.ipynb #f4686f8a
+def _results(metrics: dict) -> pd.DataFrame:
+    "Values with their intervals, a row for each model."
+    written = {
+        model: {METRICS[name].title: _with_interval(one) for name, one in found.items()}
+        for model, found in metrics["models"].items()
+    }
+    return pd.DataFrame(written).T.rename_axis("model")
+
+
+def _with_interval(one: dict) -> str:
+    "A value of a metric and its 95% interval, to be read."
+    return f"{number(one['value'])} ({number(one['ci95'][0])} to {number(one['ci95'][1])})"
+
 
 @patch
-def _finished(self: Run, name: str) -> Path:
-    "The path of a file of the run; raises `RunError` where it was not written yet."
-    if not (self.path / name).is_file():
-        status = self.record["status"]
-        remedy = "Run the same `ukbmm run` again; it goes on where it stopped."
-        remedy = (
-            "The file was taken away: restore it, or run the study anew." if status == "finished" else remedy
-        )
-        raise RunError(f"{name} of the run {self.path.name}", "a finished run with this file", f"none in one that is {status}", remedy)  # fmt: skip
-    return self.path / name
+def results(self: Run) -> pd.DataFrame:  # A row for each model; values with their 95% intervals
+    "Every metric of every model, to be read; of several outcomes the models of each."
+    metrics = self.metrics()
+    if "outcomes" not in metrics:
+        return _results(metrics)
+    each = [_results(one) for one in metrics["outcomes"]]
+    return pd.concat(each, keys=[one["outcome"] for one in metrics["outcomes"]], names=["outcome"]).fillna("")
+
+# %% ../../nbs/workflow/73_run.ipynb #c0af19ea
+@patch
+@contextlib.contextmanager
+def lock(self: Run) -> Iterator[None]:
+    "Hold the run's lock; raises `RunError` where another process holds it."
+    try:
+        import fcntl
+    except ImportError:  # not a Unix: nothing to lock with
+        yield
+        return
+    with open(self.path / ".lock", "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            found = "another process that does"
+            raise RunError(f"the run {self.path.name}", "nobody working on it", found) from None
+        yield
+
+# %% ../../nbs/workflow/73_run.ipynb #5109e9a2
+@patch
+def is_locked(self: Run) -> bool:
+    "Does another process work on this run?"
+    try:
+        with self.lock():
+            return False
+    except RunError:
+        return True
 
 # %% ../../nbs/workflow/73_run.ipynb #69964b89
 def _numbered(out: Path, name: str) -> dict[int, Path]:
@@ -239,7 +249,7 @@ def _unfinished(out: Path, spec: Spec, mark: str) -> Run | None:
                 return run
     return None
 
-
+# %% ../../nbs/workflow/73_run.ipynb #375db418
 def start_run(
     out: str | Path,  # Folder of runs
     spec: Spec,
@@ -254,6 +264,11 @@ def start_run(
         get_logger().info("going on with the unfinished run %s", run.path.name)
         run.update(status="running", resumed=[*run.record.get("resumed", []), _now()])
         return run
+    return _new_run(out, spec, biobank, mark)
+
+# %% ../../nbs/workflow/73_run.ipynb #0a56fe9e
+def _new_run(out: Path, spec: Spec, biobank: Biobank, mark: str) -> Run:
+    "Make the next numbered directory, with the spec and the record."
     out.mkdir(parents=True, exist_ok=True)
     number = max(_numbered(out, spec.name), default=0) + 1
     path = out / f"{spec.name}-{number:03d}"
@@ -265,31 +280,6 @@ def start_run(
     write_text(path / "record.json", json.dumps(record, indent=1))
     return Run(path)
 
-# %% ../../nbs/workflow/73_run.ipynb #f3b2a5e8
-@patch
-def is_locked(self: Run) -> bool:
-    "Does another process work on this run?"
-    try:
-        with self.lock():
-            return False
-    except RunError:
-        return True
 
-
-@patch
-@contextlib.contextmanager
-def lock(self: Run) -> Iterator[None]:
-    "Hold the run's lock; raises `RunError` where another process holds it."
-    try:
-        import fcntl
-    except ImportError:  # not a Unix: nothing to lock with
-        yield
-        return
-    with open(self.path / ".lock", "w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(
-                f"the run {self.path.name}", "nobody working on it", "another process that does"
-            ) from None
-        yield
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

@@ -15,34 +15,26 @@ from fastcore.basics import patch
 from pydantic import Field, field_validator, model_validator
 from torch import nn
 
+# %% auto #0
+__all__ = ['Modality', 'NAME', 'BASELINES', 'LOOKING_BACK', 'PLANNED', 'BUILT', 'Read', 'PhenotypeModality', 'SNPModality',
+           'VisitModality', 'EventModality', 'HeadSettings', 'EvaluationSettings', 'Spec', 'validate_spec',
+           'check_spec', 'demo_spec', 'write_spec_schema']
+
+# %% ../../nbs/workflow/70_spec.ipynb #0d65b961
 from ..biobank.derived import formula
 from ..biobank.names import parse_name
 from ..biobank.store import Biobank
 from ..cohort.cohort import CohortSettings, fulfilled
 from ..cohort.outcomes import OutcomeSettings, read_outcome
 from ..cohort.splits import KFold, ValidationSettings
-from ukbmm.config import (
-    ConfigError,
-    Document,
-    Problem,
-    Settings,
-    also,
-    override,
-    problem_at,
-    validate,
-    write_schema,
-)
+from ..config import ConfigError, Document, Problem, Settings
+from ..config import also, override, problem_at, validate, write_schema
 from ..core import UkbmmError
 from ..data.batch import RESERVED
-from ukbmm.data.blocks import (
-    Block,
-    PhenotypeBlock,
-    PhenotypeSettings,
-    SNPBlock,
-    SNPSettings,
-    chosen_variants,
-    columns_of,
-)
+from ..data.blocks import Block, PhenotypeBlock, PhenotypeSettings
+from ..data.blocks import SNPBlock, SNPSettings, chosen_variants, columns_of
+
+# %% ../../nbs/workflow/70_spec.ipynb #d16167be
 from ..models.deep_tables import FTSettings, ResNetSettings, TabMSettings
 from ..data.events import EventBlock, EventSettings, event_columns
 from ..data.visits import VisitBlock, VisitSettings, visit_columns
@@ -56,17 +48,12 @@ from ..models.tabular import TabularSettings
 from ..training.settings import TrainSettings, contradictions
 from ..training.watching import require_tracker
 
-# %% auto #0
-__all__ = ['Modality', 'NAME', 'BASELINES', 'LOOKING_BACK', 'PLANNED', 'BUILT', 'Read', 'PhenotypeModality', 'SNPModality',
-           'VisitModality', 'EventModality', 'HeadSettings', 'EvaluationSettings', 'Spec', 'validate_spec',
-           'check_spec', 'demo_spec', 'write_spec_schema']
-
 # %% ../../nbs/workflow/70_spec.ipynb #3f2707e9
 def _kind_of(value: Any) -> Any:
     "Settings of a kind, of which the kind alone may be said."
     return {"kind": value} if isinstance(value, str) else value
 
-
+# %% ../../nbs/workflow/70_spec.ipynb #cb1e050c
 class PhenotypeModality(PhenotypeSettings):
     "Fields as inputs, and how they are encoded."
 
@@ -83,27 +70,13 @@ class PhenotypeModality(PhenotypeSettings):
         value = _kind_of(value)
         return {"kind": "tabular_mlp", **value} if isinstance(value, dict) else value
 
-    def block(self, name: str) -> Block:
-        "The block of this modality, not fitted."
-        names = ("fill", "winsorise", "drop_sparse", "drop_redundant", "kinds")
-        return PhenotypeBlock(
-            list(self.fields), self.min_count, name, **{key: getattr(self, key) for key in names}
-        )
-
-
+# %% ../../nbs/workflow/70_spec.ipynb #7153acff
 class SNPModality(SNPSettings):
     "Genotyped variants as inputs, and how they are encoded."
 
     encoder: GenotypeSettings = Field(GenotypeSettings(), description="How genotypes are encoded")
 
-    @field_validator("encoder", mode="before")
-    @classmethod
-    def _short_encoder(cls, value: Any) -> Any:
-        return _kind_of(value)
-
-    def block(self, name: str) -> Block:
-        "The block of this modality, not fitted."
-        return SNPBlock(self.variants, self.chromosomes, self.every, self.maf_min, self.store, name=name)
+    _short_encoder = field_validator("encoder", mode="before")(_kind_of)
 
 # %% ../../nbs/workflow/70_spec.ipynb #3234818b
 class VisitModality(VisitSettings):
@@ -113,16 +86,9 @@ class VisitModality(VisitSettings):
         GRUDSettings(), description="How visits are encoded"
     )
 
-    @field_validator("encoder", mode="before")
-    @classmethod
-    def _short_encoder(cls, value: Any) -> Any:
-        return _kind_of(value)
+    _short_encoder = field_validator("encoder", mode="before")(_kind_of)
 
-    def block(self, name: str) -> Block:
-        "The block of this modality, not fitted."
-        return VisitBlock(list(self.fields), self.until or 0, self.winsorise, name)
-
-
+# %% ../../nbs/workflow/70_spec.ipynb #62c4e6cc
 class EventModality(EventSettings):
     "Health records as inputs, and how they are encoded."
 
@@ -130,20 +96,40 @@ class EventModality(EventSettings):
         EventTransformerSettings(), description="How health records are encoded"
     )
 
-    @field_validator("encoder", mode="before")
-    @classmethod
-    def _short_encoder(cls, value: Any) -> Any:
-        return _kind_of(value)
+    _short_encoder = field_validator("encoder", mode="before")(_kind_of)
 
-    def block(self, name: str) -> Block:
-        "The block of this modality, not fitted."
-        options = {key: getattr(self, key) for key in ("on_index_date", "length", "first_only", "min_count")}
-        return EventBlock(self.records, self.until or 0, **options, name=name)
-
-
+# %% ../../nbs/workflow/70_spec.ipynb #60a2703c
 Modality = Annotated[
     PhenotypeModality | SNPModality | VisitModality | EventModality, Field(discriminator="kind")
 ]
+
+
+@patch
+def block(self: PhenotypeModality, name: str) -> Block:
+    "The block of this modality, not fitted."
+    names = ("fill", "winsorise", "drop_sparse", "drop_redundant", "kinds")
+    return PhenotypeBlock(
+        list(self.fields), self.min_count, name, **{key: getattr(self, key) for key in names}
+    )
+
+
+@patch
+def block(self: SNPModality, name: str) -> Block:
+    "The block of this modality, not fitted."
+    return SNPBlock(self.variants, self.chromosomes, self.every, self.maf_min, self.store, name=name)
+
+# %% ../../nbs/workflow/70_spec.ipynb #3109f07a
+@patch
+def block(self: VisitModality, name: str) -> Block:
+    "The block of this modality, not fitted."
+    return VisitBlock(list(self.fields), self.until or 0, self.winsorise, name)
+
+
+@patch
+def block(self: EventModality, name: str) -> Block:
+    "The block of this modality, not fitted."
+    options = {key: getattr(self, key) for key in ("on_index_date", "length", "first_only", "min_count")}
+    return EventBlock(self.records, self.until or 0, **options, name=name)
 
 # %% ../../nbs/workflow/70_spec.ipynb #5ea28f97
 class HeadSettings(Settings):
@@ -178,7 +164,30 @@ def _with_visit(value: dict) -> dict:
     }
     return {**value, "modalities": filled}
 
+# %% ../../nbs/workflow/70_spec.ipynb #84642044
+_Modalities = Annotated[
+    dict[Annotated[str, Field(pattern=NAME)], Modality],
+    Field(min_length=1, description="Kinds of input, each under a name of your own"),
+]
+_Fusion = Annotated[
+    FusionSettings,
+    Field(
+        description="How modalities are combined, or the kind alone", json_schema_extra=also(type="string")
+    ),
+]
+_Loss = Annotated[
+    LossSettings | None,
+    Field(
+        description="What networks are trained with, or its kind alone; leave out for the usual loss of the kind of outcome",
+        json_schema_extra=also(type="string"),
+    ),
+]
+_Control = Annotated[
+    Literal["none", "permuted_labels"],
+    Field(description="permuted_labels: shuffle the outcome; nothing may be found"),
+]
 
+# %% ../../nbs/workflow/70_spec.ipynb #92ad0de6
 class Spec(Settings):
     "A study: who, from what, for which outcome, tested how, against which baselines."
 
@@ -187,47 +196,32 @@ class Spec(Settings):
     question: str = Field("", description="What the study asks, for the report")
     seed: int = Field(0, ge=0, description="Every random choice follows from this")
     cohort: CohortSettings = Field(CohortSettings(), description="Who is studied")
-    modalities: dict[Annotated[str, Field(pattern=NAME)], Modality] = Field(
-        min_length=1, description="Kinds of input, each under a name of your own"
-    )
+    modalities: _Modalities
     outcome: OutcomeSettings = Field(description="What is predicted")
-    fusion: FusionSettings = Field(
-        FusionSettings(),
-        description="How modalities are combined, or the kind alone",
-        json_schema_extra=also(type="string"),
-    )
+    fusion: _Fusion = FusionSettings()
     head: HeadSettings = Field(HeadSettings(), description="The last layers")
-    loss: LossSettings | None = Field(
-        None,
-        description="What networks are trained with, or its kind alone; leave out for the usual loss of the kind of outcome",
-        json_schema_extra=also(type="string"),
-    )
+    loss: _Loss = None
     validation: ValidationSettings = Field(KFold(), description="How it is tested")
     train: TrainSettings = Field(TrainSettings(), description="How networks are trained")
     baselines: list[Literal[BASELINES]] = Field(list(BASELINES), description="Models to compare with")
     evaluation: EvaluationSettings = Field(EvaluationSettings(), description="How predictions are scored")
-    control: Literal["none", "permuted_labels"] = Field(
-        "none", description="permuted_labels: shuffle the outcome; nothing may be found"
-    )
+    control: _Control = "none"
 
     @model_validator(mode="before")
     @classmethod
     def _until_the_index_visit(cls, value: Any) -> Any:
         return _with_visit(value) if isinstance(value, dict) else value
 
-    @field_validator("fusion", "loss", mode="before")
-    @classmethod
-    def _kind_alone(cls, value: Any) -> Any:
-        return _kind_of(value)
+    _kind_alone = field_validator("fusion", "loss", mode="before")(_kind_of)
 
-    @property
-    def model(self) -> ModelSettings:
-        "The shape of the network."
-        return ModelSettings(
-            fusion=self.fusion, hidden=self.head.hidden, dropout=self.head.dropout, loss=self.loss
-        )
+# %% ../../nbs/workflow/70_spec.ipynb #60280374
+@patch(as_prop=True)
+def model(self: Spec) -> ModelSettings:
+    "The shape of the network."
+    head = self.head
+    return ModelSettings(fusion=self.fusion, hidden=head.hidden, dropout=head.dropout, loss=self.loss)
 
-# %% ../../nbs/workflow/70_spec.ipynb #56760547
+
 @patch(cls_method=True)
 def parse(cls: Spec, text: str, assignments: Sequence[str] = (), name: str = "spec") -> Spec:
     "Read a spec from text, with overrides such as `outcome.field=50`; raises `ConfigError` with everything that is wrong."
@@ -267,7 +261,7 @@ def _not_built(document: Document) -> list[Problem]:
         if kind in PLANNED[pattern]
     ]
 
-# %% ../../nbs/workflow/70_spec.ipynb #45a0a28e
+# %% ../../nbs/workflow/70_spec.ipynb #0a4d4dd4
 def validate_spec(
     document: Document,  # A parsed spec
 ) -> Spec:
@@ -287,7 +281,7 @@ def validate_spec(
         raise ConfigError(problems)
     return spec
 
-
+# %% ../../nbs/workflow/70_spec.ipynb #258429e9
 def _forget_words(document: Document) -> None:
     "Where another outcome was asked for with --set, the spec's words for its own outcome are not true any more."
     overridden, outcome = document.overridden, document.root.get("outcome")
@@ -297,7 +291,7 @@ def _forget_words(document: Document) -> None:
         if ("question",) not in overridden:
             document.root.pop("question", None)
 
-# %% ../../nbs/workflow/70_spec.ipynb #0a4d4dd4
+# %% ../../nbs/workflow/70_spec.ipynb #0822a1bd
 def _contradictions(spec: Spec, document: Document) -> list[Problem]:
     "What cannot be right whatever the data are."
     problems = []
@@ -306,11 +300,8 @@ def _contradictions(spec: Spec, document: Document) -> list[Problem]:
         problems.append(problem_at(document, "train.networks", text))
     for path, field_id in _input_fields(spec):
         if field_id in spec.outcome.field_ids:
-            problems.append(
-                problem_at(
-                    document, path, f"field {field_id} is both an input and the outcome; take it out of one"
-                )
-            )
+            text = f"field {field_id} is both an input and the outcome; take it out of one"
+            problems.append(problem_at(document, path, text))
     problems += _after_the_index_visit(spec, document)
     if (spec.fusion.condition or 0) >= len(spec.modalities):
         text = f"expected a position of a modality, 0 to {len(spec.modalities) - 1}, found {spec.fusion.condition}"
@@ -325,7 +316,7 @@ def _contradictions(spec: Spec, document: Document) -> list[Problem]:
     ]
     return problems
 
-
+# %% ../../nbs/workflow/70_spec.ipynb #5df8bd49
 def _training(spec: Spec, document: Document) -> list[Problem]:
     "Techniques of training that cannot work in this study."
     found = contradictions(spec.train, list(spec.modalities))
@@ -391,13 +382,10 @@ def check_spec(
         spec = validate_spec(document)
     except ConfigError as error:
         return error.problems
-    return (
-        []
-        if biobank is None
-        else sorted(_against(spec, document, biobank), key=lambda p: (p.line or 0, p.column or 0))
-    )
+    found = () if biobank is None else _against(spec, document, biobank)
+    return sorted(found, key=lambda p: (p.line or 0, p.column or 0))
 
-
+# %% ../../nbs/workflow/70_spec.ipynb #e20381ac
 def _try(document: Document, path: tuple, work) -> tuple[Any, list[Problem]]:
     "Do `work`; an error of the package becomes a problem at `path`."
     try:
@@ -405,7 +393,7 @@ def _try(document: Document, path: tuple, work) -> tuple[Any, list[Problem]]:
     except UkbmmError as error:
         return None, [problem_at(document, path, str(error))]
 
-
+# %% ../../nbs/workflow/70_spec.ipynb #8e7ee9d8
 def _against(spec: Spec, document: Document, biobank: Biobank) -> Iterator[Problem]:
     "What does not fit the Biobank."
     for name, modality in spec.modalities.items():
@@ -423,7 +411,7 @@ def _against(spec: Spec, document: Document, biobank: Biobank) -> Iterator[Probl
         text = f"the Biobank has {biobank.relatives.height:,} related pairs; group_by: none would put relatives on both sides; use group_by: kinship"
         yield problem_at(document, "validation.group_by", text)
 
-
+# %% ../../nbs/workflow/70_spec.ipynb #e78ca440
 def _fields_of(outcome: Any, path: tuple = ("outcome",)) -> Iterator[tuple[tuple, Any]]:
     "Each definition that starts from a field, with the place of the field."
     of = next((name for name in ("outcomes", "labels") if hasattr(outcome, name)), None)
@@ -440,7 +428,7 @@ def _no_outcome(spec: Spec, document: Document, biobank: Biobank) -> list[Proble
     problems = [problem for found in tried for problem in found]
     return problems or _try(document, ("outcome",), lambda: read_outcome(biobank, spec.outcome))[1]
 
-
+# %% ../../nbs/workflow/70_spec.ipynb #573f238a
 def _missing_trackers(spec: Spec, document: Document) -> Iterator[Problem]:
     "Trackers whose package is not installed."
     for i, name in enumerate(spec.train.trackers):

@@ -152,7 +152,7 @@ def test_what_a_machine_lacks_is_refused_before_anything_is_built(make, monkeypa
     def absent(name, extra):
         raise MissingExtraError(f"the package {name!r}", "it to be installed", "none")
 
-    monkeypatch.setattr(module, "require_extra", absent)
+    monkeypatch.setattr("ukbmm.training.watching.require_extra", absent)
     with pytest.raises(MissingExtraError, match="mlflow"):
         make(trackers=["mlflow"])
     with pytest.raises(
@@ -373,7 +373,6 @@ class Told(Tracker):
 
 def test_a_run_with_everything_on_is_watched_and_recorded(biobank, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(TRACKERS.entries, "tensorboard", Told)
-    monkeypatch.setattr(module, "require_extra", lambda *names: None)
     monkeypatch.setattr("ukbmm.training.watching.require_extra", lambda *names: None)
     monkeypatch.setattr(Told, "runs", [])
     get_logger()
@@ -480,7 +479,7 @@ def test_a_tracker_that_is_not_installed_is_found_by_a_check_and_a_run_can_still
             f"the package {name!r}", "it to be installed", "none", f"pip install 'ukbmm[{extra}]'"
         )
 
-    monkeypatch.setattr("ukbmm.workflow.spec.require_extra", absent)
+    monkeypatch.setattr("ukbmm.training.watching.require_extra", absent)
     text = STUDY.replace("device: cpu", "device: cpu, trackers: [wandb]")
     (problem,) = check_spec(Document(text), biobank)
     assert problem.path == "train.trackers.0" and problem.line == 9 and "ukbmm[wandb]" in problem.message

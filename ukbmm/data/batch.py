@@ -66,9 +66,8 @@ def check_shapes(
     present = x.get("present")
     if present is None or present.dtype != torch.bool or present.ndim != 2 or present.shape[1] != len(names):
         found = "none" if present is None else f"{present.dtype} {list(present.shape)}".removeprefix("torch.")
-        raise DataError(
-            "the batch's `present`", f"bool [batch, {len(names)}], a column for each modality", found
-        )
+        expected = f"bool [batch, {len(names)}], a column for each modality"
+        raise DataError("the batch's `present`", expected, found)
     for name in names:
         parts = x[name] if isinstance(x[name], tuple | list) else (x[name],)
         wrong = [part for part in parts if len(part) != len(present)]
@@ -76,15 +75,14 @@ def check_shapes(
             found = f"{len(wrong[0])} in one of its tensors"
             raise DataError(f"modality {name!r} of the batch", f"{len(present)} participants", found)
 
-# %% ../../nbs/data/30_batch.ipynb #5cb1e9d2
+# %% ../../nbs/data/30_batch.ipynb #2a33dab5
 def check_batch(
     x: Mapping[str, Any],  # A batch
 ) -> None:
     "Raise `DataError` where a batch breaks its contract."
     check_shapes(x)
-    present = x["present"]
-    if len(present) and not present.any(dim=1).all():
-        lacking = int((~present.any(dim=1)).sum())
+    lacking = int((~x["present"].any(dim=1)).sum())
+    if lacking:
         raise DataError("the batch", "at least one modality for each participant", f"{lacking} without any")
 
 # %% ../../nbs/data/30_batch.ipynb #51d36c6a

@@ -430,7 +430,7 @@ def present(self: EventBlock, rows: Tensor) -> Tensor:  # bool [batch]
     "Who is linked to the records."
     return self._present.index_select(0, rows)
 
-
+# %% ../../nbs/data/32b_events.ipynb #3188d0f3
 @patch
 def sources(self: EventBlock, rows: np.ndarray) -> list[Source]:
     "Say which records are read and what dates them, and how many of `rows` are linked to them."

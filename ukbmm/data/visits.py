@@ -282,7 +282,7 @@ def design(self: VisitBlock, raw: PackedVisits) -> Tensor:  # float32 [batch, 2 
     value, mask, _, _ = self.transform(raw)
     return last_values(value, mask)
 
-# %% ../../nbs/data/32a_visits.ipynb #4a13468d
+# %% ../../nbs/data/32a_visits.ipynb #b04eb50e
 @patch
 def sources(self: VisitBlock, rows: np.ndarray) -> list[Source]:
     "Say where each channel is measured, how many of `rows` have it at any visit, and why the others lack it."

@@ -322,35 +322,35 @@ def _people_answer(axis: Any, target: np.ndarray, prediction: np.ndarray) -> Non
     axis.set(xlabel="predicted probability (%)", xlim=(-5, 105))
 
 # %% ../../nbs/evaluation/56_plots.ipynb #d125c385
-def _one_hot(target: np.ndarray, n_classes: int) -> np.ndarray:
-    "A one at the class of each person, NaN in the row of whom it is not known."
-    return np.where(np.isnan(target[:, :1]), np.nan, target[:, :1] == np.arange(n_classes))
-
-
-def _percents(axis: Any, prediction: np.ndarray) -> None:
-    "Write each probability into its field."
-    for place, column in np.ndindex(*prediction.shape):
-        value = prediction[place, column]
-        axis.text(column, place, f"{100 * value:.0f}", ha="center", va="center", fontsize=8, color="white" if value > 0.55 else "0.2")  # fmt: skip
-
-
 def _people_grid(
     axis: Any, truth: np.ndarray, prediction: np.ndarray, names: Sequence[str], word: str
 ) -> None:
     "Probabilities of classes or labels in percent; a frame around what is true, a dotted one around what nobody knows."
     axis.imshow(prediction, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    _percents(axis, prediction if len(names) <= 10 else prediction[:0])
+    for place, column in np.ndindex(*prediction.shape) if len(names) <= 10 else ():
+        value = prediction[place, column]
+        axis.text(column, place, f"{100 * value:.0f}", ha="center", va="center", fontsize=8, color="white" if value > 0.55 else "0.2")  # fmt: skip
     for place, column in zip(*np.nonzero(truth != 0), strict=True):  # NaN is not 0 either
         known = np.isfinite(truth[place, column])
         axis.bar(column, 0.86, 0.9, place - 0.43, fill=False, lw=1.6, ec="C1" if known else "0.6", ls="-" if known else ":")  # fmt: skip
     axis.plot([], [], "s", mfc="none", mec="C1", mew=1.6, label=word)
     if np.isnan(truth).any():
         axis.plot([], [], "s", mfc="none", mec="0.6", mew=1.2, label="not known")
-    words = [fill(name, 18) for name in _short(names, 36)]
-    axis.set_xticks(range(len(names)), words, rotation=30, ha="right", fontsize=8)
+    axis.set_xticks(
+        range(len(names)), [fill(name, 18) for name in _short(names, 36)], rotation=30, ha="right", fontsize=8
+    )
     axis.set(xlabel="predicted probability (%)", xlim=(-0.5, len(names) - 0.5))
 
-# %% ../../nbs/evaluation/56_plots.ipynb #f68b38e5
+# %% ../../nbs/evaluation/56_plots.ipynb #d3271f85
+def _people_classes(
+    axis: Any, kind: str, target: np.ndarray, prediction: np.ndarray, names: Sequence[str]
+) -> None:
+    "The probabilities of each class or label, and which are true."
+    single = target[:, :1] == np.arange(len(names))
+    truth = target if kind == "multilabel" else np.where(np.isnan(target[:, :1]), np.nan, single)
+    _people_grid(axis, truth, prediction, names, "has it" if kind == "multilabel" else "true class")
+
+
 def _people_times(
     axis: Any, target: np.ndarray, risk: np.ndarray, horizons: Sequence[float], event: int
 ) -> None:
@@ -369,7 +369,7 @@ def _people_times(
     last = max([*horizons, *years[np.isfinite(years)]])
     axis.set(xlabel="years from the index date", xlim=(0, 1.08 * last))
 
-# %% ../../nbs/evaluation/56_plots.ipynb #d3271f85
+# %% ../../nbs/evaluation/56_plots.ipynb #663431b4
 def plot_people(
     axis: Any,  # A matplotlib axis
     kind: str,  # Of the outcome, such as "binary"
@@ -389,8 +389,7 @@ def plot_people(
     elif kind == "binary":
         _people_answer(axis, target, prediction)
     else:
-        truth = target if kind == "multilabel" else _one_hot(target, len(names))
-        _people_grid(axis, truth, prediction, names, "has it" if kind == "multilabel" else "true class")
+        _people_classes(axis, kind, target, prediction, names)
     axis.set(ylim=(len(target) - 0.4, -0.7), yticks=[], ylabel="participants")
     axis.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, fontsize=8, frameon=False,
                 handlelength=1.2, columnspacing=0.8, borderpad=0)  # fmt: skip

@@ -281,7 +281,7 @@ def flat_settings(
             found[name] = value if isinstance(value, int | float) else str(value)
     return found
 
-# %% ../../nbs/training/64_watching.ipynb #a0e0ed86
+# %% ../../nbs/training/64_watching.ipynb #d08ef5aa
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}  # Read when they are imported
 
 
@@ -293,7 +293,7 @@ def require_tracker(
         os.environ.setdefault(variable, value)
     return require_extra(name, name)
 
-# %% ../../nbs/training/64_watching.ipynb #67745f1d
+# %% ../../nbs/training/64_watching.ipynb #a0e0ed86
 class Tracker(DirectCallback):
     "Hand the numbers of each epoch to a tracker; the first process alone writes."
 
@@ -363,7 +363,7 @@ class _Events:
         self.file.write(self.event(wall_time=time.time(), **values).SerializeToString())
         self.file.flush()
 
-# %% ../../nbs/training/64_watching.ipynb #73be001b
+# %% ../../nbs/training/64_watching.ipynb #d279bd35
 @TRACKERS.register("tensorboard")
 class TensorBoard(Tracker):
     "Write scalars for TensorBoard into the folder `tensorboard`."
@@ -389,21 +389,13 @@ class TensorBoard(Tracker):
         "Close the file."
         self.writer.file.close()
 
-# %% ../../nbs/training/64_watching.ipynb #d279bd35
+# %% ../../nbs/training/64_watching.ipynb #99cb7c7a
 NOWHERE = "mlflow-artifacts:/"  # Where artefacts would go, of which there are none; MLflow would note an absolute path
 
 
 @TRACKERS.register("mlflow")
 class MLflow(Tracker):
     "Write to `mlflow.db` in the folder, or where MLFLOW_TRACKING_URI says."
-
-    def own_file(self) -> str:
-        "The address of `mlflow.db`, which is made where it is not there."
-        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-        uri = f"sqlite:///{(self.folder / 'mlflow.db').resolve()}"
-        SqlAlchemyStore(uri, NOWHERE)
-        return uri
 
     def open(self) -> Any:
         "Open a run, or the one of a checkpoint, through MLflow's client: the fluent functions would note machine and user."
@@ -418,20 +410,26 @@ class MLflow(Tracker):
                 client.log_param(self.run_id, name, str(value)[:500])
         return client
 
-# %% ../../nbs/training/64_watching.ipynb #6ce4fedf
+    def note(self, row: Mapping[str, float], epoch: int) -> None:
+        "Write the values of an epoch."
+        for name, value in row.items():
+            self.writer.log_metric(self.run_id, name, value, step=epoch)
+
+    def close(self) -> None:
+        "Say that the run has ended."
+        self.writer.set_terminated(self.run_id)
+
+# %% ../../nbs/training/64_watching.ipynb #15b2a4c2
 @patch
-def note(self: MLflow, row: Mapping[str, float], epoch: int) -> None:
-    "Write the values of an epoch."
-    for name, value in row.items():
-        self.writer.log_metric(self.run_id, name, value, step=epoch)
+def own_file(self: MLflow) -> str:
+    "The address of `mlflow.db`, which is made where it is not there."
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+    uri = f"sqlite:///{(self.folder / 'mlflow.db').resolve()}"
+    SqlAlchemyStore(uri, NOWHERE)
+    return uri
 
-@patch
-def close(self: MLflow) -> None:
-    "Say that the run has ended."
-    self.writer.set_terminated(self.run_id)
-
-# %% ../../nbs/training/64_watching.ipynb #99cb7c7a
+# %% ../../nbs/training/64_watching.ipynb #db2fd40a
 @TRACKERS.register("wandb")
 class WandB(Tracker):
     "Write an offline run of Weights & Biases into the folder `wandb`; `wandb sync` sends it, if you want."
@@ -440,35 +438,30 @@ class WandB(Tracker):
         "Open an offline run that notes neither machine nor code."
         wandb = require_tracker("wandb")
         quiet = dict(silent=True, console="off", save_code=False, disable_git=True, disable_code=True)
-        private = dict(
-            x_disable_stats=True, x_disable_meta=True, x_disable_machine_info=True, symlink=False, host=""
-        )
+        private = {f"x_disable_{name}": True for name in ("stats", "meta", "machine_info")}
+        private |= {"symlink": False, "host": ""}
         run = wandb.init(mode="offline", project="ukbmm", name=self.title, id=self.run_id, config=self.given,
                          dir=str(self.folder), reinit="create_new", settings=wandb.Settings(**quiet, **private))  # fmt: skip
         self.run_id, self.logs = run.id, Path(run.settings.log_dir)
         self.forget()
         return run
 
-# %% ../../nbs/training/64_watching.ipynb #c835bd49
+    def note(self, row: Mapping[str, float], epoch: int) -> None:
+        "Write the values of an epoch."
+        self.writer.log(dict(row), step=epoch)
+
+    def close(self) -> None:
+        "Close the run."
+        self.writer.finish()
+        self.forget()
+
+# %% ../../nbs/training/64_watching.ipynb #3d57bd21
 @patch
 def forget(self: WandB) -> None:
     "Remove the logs of W&B itself: they name absolute paths of this machine."
     shutil.rmtree(self.logs, ignore_errors=True)
 
-
-@patch
-def note(self: WandB, row: Mapping[str, float], epoch: int) -> None:
-    "Write the values of an epoch."
-    self.writer.log(dict(row), step=epoch)
-
-
-@patch
-def close(self: WandB) -> None:
-    "Close the run."
-    self.writer.finish()
-    self.forget()
-
-# %% ../../nbs/training/64_watching.ipynb #15b2a4c2
+# %% ../../nbs/training/64_watching.ipynb #3a2bf0f7
 def trackers(
     names: list[str],  # Of TRACKERS: "tensorboard", "mlflow", "wandb"
     folder: str | Path,  # Where they write, such as the folder of a run

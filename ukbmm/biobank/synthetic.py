@@ -27,6 +27,12 @@ from .faults import plant_all, planting_order
 from .formats import TableWriter, format_of
 from .health import draw_onsets, health_truth
 from .names import parse_name
+
+# %% auto #0
+__all__ = ['EXAMPLE_COLUMNS', 'FROM_RECORDS', 'MISSING_CALLS', 'REDACTED', 'KINSHIP_ERROR', 'LEAST_KINSHIP', 'NOTICE', 'TITLED',
+           'Made', 'make_chunk', 'truth_of', 'main_table', 'write_extract', 'synthetic_biobank']
+
+# %% ../../nbs/biobank/19_synthetic.ipynb #440dffa9
 from ukbmm.biobank.population import (
     CAUSES,
     CHUNK,
@@ -45,10 +51,6 @@ from .records import PRACTICE_RECORDS, draw_records, record_files
 from .store import Biobank, ingest
 from .summaries import HEALTH_FIELDS, summarise
 from ..core import UkbmmError, atomic_file, progress, rng_for, write_text
-
-# %% auto #0
-__all__ = ['EXAMPLE_COLUMNS', 'FROM_RECORDS', 'MISSING_CALLS', 'REDACTED', 'KINSHIP_ERROR', 'LEAST_KINSHIP', 'NOTICE', 'TITLED',
-           'Made', 'make_chunk', 'truth_of', 'main_table', 'write_extract', 'synthetic_biobank']
 
 # %% ../../nbs/biobank/19_synthetic.ipynb #a367aabb
 @dataclass(frozen=True)
@@ -312,6 +314,16 @@ Tables of practices are shorter than the real ones: see practice_records in trut
 TITLED = "The main table has titles of fields in its header, which some fields share; {lists} says which field each column is.\n"
 
 
+def _tell(folder: Path, participants: int, variants: int, seed: int) -> dict:
+    "Write the truth into a folder, and that it is synthetic; returns the truth."
+    truth = truth_of(participants, variants, seed)
+    write_text(folder / "truth" / "truth.json", json.dumps(truth, indent=1))
+    lists = ", ".join(sorted(path.name for path in folder.glob("*.field_names.txt")))
+    notice = NOTICE.format(seed=seed, participants=participants)
+    write_text(folder / "SYNTHETIC.txt", notice + (TITLED.format(lists=lists) if lists else ""))
+    return truth
+
+
 def _refuse_sizes(participants: int, variants: int) -> None:
     "Raise `UkbmmError` for a biobank that is too small, or larger than there are identifiers."
     if participants < 50 or variants < 10:
@@ -347,13 +359,6 @@ def _spoil(folder: Path, faults: list[str], seed: int, packed: bool) -> None:
                 shutil.copyfileobj(plain, text)
         path.unlink()
 
-# %% ../../nbs/biobank/19_synthetic.ipynb #5fa4c131
-def _notice(folder: Path, participants: int, seed: int) -> None:
-    "Say in a file that nobody of these lives, and which lists lie beside titles."
-    lists = ", ".join(sorted(path.name for path in folder.glob("*.field_names.txt")))
-    notice = NOTICE.format(seed=seed, participants=participants)
-    write_text(folder / "SYNTHETIC.txt", notice + (TITLED.format(lists=lists) if lists else ""))
-
 # %% ../../nbs/biobank/19_synthetic.ipynb #a58b98a3
 def write_extract(
     folder: str | Path,  # Where to write; made if need be
@@ -361,7 +366,7 @@ def write_extract(
     variants: int = 2000,  # Variants
     seed: int = 0,  # Everything is a function of this
     format: str = "ukbconv-csv",  # One of FORMATS
-    columns: Iterable[str] | None = EXAMPLE_COLUMNS,  # Canonical columns; None: all, and the record tables
+    columns: Iterable[str] | None = EXAMPLE_COLUMNS,  # Canonical columns; None writes all, and the records
     faults: Iterable[str] = (),  # Faults to plant, names of `FAULTS`
     packed: bool = False,  # Compress the main table with gzip?
 ) -> dict:  # The truth: coefficients, causal variants, what can be reached
@@ -375,11 +380,8 @@ def write_extract(
             made = _first(make_chunk(chunk, seed, variants, columns), participants - chunk * CHUNK)
             tables(made)
             beside(made)
-    truth = truth_of(participants, variants, seed)
     _spoil(folder, faults, seed, packed)
-    _notice(folder, participants, seed)
-    write_text(folder / "truth" / "truth.json", json.dumps(truth, indent=1))
-    return truth
+    return _tell(folder, participants, variants, seed)
 
 # %% ../../nbs/biobank/19_synthetic.ipynb #1fd81836
 def synthetic_biobank(

@@ -10,6 +10,7 @@ from fastai.learner import Learner
 from sklearn.metrics import mean_squared_error, roc_auc_score
 from torch import nn
 
+from ukbmm.biobank.synthetic import synthetic_biobank
 from ukbmm.cohort.outcomes import BinaryOutcome, RegressionOutcome, read_outcome
 from ukbmm.core import UkbmmError
 from ukbmm.data.blocks import OutcomeBlock, PhenotypeBlock, SNPBlock
@@ -104,18 +105,30 @@ def test_a_second_fit_starts_to_count_anew_and_a_validation_does_not():
     assert keep.losses == pytest.approx([0.25, 0.16, 0.09])
 
 
-@pytest.fixture(scope="module")
-def study(biobank):
+def study_of(biobank, n_train, n_valid):
     "Function from an outcome to loaders and rows to test on."
 
     def prepare(definition=None):
         outcome = read_outcome(biobank, definition or RegressionOutcome(field=30750))
         rows = np.random.default_rng(0).permutation(np.flatnonzero(outcome.known))
         blocks = (PhenotypeBlock([31, 21003, 21001, 30690, 30760]), SNPBlock(every=2), OutcomeBlock(outcome))
-        dls = MultiModalDataBlock(blocks).dataloaders(biobank, rows[:220], rows[220:300], bs=64, device="cpu")
-        return dls, rows[300:], outcome
+        train, valid, test = np.split(rows, [n_train, n_train + n_valid])
+        dls = MultiModalDataBlock(blocks).dataloaders(biobank, train, valid, bs=64, device="cpu")
+        return dls, test, outcome
 
     return prepare
+
+
+@pytest.fixture(scope="module")
+def study(biobank):
+    return study_of(biobank, 220, 80)
+
+
+@pytest.fixture(scope="module")
+def more_people(tmp_path_factory):
+    "Enough of them to learn from."
+    folder = tmp_path_factory.mktemp("more")
+    return study_of(synthetic_biobank(folder / "b.biobank", participants=1600, variants=60, seed=1), 900, 200)
 
 
 SMALL = ModelSettings(fusion=FusionSettings(dim=8), hidden=8)
@@ -140,8 +153,8 @@ def test_the_same_seed_gives_the_same_weights_whatever_was_drawn_before(study):
     assert not torch.equal(first, weights(train(study, seed=6)[0]))
 
 
-def test_training_lowers_the_loss_and_predicts_people_nobody_saw(study):
-    learn, test, outcome = train(study, epochs=14, patience=14)
+def test_training_lowers_the_loss_and_predicts_people_nobody_saw(more_people):
+    learn, test, outcome = train(more_people, epochs=14, patience=14)
     keep = learn.best_weights
     assert min(keep.losses) < 0.85 * keep.losses[0]
     predicted = predict_rows(learn, test)[:, 0]
@@ -237,9 +250,9 @@ def test_the_start_is_measured_in_the_precision_of_the_epochs(study):
     assert start == pytest.approx(after, abs=1e-7)
 
 
-def test_a_yes_or_no_is_learned_and_predicted_as_a_probability(study):
+def test_a_yes_or_no_is_learned_and_predicted_as_a_probability(more_people):
     definition = BinaryOutcome(field=30750, above=36)
-    learn, test, outcome = train(study, epochs=8, definition=definition)
+    learn, test, outcome = train(more_people, epochs=8, definition=definition)
     chance = predict_rows(learn, test)[:, 0]
     assert ((chance >= 0) & (chance <= 1)).all() and learn.metrics[0].name == "auc"
     assert roc_auc_score(outcome.values[test] == 1, chance) > 0.6

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
 from importlib.resources import files
 from pathlib import Path
 from textwrap import shorten

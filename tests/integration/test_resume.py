@@ -96,8 +96,10 @@ def train(dls, folder: Path, cbs=(), every=3, fit=None, **settings):
     cbs = [*cbs, Checkpoint(folder / "checkpoints", every=every)]
     settings = {"seed": 5, "patience": 3, "history": folder / "history.csv", **settings}
     learn = fusion_learner(dls, SMALL, cbs=cbs, **settings)
+    if hasattr(learn, "best_weights"):
+        learn.best_weights.margin = 0.0  # any gain is kept: what is compared has been trained to the end
     with learn.no_bar(), learn.no_logging():
-        fit(learn) if fit else learn.fit_one_cycle(4, 8e-3)
+        fit(learn) if fit else learn.fit_one_cycle(4, 3e-3)
     return learn
 
 

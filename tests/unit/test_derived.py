@@ -114,6 +114,7 @@ SMOKERS = [  # what was answered, pack-years, kind
     ({"p20116": 2, "p3436": 18, "p3456": 15, "p3486": 2}, 31.125, "present"),  # half a year less
     ({"p20116": 2, "p3436": 18, "p3456": 15, "p3486": 1}, 31.5, "present"),  # stopped for less than six months
     ({"p20116": 2, "p3436": 20, "p6183": 20, "p6194": 30}, 10, "present"),  # smokes a pipe now
+    ({"p20116": 2, "p2867": 20, "p2897": 40, "p2887": 20, "p2907": 1}, 19.5, "present"),  # now and then, once on most days
     ({"p20116": 1, "p2867": 20, "p2897": 20, "p2887": 20, "p2907": 1}, 0, "present"),  # no year is less than none
     ({"p20116": -3}, None, "prefer_not_to_answer"),
     ({"p20116": None}, None, "empty"),

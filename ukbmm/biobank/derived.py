@@ -217,12 +217,15 @@ def _smoked(
     started, stopped, number, paused = former
     started_now, number_now, paused_now = current
     stopped_pipe, number_pipe = pipe
-    to_pipe = (status == 2) & np.isnan(number_now) & ~np.isnan(number_pipe)
-    per_day = np.where(status == 1, number, np.where(to_pipe, number_pipe, number_now))
+    before = (status == 1) | (
+        (status == 2) & np.isnan(started_now) & ~np.isnan(started)
+    )  # or on most days once
+    to_pipe = (status == 2) & ~before & np.isnan(number_now) & ~np.isnan(number_pipe)
+    per_day = np.where(before, number, np.where(to_pipe, number_pipe, number_now))
     stopped = np.where(np.isnan(stopped), stopped_pipe, stopped)
-    end = np.where(status == 1, stopped, np.where(to_pipe, stopped_pipe, age))
-    years = end - np.where(status == 1, started, started_now)
-    gap = np.where(((status == 1) & (paused == 1)) | ((status == 2) & (paused_now == 2)), 0.5, 0.0)
+    end = np.where(before, stopped, np.where(to_pipe, stopped_pipe, age))
+    years = end - np.where(before, started, started_now)
+    gap = np.where(np.where(before, paused == 1, (status == 2) & (paused_now == 2)), 0.5, 0.0)
     return per_day, years, gap
 
 # %% ../../nbs/biobank/13b_derived.ipynb #e45e4a89

@@ -495,6 +495,7 @@ def test_a_label_of_two_codes_is_left_out_and_counted(tmp_path):
     )
     summary, _ = read_table(tmp_path / "a.csv", labelled, tmp_path / "out")
     assert summary.undecided == {"p20002_i0": 1} and summary.labelled == ["p20002_i0", "p31"]
+    assert summary.notes == ["labels of several codes in p20002_i0: myasthenia gravis"]
     assert pl.read_parquet(tmp_path / summary.parts[0])["p20002_i0"].to_list() == [[1065], None]
 
 

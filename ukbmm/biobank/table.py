@@ -639,17 +639,31 @@ def _parse_other(task: _Task) -> tuple[list[str], Ways]:
     return parts, ways
 
 # %% ../../nbs/biobank/16_table.ipynb #83aca149
-def _undecided(task: _Task, ways: Ways) -> dict[str, int]:
-    "Count participants with a label that stands for several codes, by column."
-    checks = []
+def _of_several(task: _Task, ways: Ways) -> dict[str, tuple[pl.Expr, pl.Series]]:
+    "By column the answers as a list, and the labels that stand for several codes; columns without such labels are left out."
+    found = {}
     for name, labels in ways.labels.items():
-        several = labels.texts.categories.filter(labels.codes.is_null()).implode()
-        if len(several.item()) and name in task.wanted:
-            answers = _texts(pl.col(name)).list.eval(pl.element().is_in(several)).list.any()
-            found = answers if task.wanted[name].dtype.is_nested() else pl.col(name).is_in(several)
-            checks.append(found.sum().alias(name))
+        several = labels.texts.categories.filter(labels.codes.is_null())
+        if len(several) and name in task.wanted:
+            nested = task.wanted[name].dtype.is_nested()
+            found[name] = (_texts(pl.col(name)) if nested else pl.concat_list(name), several)
+    return found
+
+
+def _undecided(task: _Task, ways: Ways) -> tuple[dict[str, int], list[str]]:
+    "Count participants with a label that stands for several codes, by column, and say which labels these were."
+    answers = {name: cell.list.eval(pl.element().filter(pl.element().is_in(several.implode())))
+               for name, (cell, several) in _of_several(task, ways).items()}  # fmt: skip
+    checks = [(cell.list.len() > 0).sum().alias(name) for name, cell in answers.items()]
     row = task.texts().select(checks).collect(engine="streaming").row(0, named=True) if checks else {}
-    return {name: count for name, count in row.items() if count}
+    counts = {name: count for name, count in row.items() if count}
+    notes = []
+    for name in counts:
+        labels = (
+            task.texts().select(answers[name].explode().unique().drop_nulls()).collect(engine="streaming")
+        )
+        notes.append(f"labels of several codes in {name}: {'; '.join(sorted(labels.to_series()))}")
+    return counts, notes
 
 # %% ../../nbs/biobank/16_table.ipynb #62d8d32b
 def _header_of(layout: Layout, dictionary: Dictionary, leave_out: Collection[str]) -> Header:
@@ -757,10 +771,10 @@ def _summary(task: _Task, notes: list[str], parts: list[str], ways: Ways) -> Tab
     notes += [
         f"{name} differs from its newer basket in {count} participants" for name, count in differ.items()
     ]
-    undecided, n_rows = _undecided(task, ways), int((task.eids > 0).sum())
+    (undecided, of_several), n_rows = _undecided(task, ways), int((task.eids > 0).sum())
     return TableSummary(
         task.layout.name, n_rows, list(header.columns), parts, _unknown(task), header.spellings, header.ambiguous,
-        notes, sorted(ways.floats), sorted({*ways.labels, *ways.spelled}), undecided, len(task.eids) - n_rows,
+        notes + of_several, sorted(ways.floats), sorted({*ways.labels, *ways.spelled}), undecided, len(task.eids) - n_rows,
     )  # fmt: skip
 
 # %% ../../nbs/biobank/16_table.ipynb #f822a24d

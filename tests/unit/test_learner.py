@@ -1,6 +1,7 @@
 """The learner as a fastai user knows it, and the techniques that change a step: against what was computed otherwise."""
 
 import pickle
+import re
 import warnings
 
 import numpy as np
@@ -388,3 +389,23 @@ def test_settings_of_an_encoder_that_is_not_there_are_refused(study):
         fusion_learner(study(), SMALL, encoders={"snp": GenotypeSettings(block=8)})
     learn = fusion_learner(study(), SMALL, encoders={"snps": GenotypeSettings(block=8)})
     assert learn.model.encoders["snps"].local.block == 8
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"amp": "bf61"}, "mixed precision: expected bf16 or fp16, found 'bf61'"),
+        ({"clip": -1.0}, "clip of the learner: expected a number above 0, found -1.0"),
+        ({"lr": -1.0}, "lr of the learner: expected a number of at least 0"),
+        ({"accumulate": 0}, "accumulate of the learner: expected a number of at least 1, found 0"),
+        ({"patience": -1}, "patience of the learner: expected a number of at least 1"),
+        ({"lr": float("nan")}, "lr of the learner"),
+    ],
+)
+def test_numbers_that_no_training_can_have_are_refused(study, given, message):
+    with pytest.raises(UkbmmError, match=re.escape(message)):
+        fusion_learner(study(), SMALL, **given)
+
+
+def test_a_summary_tells_the_shapes_of_the_network(study):
+    assert "Total params" in str(fusion_learner(study(), SMALL).summary())

@@ -9,7 +9,7 @@ import pytest
 
 from ukbmm.evaluation.metrics import of_outcome
 from ukbmm.evaluation.uncertainty import evaluate
-from ukbmm.workflow.report import report_values, write_report
+from ukbmm.workflow.report import compare, report_values, write_report
 from ukbmm.workflow.run import Run
 
 HORIZONS = [5.0, 10.0]
@@ -300,3 +300,16 @@ def test_each_of_several_outcomes_is_counted_among_those_for_whom_it_is_known(tm
     assert known == 1000 and run.metrics()["outcomes"][1]["n"]["participants"] == known
     counts = report_values(run)["outcomes"][1]["counts"]
     assert counts == f"Tested: 1000 participants, {cases} of them cases; 3 folds."
+
+
+def test_what_is_worse_is_worse_by_positive_numbers():
+    verdict = compare(
+        {
+            "first": "fusion",
+            "second": "ridge",
+            "metric": "concordance",
+            "difference": -0.024,
+            "ci95": [-0.047, -0.006],
+        }
+    )
+    assert verdict.endswith("is worse by 0.024 (0.006 to 0.047).")

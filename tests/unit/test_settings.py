@@ -3,6 +3,7 @@
 import warnings
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from fastai.callback.core import Callback
@@ -380,6 +381,13 @@ def test_a_run_with_everything_on_is_watched_and_recorded(biobank, tmp_path, mon
     run = TrainingPipeline(spec, biobank, tmp_path).run()
     history = run.history()
     assert history["samples_per_s"].null_count() == 2 and (history["samples_per_s"].drop_nulls() > 1).all()
+    people = (pl.col("seconds") * pl.col("samples_per_s")).round(
+        3
+    )  # the same in each epoch: seconds were measured
+    assert (
+        history.filter(pl.col("epoch") > 0).group_by("fold", "network").agg(people.n_unique())["seconds"] == 1
+    ).all()
+    assert history.filter(pl.col("epoch") > 0)["seconds"].n_unique() > 1
     assert (
         history["waiting"].drop_nulls().is_between(0, 1).all()
         and (history["peak_gib"].drop_nulls() > 0.01).all()

@@ -76,6 +76,8 @@ class MixedPrecision(DirectCallback):
         self,
         precision: Precision = "bf16",  # "bf16" or "fp16"
     ):
+        if precision not in ("bf16", "fp16"):
+            raise UkbmmError("mixed precision", "bf16 or fp16", repr(precision))
         self.precision = precision
         self.scaler: torch.amp.GradScaler | None = None  # Lives on between fits
         self.swapped: tuple | None = None  # A model, and a `forward` of its own if it has one

@@ -11,6 +11,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+import fastai.callback.hook
 import fastai.callback.schedule  # noqa: F401, gives the learner fit_one_cycle and lr_find
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ __all__ = ['PooledMetric', 'FusionLearner', 'History', 'by_encoder', 'fusion_lea
 
 # %% ../../nbs/training/61_learner.ipynb #a263789b
 from ..cohort.outcomes import Outcome
-from ..core import UkbmmError, write_text
+from ..core import ModelError, UkbmmError, write_text
 from ..data.loaders import MultiModalDataLoaders, MultiModalLoader
 from ..evaluation.metrics import METRICS
 from ..evaluation.plots import plot_people
@@ -232,6 +233,16 @@ def _metrics(dls: MultiModalDataLoaders, loss: Loss) -> list[PooledMetric]:
     shown = [metric.name for metric in METRICS.entries.values() if metric.kind == dls.outcome.outcome.kind]
     return [PooledMetric(name, loss) for name in shown[:1]]
 
+# %% ../../nbs/training/61_learner.ipynb #24a7f8e9
+def _refuse_numbers(**given: float | None) -> None:
+    "Raise `ModelError` for numbers that no training can have."
+    least = {"lr": 0, "clip": 0, "accumulate": 1, "patience": 1, "wd": 0}
+    for name, value in given.items():
+        strict = name == "clip"  # above the least
+        if value is not None and not (value > least[name] if strict else value >= least[name]):
+            expected = f"a number {'above' if strict else 'of at least'} {least[name]}"
+            raise ModelError(f"{name} of the learner", expected, f"{value}")
+
 # %% ../../nbs/training/61_learner.ipynb #b6a53443
 def fusion_learner(
     dls: MultiModalDataLoaders,  # From MultiModalDataBlock.dataloaders
@@ -254,6 +265,7 @@ def fusion_learner(
     path: str | Path = ".",  # Where fastai saves models, and the row numbers of a batch with NaN are written
 ) -> FusionLearner:  # fmt: skip
     "Make a fastai learner that trains a fusion network, and stops where its numbers are none."
+    _refuse_numbers(lr=lr, wd=wd, patience=patience, accumulate=accumulate, clip=clip)
     model, loss = _network(dls, settings or ModelSettings(), encoders, model, linear, seed)
     callbacks = _callbacks(settings or ModelSettings(), loss, seed, patience, amp, accumulate, clip, strict, compile, history, cbs, path)  # fmt: skip
     return FusionLearner(dls, model, loss, lr=lr, wd=wd, splitter=splitter or by_encoder, metrics=_metrics(dls, loss), cbs=callbacks, path=Path(path))  # fmt: skip

@@ -117,8 +117,8 @@ def after_batch(self: Speed) -> None:
 def after_train(self: Speed) -> None:
     "Note the epoch."
     taken = max(self.sums["taken"], 1e-9)
-    row = {"samples_per_s": self.sums["participants"] / taken, "waiting": self.sums["waited"] / taken}
-    self.epochs.append({**row, "peak_gib": peak_gib()})
+    row = {"seconds": taken, "samples_per_s": self.sums["participants"] / taken}
+    self.epochs.append({**row, "waiting": self.sums["waited"] / taken, "peak_gib": peak_gib()})
 
 # %% ../../nbs/training/64_watching.ipynb #9ad0ee5f
 def sentence(

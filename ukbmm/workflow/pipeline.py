@@ -122,11 +122,10 @@ def _networks(
     together, additive = self._start(blocks, target, linear)
     predictions, history = [], []
     for number in range(settings.networks):
-        started = time.monotonic()
         learn = self._learner(fold, number, blocks, target, together, additive)
         with learn.no_bar(), learn.no_logging():
             learn.fit_one_cycle(settings.epochs)
-        history += _epochs(learn, fold, number, time.monotonic() - started)
+        history += _epochs(learn, fold, number)
         if _stayed(learn, together):  # the ridge regression, to the last digit
             predictions.append(_scores(targets, linear, blocks, test))
         else:
@@ -234,14 +233,13 @@ def _network(fold: int, number: int) -> str:
     return f"fold-{fold:02d}-network-{number}"
 
 # %% ../../nbs/workflow/76_pipeline.ipynb #a1b55af5
-def _epochs(learn, fold: int, number: int, seconds: float) -> list[tuple]:
+def _epochs(learn, fold: int, number: int) -> list[tuple]:
     "A network's losses by epoch; epoch 0 is before training."
     losses, values = learn.best_weights.losses, learn.recorder.values
-    each = seconds / max(1, len(losses) - 1)
     kept = learn.best_weights.best_epoch
     rows = [(fold, number, 0, None, losses[0], kept == 0, 0.0, None, None, None)]
     return rows + [
-        (fold, number, i, float(values[i - 1][0]), losses[i], kept == i, each, *speed.values())
+        (fold, number, i, float(values[i - 1][0]), losses[i], kept == i, *speed.values())
         for i, speed in enumerate(learn.speed.epochs, 1)
     ]
 

@@ -47,6 +47,7 @@ def compare(
     if low > 0:
         return f"The {first} model is better than {second}: its {metric} is better {size}."
     if high < 0:
+        size = f"by {number(abs(comparison['difference']))} ({number(-high)} to {number(-low)})"
         return f"The {first} model is worse than {second}: its {metric} is worse {size}."
     if low == high == 0:
         return f"The {first} model predicts the same as {second}: it stayed where it started."
@@ -202,9 +203,9 @@ def _training(history: pl.DataFrame, plan: dict) -> list[str]:
     best = history.filter(pl.col("kept"))
     start, networks = int((best["epoch"] == 0).sum()), best.height
     seconds = history["seconds"].sum() if "seconds" in history.columns else 0.0
-    lines = [
-        f"{networks} networks, {plan['train']['networks']} in each fold, each stopped on another inner fold; their predictions are averaged."
-    ]
+    several = plan["train"]["networks"]
+    lines = [f"{networks} networks, {several} in each fold, each stopped on another inner fold; their predictions are averaged."
+             if several > 1 else "One network in each fold, stopped on an inner fold."]  # fmt: skip
     if plan["train"]["start"] == "ridge":
         lines.append(
             "Epoch 0 is the ridge regression that each network starts from; while it trains it is shown scores by models that did not see the participant."

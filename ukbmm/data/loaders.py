@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -445,5 +446,5 @@ def show_batch(
     axes[0].set_ylabel("participant")
     axes[-1].barh(range(min(max_n, len(y))), y[:max_n, 0].float().cpu())
     axes[-1].invert_yaxis()
-    axes[-1].set(title=self.outcome.outcome.title[:24], yticks=[], xlabel="standardised")
+    axes[-1].set(title=fill(self.outcome.outcome.title, 24), yticks=[], xlabel="standardised")
     fig.tight_layout()

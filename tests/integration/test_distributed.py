@@ -165,7 +165,7 @@ def test_modulation_compares_modalities_over_the_whole_batch(loaders, tmp_path):
         return {"loss": Pairs(), "cbs": [GradientModulation(0.4)]}
 
     alone = outcome_of(train(loaders, **how()), loaders.valid.rows)
-    agree(both(loaders, tmp_path, **how())[0], alone, 2e-4)
+    agree(both(loaders, tmp_path, **how())[0], alone, 1e-3)  # scores of single modalities multiply roundings
 
 
 @BOTH

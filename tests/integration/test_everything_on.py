@@ -173,7 +173,8 @@ def test_watching_changes_nothing_in_two_processes_and_a_nan_ends_both(loaders, 
 
 @pytest.mark.parametrize("how", [{"average": "swa"}, {"modulation": 0.1}, {"batch_size": "auto"}])
 def test_what_a_shared_network_cannot_do_is_refused(loaders, tmp_path, how, capfd):
-    assert together(lambda processes: train(loaders, tmp_path, processes, **how), sharded=True) == [2, 2]
+    first, second = together(lambda processes: train(loaders, tmp_path, processes, **how), sharded=True)
+    assert first == 2 and second != 0  # the second may lose the first, which has left with its error
     assert f"train.{next(iter(how))}" in capfd.readouterr().err
 
 

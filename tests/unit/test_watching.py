@@ -6,6 +6,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -203,10 +204,12 @@ def test_mlflow_holds_what_the_recorder_has(make, tmp_path, monkeypatch, somebod
 def test_wandb_holds_what_the_recorder_has_and_nothing_of_the_machine(make, tmp_path, somebody):
     values = watched(make, "wandb", tmp_path / "run")
     (written,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
+    numbers = [f"{value:.9g}"[:8].encode() for row in values for value in row]  # are written as text, in full
+    until = time.monotonic() + 60  # a process of its own writes, and may be late where many others run
+    while not all(number in written.read_bytes() for number in numbers) and time.monotonic() < until:
+        time.sleep(0.1)
     content = written.read_bytes()
-    for row in values:
-        for value in row:  # numbers are written as text, in full
-            assert f"{value:.9g}"[:8].encode() in content
+    assert [number for number in numbers if number not in content] == []
     assert b"fusion" in content and b"train.lr" in content
     assert machine_in(tmp_path / "run") == []
 

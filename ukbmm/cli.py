@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import __version__
-from .core import UkbmmError, get_logger, redact
+from .core import DictionaryError, UkbmmError, get_logger, redact
 from .disclosure import assert_publishable
 
 # %% auto #0
@@ -224,6 +224,17 @@ def verify(biobank: _Opened) -> None:
         )
     print("every file is as it was written")
 
+# %% ../nbs/90_cli.ipynb #a658b268
+def _field_number(text: str) -> int:
+    "The field of a number or of a column's name."
+    from ukbmm.biobank.names import parse_name
+
+    found = None if text.isdigit() else parse_name(text)
+    if found is None and not text.isdigit():
+        remedy = f"Look for words in titles by `ukbmm dictionary search {text}`."
+        raise DictionaryError(f"field {text}", "a number, or a column such as p31_i0", "other words", remedy)
+    return int(text) if found is None else found[0].field_id
+
 # %% ../nbs/90_cli.ipynb #9a339de6
 def _dictionary(path: Path | None) -> Any:
     "The shipped dictionary, or one of the user's own."
@@ -238,16 +249,17 @@ app.add_typer(words, name="dictionary")
 
 @words.command("show")
 def show_field(
-    field: Annotated[int, typer.Argument(help="Number of a field, such as 30690.")],
+    field: Annotated[str, typer.Argument(help="Number of a field, such as 30690, or a column of it.")],
     dictionary: Own = None,
 ) -> None:
     "Say what a field is: type, units, occasions, codes and their labels, and the top of their tree."
     known = _dictionary(dictionary)
-    about = known.about(field)
+    number = _field_number(field)
+    about = known.about(number)
     for name, value in about.items():
         print(f"{name + ':':14}{value}")
     if "tree" in about:
-        print(known.tree(known[field].coding).show(most=30))
+        print(known.tree(known[number].coding).show(most=30))
 
 # %% ../nbs/90_cli.ipynb #c4b03316
 @words.command("update")

@@ -322,6 +322,8 @@ def test_fields_are_looked_up(tmp_path):
     assert "4080" in found.stdout and found.stdout.splitlines()[-1] == "1 field"
     assert ukbmm("dictionary", "search", "nothing like this").stdout.splitlines()[-1] == "0 fields"
     refused(ukbmm("dictionary", "show", "3069"), "field 3069", "Similar numbers")
+    assert ukbmm("dictionary", "show", "20116-0.0").stdout == shown.stdout
+    refused(ukbmm("dictionary", "show", "smoking"), "field smoking", "dictionary search smoking")
 
 
 def test_a_field_of_a_tree_shows_the_top_of_it_and_says_how_to_get_its_titles(tmp_path):

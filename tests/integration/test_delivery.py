@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from ukbmm.biobank import synthetic
+from ukbmm.biobank.delivery import find_delivery
 from ukbmm.biobank.formats import FORMATS
 from ukbmm.biobank.store import Biobank, ingest
 
@@ -60,6 +61,7 @@ def packed(folder: Path, out: Path) -> Path:
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_delivery_in_any_form_becomes_the_same_biobank(deliveries, reference, tmp_path, form, gz):
     folder = packed(deliveries[form], tmp_path / "packed") if gz else deliveries[form]
+    assert [path.name for path in find_delivery(folder).unknown] == ["SYNTHETIC.txt"]
     biobank = ingest(folder, tmp_path / "biobank")
     found, expected = hashes(biobank), hashes(reference)
     assert any(name.startswith("records") for name in expected) and len(reference.columns) > 3_000

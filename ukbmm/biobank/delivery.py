@@ -130,6 +130,10 @@ def _sort_files(folder: Path) -> Delivery:
                       "dictionary": found.dictionary}  # fmt: skip
             places.get(kind, found.unknown).append(path)
     lists = {field_names_of(path) for path in found.tables}  # read with their tables
+    tabs = [
+        path for path in found.tables if ".tab" in path.name
+    ]  # with R's factors, which the dictionary has
+    lists |= {path.with_name(path.name.partition(".tab")[0] + ".r") for path in tabs}
     found.unknown = [path for path in found.unknown if path not in lists]
     return found
 
